@@ -1,0 +1,184 @@
+"""Every setting of the engine, in one table. Vocabulary only: no I/O, imported by all processes, must stay cheap.
+
+A process reads its settings once, when it starts: the driver from the table, the environment (`RAY_<NAME>`) and
+`ray.init(_system_config={...})`, later ones winning; it hands the result to the node, and the node to its workers
+(`Settings.overrides()`), so that all processes of a session agree whatever their own environment says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class Setting:
+    """One row: name, default, unit, who reads it, why this value, what more of it costs."""
+
+    __slots__ = ("cost", "default", "name", "reader", "unit", "why")
+
+    def __init__(self, name: str, default: Any, unit: str, reader: str, why: str, cost: str) -> None:
+        self.name = name
+        self.default = default
+        self.unit = unit
+        self.reader = reader
+        self.why = why
+        self.cost = cost
+
+    @property
+    def environment_name(self) -> str:
+        return "RAY_" + self.name.upper()
+
+
+TABLE: tuple[Setting, ...] = (
+    # -- starting -------------------------------------------------------------------------------------------------
+    Setting(
+        "node_start_timeout_s", 30.0, "seconds", "driver",
+        "A node is ready in 0.1 s; a machine under heavy load may need much longer.",
+        "A node that hangs is reported later.",
+    ),
+    Setting(
+        "worker_main", "ray._core.worker_main", "module name", "fork server",
+        "The module whose main(startup) a new worker runs; tests put a stand-in here.", "-",
+    ),
+    Setting(
+        "worker_start_timeout_s", 30.0, "seconds", "node",
+        "From fork to registration takes about 10 ms; a worker that needs this long is stuck.",
+        "A stuck worker is replaced later.",
+    ),
+    Setting(
+        "prestart_workers", 1, "workers", "node",
+        "One worker starts while the driver is still in init(), so that the first task finds it warm.",
+        "5-10 MB each, whether used or not.",
+    ),
+    Setting(
+        "worker_start_retries_max", 5, "starts", "node",
+        "Workers that die one after another before they register have one cause; further tries repeat it.",
+        "More noise before a person is told.",
+    ),
+    # -- leases and workers -----------------------------------------------------------------------------------------
+    Setting(
+        "idle_worker_timeout_s", 10.0, "seconds", "node",
+        "Starting a worker costs 10 ms: keeping one longer than a pause between bursts buys nothing.",
+        "Memory of idle workers.",
+    ),
+    Setting(
+        "idle_workers_kept", -1, "workers a job", "node",
+        "Idle workers that are never reaped while their job lives; -1 means one a CPU.", "Memory of idle workers.",
+    ),
+    Setting(
+        "workers_starting_max", 8, "workers", "node",
+        "Starting is bound by the processor: more at once only makes each of them slower.", "Longer start latencies.",
+    ),
+    Setting(
+        "actors_starting_max", 0, "actors", "node",
+        "Actors whose __init__ runs at the same time without holding a CPU; 0 means 4 for each CPU.",
+        "More processes compete for the CPUs while they start.",
+    ),
+    Setting(
+        "lease_starvation_s", 2.0, "seconds", "node",
+        "A request older than this may gather the resources it needs while smaller ones wait.",
+        "A large request waits longer behind a stream of small ones.",
+    ),
+    Setting(
+        "worker_exit_grace_s", 5.0, "seconds", "node",
+        "Between exit() to a worker and SIGKILL: atexit handlers and output of the user may take a moment.",
+        "A worker that ignores exit() holds memory longer.",
+    ),
+    Setting(
+        "shutdown_grace_s", 2.0, "seconds", "node",
+        "The same, when the whole session ends; then everything is killed.", "ray.shutdown() takes longer.",
+    ),
+    # -- memory ---------------------------------------------------------------------------------------------------
+    Setting(
+        "object_store_memory_fraction", 0.3, "of available memory", "node",
+        "The store is shared memory that nothing else can use once touched.", "Less memory for the workers' own heaps.",
+    ),
+    Setting(
+        "object_store_memory_max", 200 * 2**30, "bytes", "node",
+        "Bounds the default on very large machines; ray.init(object_store_memory=) may exceed it.", "-",
+    ),
+    Setting(
+        "object_store_memory_min", 64 * 2**20, "bytes", "node",
+        "Below this no real object fits; it is also the smallest value that ray.init accepts.", "-",
+    ),
+    # -- logs -----------------------------------------------------------------------------------------------------
+    Setting(
+        "log_line_bytes_max", 64 * 2**10, "bytes", "node",
+        "A longer line is forwarded in pieces: a worker printing without newlines must not grow the node.",
+        "Memory of the node, for each worker.",
+    ),
+    Setting(
+        "log_backlog_bytes_max", 4 * 2**20, "bytes a driver", "node",
+        "Output a slow driver has not read yet; beyond it the node stops reading pipes and workers block in print.",
+        "Memory of the node.",
+    ),
+    # -- node -----------------------------------------------------------------------------------------------------
+    Setting(
+        "task_events_kept", 10_000, "events", "node",
+        "What `ray timeline` can look back on; written to Redis in batches.", "Memory of Redis.",
+    ),
+    Setting(
+        "errors_kept", 1_000, "errors", "node",
+        "ray.errors() of a job that fails in a loop must not grow without bound.", "Memory of Redis.",
+    ),
+)  # fmt: skip
+
+_BY_NAME = {row.name: row for row in TABLE}
+
+
+def _convert(row: Setting, given: Any, source: str) -> Any:
+    kind = type(row.default)
+    try:
+        if kind is bool:
+            if isinstance(given, str):
+                return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[given.lower()]
+            if given in (True, False):
+                return bool(given)
+            raise ValueError(given)
+        if kind is str and not isinstance(given, str):
+            raise ValueError(given)
+        if kind is int and isinstance(given, (bool, float)):
+            raise ValueError(given)
+        return kind(given)
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(
+            f"{source}: {row.name} must be {kind.__name__} ({row.unit}), not {given!r}; the default is {row.default!r}"
+        ) from None
+
+
+class Settings:
+    """The settings of one session, as attributes. Immutable; `overrides()` is what children are given."""
+
+    __slots__ = ("_overrides", *(row.name for row in TABLE))
+    _overrides: dict[str, Any]
+
+    def __init__(self, overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> None:
+        """Args:
+            overrides: wins over the environment; None: nothing.
+            environ: where `RAY_<NAME>` is looked up; None: nowhere (a child takes what its parent decided).
+        Raises: ValueError: an unknown name, or a value of the wrong type.
+        """
+        chosen: dict[str, Any] = {}
+        if environ is not None:
+            for row in TABLE:
+                if row.environment_name in environ:
+                    chosen[row.name] = _convert(row, environ[row.environment_name], "environment")
+        for name, given in (overrides or {}).items():
+            if name not in _BY_NAME:
+                raise ValueError(f"_system_config: no setting named {name!r}; known: {', '.join(sorted(_BY_NAME))}")
+            chosen[name] = _convert(_BY_NAME[name], given, "_system_config")
+        object.__setattr__(self, "_overrides", chosen)
+        for row in TABLE:
+            object.__setattr__(self, row.name, chosen.get(row.name, row.default))
+
+    def __getattr__(self, name: str) -> Any:  # only for names that are no setting; also tells mypy that fields exist
+        raise AttributeError(f"no setting named {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"settings are read once at start; {name} can't be changed afterwards")
+
+    def overrides(self) -> dict[str, Any]:
+        return dict(self._overrides)
+
+    def __repr__(self) -> str:
+        return f"Settings({self._overrides})"

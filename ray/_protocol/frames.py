@@ -1,0 +1,32 @@
+"""Constants of the frames that every connection may carry, and of identities. See docs/internals/contract.md."""
+
+from __future__ import annotations
+
+# Frame types below 16 are control frames, pickled; those above belong to the engine, core to core.
+FRAME_RPC = 1  # pickle((request_id, method, args))
+FRAME_REPLY = 2  # pickle((request_id, ok, result_or_exception))
+FRAME_EVENT = 3  # pickle((name, args))
+FRAME_ENGINE_FIRST = 16
+
+FRAME_BYTES_MAX = 512 * 2**20
+
+ROLE_DRIVER = 0
+ROLE_WORKER = 1
+ROLE_NODE = 2
+ROLE_TOOL = 3
+
+TAG_BYTES = 16
+TOKEN_BYTES = 32
+NODE_ID_BYTES = 16
+ACTOR_ID_BYTES = 16
+JOB_ID_BYTES = 4
+FUNCTION_ID_BYTES = 16
+TASK_ID_BYTES = 24
+OBJECT_ID_BYTES = 28
+
+# A worker writes LOG_NAME_MARK + name + "\n" to a stream before the first output of a new name; the node strips it.
+LOG_NAME_MARK = b"\x1fray:name:"
+
+
+def job_id_bytes(number: int) -> bytes:
+    return number.to_bytes(JOB_ID_BYTES, "little")
