@@ -1,0 +1,157 @@
+// One end of a stream of frames to another process. LIBRARY, in every process that talks to another.
+//
+// Owned by one event loop; not thread-safe: callers hold one lock around everything (in Python processes the GIL).
+// Nothing here waits: sending appends to a buffer (Reserve) and one send() per batch moves it (Flush); receiving takes
+// what is there (Fill) and cuts it into frames in place (Next). Memory is bounded by what the owner lets pile up
+// (pending_bytes) and by the largest frame that the peer really sends.
+//
+//   send:     uint8_t* p = c->Reserve(type, flags, n); fill p[0, n); c->Flush();        // many Reserves, one Flush
+//   receive:  while ((n = c->Fill()) > 0) while (c->Next(&frame)) use(frame);           // n < 0: gone, see
+//   why_closed()
+//
+// The other process's death is seen by Fill (-1) after everything that it managed to send has been handed out, and by
+// Flush
+// (-1) at once; after that, go on calling Fill until it says -1 too, to hear what the peer still said.
+// A peer that breaks the protocol is cut off: its frames up to the bad one are handed out, nothing after.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+
+#include "channel/frame.h"
+#include "channel/handshake.h"
+#include "channel/limits.h"
+#include "common/status.h"
+
+namespace ray::channel {
+
+class Connection {
+ public:
+  // Connects to a listening Unix socket and queues the hello; frames may be reserved at once and travel right behind
+  // it. Null and a Status: kNotFound (no such path), kDisconnected (nobody listens there any more), kTimedOut (its
+  // accept queue stayed full for kDialBacklogWaitMs; the only wait in this class), kPermission (the listener is another
+  // user's).
+  static std::unique_ptr<Connection> Dial(const std::string& unix_path, const Identity& self, Status* status);
+  // The same over TCP; host is a numeric address, since names may take seconds to resolve. Returns while the connection
+  // is still being made: a refusal shows in Fill or Flush. kPermission without self.network_proof.
+  static std::unique_ptr<Connection> DialTcp(const std::string& host, uint16_t port, const Identity& self,
+                                             Status* status);
+  // Takes over an accepted socket of either kind. Never null: a socket that can't be used (another user's process, TCP
+  // without a network_proof) comes back closed, and why_closed() says so. Says nothing to the peer before the peer's
+  // hello.
+  static std::unique_ptr<Connection> Adopt(int fd, const Identity& self);
+
+  // Closes the descriptor; no farewell, so that a forked child may destroy its copy without hurting the parent's.
+  ~Connection();
+  Connection(const Connection&) = delete;
+  Connection& operator=(const Connection&) = delete;
+
+  // Appends a frame and returns where its payload goes: payload_bytes writable bytes, 8-byte aligned, uninitialised, to
+  // be filled before the next call of Reserve or Flush. No system call. Null only if payload_bytes > kFrameBytesMax, if
+  // kPendingBytesMax would be passed, or if memory is out. On a dead connection it works, and Flush drops it.
+  uint8_t* Reserve(uint8_t type, uint8_t flags, uint32_t payload_bytes) {
+    const size_t whole = FrameBytes(payload_bytes);
+    if (out_end_ - out_tail_ < whole && !MakeRoom(whole)) [[unlikely]]
+      return nullptr;
+    if (payload_bytes > kFrameBytesMax) [[unlikely]]
+      return nullptr;
+    uint8_t* at = out_ + out_tail_;
+    std::memset(at + whole - kFrameAlign, 0, kFrameAlign);  // the padding; before the header, which it may overlap
+    StoreHeader(at, type, flags, payload_bytes);
+    last_frame_ = out_tail_;
+    out_tail_ += whole;
+    return at + kFrameHeaderBytes;
+  }
+
+  // Shortens the frame reserved last (and not flushed since) to payload_bytes <= what was reserved.
+  void Trim(uint32_t payload_bytes);
+
+  // Gives all unsent bytes to the kernel with one send(). 0: done, or nothing may go out before the peer's hello came
+  // (see Fill). 1: the socket is full; call again when it is writable. -1: dead, unsent bytes dropped.
+  int Flush();
+
+  size_t pending_bytes() const { return out_tail_ - out_head_; }  // reserved and not sent yet
+
+  // One recv(). > 0: so many bytes came (or: whole frames were waiting and the buffer was full; take them with Next).
+  // 0: nothing there. -1: the peer closed or broke the protocol; frames that came before are still there for Next.
+  // The first Fill after which open() holds also flushes what was waiting for that; if pending_bytes() > 0 still, the
+  // caller waits for writable as after Flush() == 1.
+  int Fill();
+
+  // The next whole frame. False: none (more). Never touches the socket.
+  bool Next(Frame* out) {
+    const size_t waiting = in_tail_ - in_head_;
+    if (waiting < kFrameHeaderBytes || !verified_) return false;
+    if (!LoadHeader(in_ + in_head_, out)) [[unlikely]]
+      return Malformed();
+    const size_t whole = FrameBytes(out->size);
+    if (waiting < whole) return false;
+    in_head_ += whole;
+    return true;
+  }
+
+  // Ends the connection from our side: unsent bytes are dropped, the peer sees the end at once (even if a forked child
+  // still holds the descriptor), frames received are dropped. why must be a literal. Closing twice is one close.
+  void Close(const char* why);
+
+  // Until the peer's hello has been accepted: the moment (CLOCK_MONOTONIC) at which the owner is to call CloseIfLate.
+  // 0 once open or closed.
+  int64_t hello_deadline_ns() const { return hello_deadline_ns_; }
+  bool CloseIfLate(int64_t now_ns);  // true: it was late, and is closed
+
+  int fd() const { return fd_; }                               // -1 once closed
+  bool open() const { return verified_ && !read_closed_; }     // the peer proved itself and isn't known to be gone
+  bool greeted() const { return verified_; }                   // the peer proved itself at some time
+  bool alive() const { return !read_closed_; }                 // nothing is known against it yet
+  const uint8_t* peer_tag() const { return peer_tag_.bytes; }  // 16 bytes; zeros before its hello was accepted
+  uint8_t peer_role() const { return peer_role_; }
+  pid_t peer_pid() const { return peer_pid_; }  // of the process that dialled or called listen; 0 over TCP
+
+  int error() const { return error_; }  // errno, EPROTO for a broken protocol; 0 while alive or closed in good order
+  const char* why_closed() const { return why_; }  // a literal, "" while alive
+
+ private:
+  Connection(int fd, Handshake::Side side);
+
+  bool Prepare(const Identity& self, Handshake::Side side, Status* status);
+  void Begin(const Identity& self, std::unique_ptr<Proof> proof, Handshake::Side side);
+  bool MakeRoom(size_t bytes);
+  bool MakeRoomToRead();
+  int FlushGreeting();
+  int Send(const uint8_t* data, size_t bytes, size_t* sent);
+  bool Greet();
+  bool Malformed();
+  void ReadEnded(int error, const char* why);
+  void WriteEnded(int error, const char* why);
+  void CloseDescriptor();
+
+  // The hot fields share two cache lines.
+  uint8_t* out_ = nullptr;  // frames: [out_head_, out_tail_) of out_end_ bytes
+  size_t out_head_ = 0;
+  size_t out_tail_ = 0;
+  size_t out_end_ = 0;
+  size_t last_frame_;      // offset of the frame reserved last, or kNoFrame
+  uint8_t* in_ = nullptr;  // received: [in_head_, in_tail_) of in_end_ bytes; in_head_ is a multiple of 8
+  size_t in_head_ = 0;
+  size_t in_tail_ = 0;
+  size_t in_end_ = 0;
+  int fd_;
+  bool verified_ = false;
+  bool read_closed_ = false;              // Fill says -1
+  bool write_closed_ = false;             // Flush says -1
+  std::unique_ptr<Handshake> handshake_;  // until verified and its last byte sent
+
+  Tag peer_tag_{};
+  uint8_t peer_role_ = 0;
+  pid_t peer_pid_ = 0;
+  pid_t owner_pid_;  // who made it: a forked child's Close must not shut down the parent's socket
+  int error_ = 0;
+  const char* why_ = "";
+  int64_t hello_deadline_ns_ = 0;
+};
+
+}  // namespace ray::channel
