@@ -1,0 +1,39 @@
+# Sourced by the other scripts: which Python, and the few Debian packages without which nothing can start.
+#
+#   PYTHON=python3.12 bash tools/test     chooses the interpreter; python3 of the PATH otherwise
+#
+# What is missing is installed with apt-get when that is possible without asking (root, or sudo without a password);
+# otherwise the script stops with the command to type.
+
+python() { echo "${PYTHON:-python3}"; }
+
+# Prints the Debian packages that this machine lacks.
+missing_packages() {
+  local python version
+  python=$(python)
+  if ! command -v "$python" >/dev/null; then
+    echo python3 python3-venv python3-dev
+  else
+    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    # A Python from elsewhere (pyenv, conda) has both; Debian's splits them off. ensurepip is what venv needs.
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || echo "python$version-venv"
+    "$python" -c 'import os, sysconfig; raise SystemExit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
+      echo "python$version-dev"
+  fi
+  command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || echo g++
+}
+
+need_python_and_compiler() {
+  local missing sudo=
+  missing=$(missing_packages)
+  [ -z "$missing" ] && return
+  missing=$(echo $missing)  # on one line
+  if [ "$(id -u)" != 0 ]; then sudo="sudo -n"; fi
+  if ! command -v apt-get >/dev/null || ! $sudo true 2>/dev/null; then
+    echo "This machine lacks: $missing. As root: apt-get update && apt-get install -y $missing" >&2
+    exit 1
+  fi
+  echo "Installing Debian packages: $missing"
+  $sudo apt-get update -qq
+  $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+}
