@@ -2,7 +2,7 @@
 
     pip install .                     the usual way
     python setup.py install           the same: hands over to pip, so that dependencies come and `pip uninstall` works
-    python setup.py build_ext -i      extension modules and plasma_store into the source tree (what tools/dev_build does)
+    python setup.py build_ext -i      extensions and plasma_store into the source tree (what tools/dev_build does)
 
 CMake compiles (CMakeLists.txt says what); this file finds CMake, Ninja, Cython and pybind11, runs it, and lets CMake
 install its results into the package that setuptools assembles. Under pip the tools come from pyproject.toml's build
@@ -67,7 +67,7 @@ from setuptools.command.install import install  # noqa: E402
 
 
 def tool(name: str) -> str:
-    """The program CMake or Ninja: of its Python package if there (its version is the one asked for), else of the PATH."""
+    """The program CMake or Ninja: that of its Python package (whose version we chose) if there, else of the PATH."""
     module = importlib.import_module(name) if importlib.util.find_spec(name) else None
     candidates = [getattr(module, "CMAKE_BIN_DIR", None), getattr(module, "BIN_DIR", None), str(TOOLS / "bin")]
     found = next((p for d in candidates if d and (p := shutil.which(name, path=d))), None) or shutil.which(name)
@@ -126,7 +126,7 @@ class BuildWithCMake(build_ext):
 
 
 class InstallWithPip(install):
-    """`setup.py install`, typed by a person, hands over to pip. (setuptools' own way leaves eggs that nothing updates.)"""
+    """`setup.py install`, typed by a person, hands over to pip: setuptools' own way leaves eggs that nothing updates."""
 
     # pip and bdist_wheel run this command too, to lay out the files: they set `root`. Only a person's call lacks it.
     def run(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ray._version import __version__
 
 
-def microbenchmark(options: argparse.Namespace) -> int:
+def run_microbenchmark(options: argparse.Namespace) -> int:
     from ray.cli import microbenchmark as rows
 
     return rows.main(["--only", options.only, "--seconds", str(options.seconds)])
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("microbenchmark", help="rates of tasks, actor calls, put and get on this machine")
     bench.add_argument("--only", default="", metavar="TEXT", help="only rows whose name contains this")
     bench.add_argument("--seconds", type=float, default=1.0, help="length of each of the four windows of a row")
-    bench.set_defaults(run=microbenchmark)
+    bench.set_defaults(run=run_microbenchmark)
     return root
 
 
