@@ -93,6 +93,12 @@ def jobs() -> int:
     return int(os.environ.get("RAY_BUILD_JOBS") or len(os.sched_getaffinity(0)))
 
 
+def step(command: list[str]) -> None:
+    """Runs one command of the build. It has said what is wrong itself; a traceback of ours below would only hide that."""
+    if subprocess.run(command, check=False).returncode != 0:
+        sys.exit(f"setup.py: failed: {' '.join(command)}")
+
+
 class BuildWithCMake(build_ext):
     """`build_ext` that runs CMake once for everything compiled, instead of a compiler per extension."""
 
@@ -108,11 +114,11 @@ class BuildWithCMake(build_ext):
         configure = [cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(folder), f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         configure += [f"-DPython3_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11}"]
         configure += [f"-DRAY_INPLACE={'ON' if self.inplace else 'OFF'}", "-DRAY_TESTS=OFF", "-DRAY_PYTHON=ON"]
-        subprocess.run(configure, check=True)
-        subprocess.run([cmake, "--build", str(folder), "--parallel", str(jobs())], check=True)
+        step(configure)
+        step([cmake, "--build", str(folder), "--parallel", str(jobs())])
         if not self.inplace:
             target = Path(self.build_lib).absolute()
-            subprocess.run([cmake, "--install", str(folder), "--prefix", str(target)], check=True)
+            step([cmake, "--install", str(folder), "--prefix", str(target)])
 
     # setuptools asks which files came out of each Extension; CMake's own install rules know, so there are none to name.
     def get_outputs(self) -> list[str]:
@@ -126,7 +132,7 @@ class BuildWithCMake(build_ext):
 
 
 class InstallWithPip(install):
-    """`setup.py install`, typed by a person, hands over to pip: setuptools' own way leaves eggs that nothing updates."""
+    """`setup.py install`, typed by a person, hands over to pip: setuptools' way leaves eggs that nothing updates."""
 
     # pip and bdist_wheel run this command too, to lay out the files: they set `root`. Only a person's call lacks it.
     def run(self) -> None:
@@ -136,8 +142,7 @@ class InstallWithPip(install):
         command = [sys.executable, "-m", "pip", "install", str(ROOT)]
         command += ["--user"] if self.user else []
         command += ["--prefix", self.prefix] if self.prefix and self.prefix != sys.prefix else []
-        if subprocess.run(command, check=False).returncode != 0:
-            sys.exit(f"setup.py: failed: {' '.join(command)}")
+        step(command)
 
 
 def version() -> str:

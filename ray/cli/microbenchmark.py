@@ -1,8 +1,8 @@
 """How many calls a second this machine makes through `ray`. PROCESS a driver: one session per row, so rows don't mix.
 
 The rows, their names and the way of measuring are those that Ray's own microbenchmark made the field's yardstick, so
-that numbers can be laid beside each other. Only the public API is used and nothing of this package is imported: the same
-file measures a peer when that peer's interpreter runs it (tests/perf/microbench.py does).
+that numbers can be laid beside each other. Only the public API is used and nothing of this package is imported: the
+same file measures a peer when that peer's interpreter runs it (tests/perf/microbench.py does).
 
 A row's rate is the median of three timed windows, after one call and one window that warm it up. A row that raises is
 reported as failed, with the reason, and the others go on.
