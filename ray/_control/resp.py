@@ -1,12 +1,13 @@
 """The bytes that Redis speaks (RESP, version 2): commands out, replies in. No I/O.
 
-Why not the `redis` client's own: importing it costs 58 ms of processor time and 10.5 MB of memory in a process that must start in
-a tenth of a second and idle in a few megabytes (docs/internals/control_plane.md has the numbers), and it cannot repeat
-the writes that a killed server never acknowledged, which is most of what `store.py` is. The tests use that client as the
-judge: what it encodes and decodes, this must too, and it must read our tables.
+Why not the `redis` client's own: importing it costs 58 ms of processor time and 10.5 MB of memory in a process that
+must start in a tenth of a second and idle in a few megabytes (docs/internals/control_plane.md has the numbers), and it
+cannot repeat the writes that a killed server never acknowledged, which is most of what `store.py` is. The tests use
+that client as the judge: what it encodes and decodes, this must too, and it must read our tables.
 
-A reply is `bytes` (bulk), `str` (status), `int`, `None`, `list`, or a `ReplyError` instance, handed out and not raised: it belongs to
-one command, not to the connection. Anything that is not RESP, or larger than the bounds, raises `ProtocolError`: close.
+A reply is `bytes` (bulk), `str` (status), `int`, `None`, `list`, or a `ReplyError` instance, handed out and not raised:
+it belongs to one command, not to the connection. Anything that is not RESP, or larger than the bounds, raises
+`ProtocolError`: close.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def encode(args: Iterable[Arg]) -> bytes:
 
 
 class Parser:
-    """Whole replies out of a stream cut anywhere. Each byte is looked at once, however the stream is cut: an array that is half
-    here is kept on a stack, and a bulk that is half here costs one look at its header per feed."""
+    """Whole replies out of a stream cut anywhere. Each byte is looked at once, however the stream is cut: an array that
+    is half here is kept on a stack, and a bulk that is half here costs one look at its header per feed."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()

@@ -1,7 +1,7 @@
 """The rows of the control plane's tables, and how a row becomes bytes: JSON objects, so that a person can read them.
 
-Vocabulary only: no I/O. Identities are bytes in Python and hexadecimal in JSON. A field that this version does not know is
-skipped and one that is missing takes its default, so that versions can read each other's rows.
+Vocabulary only: no I/O. Identities are bytes in Python and hexadecimal in JSON. A field that this version does not know
+is skipped and one that is missing takes its default, so that versions can read each other's rows.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def loads(kind: type[Row], data: bytes) -> Row:
     if not isinstance(given, dict):
         raise ValueError(f"a {kind.__name__} must be a JSON object, not {data[:80]!r}")
     types = kind.__annotations__  # strings, since annotations are not evaluated here
-    fields = {}
+    fields: dict[str, Any] = {}
     for name, value in given.items():
         if name in types:
             fields[name] = bytes.fromhex(value) if types[name] in ("bytes", _BYTES) else value

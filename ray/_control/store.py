@@ -1,14 +1,15 @@
 """The node's connection to Redis: writes queued and sent in batches, reads awaited, both surviving the server's death.
 
 Runs in the node process, on its asyncio loop's thread only. One connection to each server; commands to one server are
-carried out in the order they were given, so a read sees the writes before it. A write costs its caller one encoding and an
-append; it leaves FLUSH_DELAY_S later, with whatever else came meanwhile, in one system call.
+carried out in the order they were given, so a read sees the writes before it. A write costs its caller one encoding and
+an append; it leaves FLUSH_DELAY_S later, with whatever else came meanwhile, in one system call.
 
-Every command is in exactly one of: waiting (not sent), sent (not answered), done. When the connection dies, the sent ones go
-back to the front of the waiting ones and are sent again: the server may have carried them out, so **all writes must be
-repeatable** (HSET, HDEL, DEL, XADD with an id of our own - the server refuses to add an id twice, and that refusal of a
-repeated command counts as done). Nothing waits without a bound: beyond QUEUE_BYTES_MAX a write is dropped, and once the server is back
-`on_gap` asks the owner to write its tables anew from memory; an awaited command is refused instead.
+Every command is in exactly one of: waiting (not sent), sent (not answered), done. When the connection dies, the sent
+ones go back to the front of the waiting ones and are sent again: the server may have carried them out, so **all writes
+must be repeatable** (HSET, HDEL, DEL, XADD with an id of our own - the server refuses to add an id twice, and that
+refusal of a repeated command counts as done). Nothing waits without a bound: beyond QUEUE_BYTES_MAX a write is dropped,
+and once the server is back `on_gap` asks the owner to write its tables anew from memory; an awaited command is refused
+instead.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ class Store:
     """Connections to the main server (shard 0) and the others.
 
     Attributes:
-        on_gap: called as (shard) when writes were dropped for want of room and the server is back: write the tables anew.
-        on_problem: called as (text) the first time a server refuses a write for a given reason (out of memory, disk full).
+        on_gap: called as (shard) when writes were dropped for want of room and the server is back: write its tables
+            anew.
+        on_problem: called as (text) the first time a server refuses a write for a given reason, such as a full disk.
     """
 
     def __init__(self, addresses: list[str], password: str, loop: asyncio.AbstractEventLoop) -> None:
@@ -83,7 +85,8 @@ class Store:
         return 1 + binascii.crc32(key) % others if others else 0
 
     def write(self, shard: int, *args: Arg) -> None:
-        """Queues a repeatable write; nobody hears of its reply. Never blocks. Refusals are counted and go to `on_problem`."""
+        """Queues a repeatable write; nobody hears of its reply. Never blocks. Refusals are counted and go to
+        `on_problem`."""
         link = self._links[shard]
         data = resp.encode(args)
         if link.gave_up is not None or link.waiting_bytes + len(data) > QUEUE_BYTES_MAX:
@@ -95,11 +98,13 @@ class Store:
     async def call(self, shard: int, *args: Arg, timeout_s: float = CALL_TIMEOUT_S) -> Reply:
         """Sends a command and waits for its reply. After the server's death it is sent again, so it must be repeatable.
 
-        Raises: ReplyError: the server refused it.  StoreUnavailable: no answer within timeout_s, no room, or given up."""
+        Raises: ReplyError: the server refused it.  StoreUnavailable: no answer within timeout_s, no room, or given
+        up."""
         return (await self.call_noting_repeat(shard, *args, timeout_s=timeout_s))[0]
 
     async def call_noting_repeat(self, shard: int, *args: Arg, timeout_s: float = CALL_TIMEOUT_S) -> tuple[Reply, bool]:
-        """As `call`; the second value tells whether the command may have been carried out before this reply's attempt."""
+        """As `call`; the second value tells whether the command may have been carried out before this reply's
+        attempt."""
         link = self._links[shard]
         name = str(args[0])
         data = resp.encode(args)
@@ -107,7 +112,8 @@ class Store:
             raise StoreUnavailable(link.gave_up)
         if link.waiting_bytes and link.waiting_bytes + len(data) > QUEUE_BYTES_MAX:
             raise StoreUnavailable(
-                f"{name}: {link.waiting_bytes} bytes already wait for the control plane at {link.address} ({link.why_down or 'connected'})"
+                f"{name}: {link.waiting_bytes} bytes already wait for the control plane at {link.address} "
+                f"({link.why_down or 'connected'})"
             )
         future: asyncio.Future[Any] = self._loop.create_future()
         command = _Command(data, future, name)
@@ -117,7 +123,8 @@ class Store:
             reply = await asyncio.wait_for(future, timeout_s)
         except asyncio.TimeoutError:
             raise StoreUnavailable(
-                f"{name}: no answer from the control plane at {link.address} within {timeout_s:g} s ({link.why_down or 'connected'})"
+                f"{name}: no answer from the control plane at {link.address} within {timeout_s:g} s "
+                f"({link.why_down or 'connected'})"
             ) from None
         if isinstance(reply, ReplyError):
             raise reply
@@ -126,13 +133,14 @@ class Store:
     async def drain(self, timeout_s: float) -> bool:
         """Waits until everything queued so far is acknowledged; False after timeout_s."""
         waits = [link.drained() for link in self._links]
-        done, rest = await asyncio.wait([asyncio.ensure_future(w) for w in waits], timeout=timeout_s)
+        _, rest = await asyncio.wait([asyncio.ensure_future(w) for w in waits], timeout=timeout_s)
         for task in rest:
             task.cancel()
         return not rest
 
     async def close(self, timeout_s: float = 1.0) -> bool:
-        """Drains and disconnects. Whoever still waits gets StoreUnavailable. Returns whether all writes were acknowledged."""
+        """Drains and disconnects. Whoever still waits gets StoreUnavailable. Returns whether all writes were
+        acknowledged."""
         drained = await self.drain(timeout_s)
         for link in self._links:
             link.give_up("the control plane's connection was closed")
@@ -148,12 +156,14 @@ class Store:
             link.give_up(cause)
 
     def stats(self) -> list[dict[str, object]]:
-        """Per server: connected, connections (made so far), waiting, waiting_bytes, sent, dropped, refused, why_down."""
+        """Per server: connected, connections (made so far), waiting, waiting_bytes, sent, dropped, refused,
+        why_down."""
         return [link.stats() for link in self._links]
 
 
 class _Link(asyncio.Protocol):
-    """One server's queue and connection. Down (no transport), connecting, greeting (AUTH, PING sent), up, or given up."""
+    """One server's queue and connection. Down (no transport), connecting, greeting (AUTH, PING sent), up, or given
+    up."""
 
     def __init__(self, store: Store, shard: int, address: str, password: str) -> None:
         self.store = store

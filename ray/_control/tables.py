@@ -1,7 +1,7 @@
 """The tables of the control plane: the only file that knows the name of a key.
 
-Runs wherever a `Store` does (the node's loop). Methods named put/remove/add/forget are writes: queued, repeatable, nobody
-waits. Those that are `async` read or need the answer.
+Runs wherever a `Store` does (the node's loop). Methods named put/remove/add/forget are writes: queued, repeatable,
+nobody waits. Those that are `async` read or need the answer.
 
     ray:nodes  ray:jobs  ray:placement_groups     hash, id -> row                            main server
     ray:actors:detached                           hash, actor id -> row                      main server
@@ -14,8 +14,8 @@ waits. Those that are `async` read or need the answer.
     ray:job:JOB:errors                            stream of rows                             sharded by job id
     ray:job:JOB:events                            stream of batches                          sharded by job id
 
-All that belongs to a job is in keys that carry its id, so that forgetting a job is to unlink a handful of keys, however much
-is in them. Rows of finished jobs stay in ray:jobs, a bounded number of them (`_head/jobs.py`).
+All that belongs to a job is in keys that carry its id, so that forgetting a job is to unlink a handful of keys, however
+much is in them. Rows of finished jobs stay in ray:jobs, a bounded number of them (`_head/jobs.py`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Table(Generic[Row]):
     def __init__(self, store: Store, key: str, kind: type[Row]) -> None:
         self._store = store
         self._key = key
-        self._kind = kind
+        self._kind: type[Row] = kind
 
     def put(self, row: Row) -> None:
         self._store.write(MAIN, "HSET", self._key, row[0].hex(), dumps(row))
@@ -115,7 +115,8 @@ class FunctionTable:
 
 
 class KvTable:
-    """What users and libraries keep by key, in namespaces. Each call waits for Redis: an accepted value is in its file."""
+    """What users and libraries keep by key, in namespaces. Each call waits for Redis: an accepted value is in its
+    file."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -142,8 +143,8 @@ class KvTable:
         return await self._store.call(MAIN, "HEXISTS", _kv_key(namespace), key) == 1
 
     async def keys(self, namespace: bytes, prefix: bytes) -> list[bytes]:
-        """Sorted. By HSCAN in steps, since HKEYS of a large namespace would hold up everybody else; values pass by as well,
-        because Redis 6 and 7.0 cannot leave them out."""
+        """Sorted. By HSCAN in steps, since HKEYS of a large namespace would hold up everybody else; values pass by as
+        well, because Redis 6 and 7.0 cannot leave them out."""
         found: set[bytes] = set()  # a scan may give a key twice
         cursor: bytes = b"0"
         pattern = b"".join(b"\\" + bytes((c,)) if c in b"*?[]\\^-" else bytes((c,)) for c in prefix) + b"*"
@@ -177,7 +178,8 @@ class ErrorTable:
 
 
 class EventTable:
-    """Task events of each job in batches; `_head/events.py` says what one is, and which batches are old enough to go."""
+    """Task events of each job in batches; `_head/events.py` says what one is, and which batches are old enough to
+    go."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -231,7 +233,8 @@ class Tables:
         self.objects = ObjectTable(store)
 
     def forget_job(self, job_id: bytes, names: Iterable[tuple[str, str]] = ()) -> None:
-        """Drops every key of a job on all servers, and these (namespace, name) of its actors. UNLINK frees in the background."""
+        """Drops every key of a job on all servers, and these (namespace, name) of its actors. UNLINK frees in the
+        background."""
         keys = [_job_key(job_id, table) for table in _JOB_TABLES]
         for shard in range(self.store.shards):
             self.store.write(shard, "UNLINK", *keys)
