@@ -61,6 +61,7 @@ cdef class Encoded:
     # Writes the whole blob, nbytes bytes; returns nbytes. dest needs no alignment to be written. GIL held; it is released
     # during copies of >= kParallelCopyBytes, so if nbytes is that large dest must not move meanwhile.
     cdef Py_ssize_t write(self, uint8_t* dest) except -1
+    cdef int _write_pickle5(self, uint8_t* dest) except -1
 
 # GIL held; may run user code (reducers). `name` says in an error what the value is, for example "argument 'x' of f()".
 # Raises TypeError naming the path to the attribute that can't be pickled.
