@@ -41,7 +41,9 @@ def fetch_missing_tools() -> None:
     if TOOLS.is_dir():
         sys.path.append(str(TOOLS))
         importlib.invalidate_caches()
-    missing = [wanted for module, wanted in BUILD_TOOLS.items() if importlib.util.find_spec(module) is None]
+    # `install` hands over to pip, which brings the other tools itself.
+    needed = ["setuptools"] if "install" in sys.argv[1:] else list(BUILD_TOOLS)
+    missing = [BUILD_TOOLS[module] for module in needed if importlib.util.find_spec(module) is None]
     if missing:
         print(f"setup.py: fetching build tools into {TOOLS}: {', '.join(missing)}", flush=True)
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", "--target", str(TOOLS), *missing]
@@ -133,7 +135,7 @@ class BuildWithCMake(build_ext):
 
 
 class BuildAfresh(build_py):
-    """`build_py` that starts from nothing: a module that has left the tree since the last build must not be packaged."""
+    """`build_py` that starts from nothing: a module that left the tree since the last build must not be packaged."""
 
     def run(self) -> None:
         if not getattr(self, "editable_mode", False):
