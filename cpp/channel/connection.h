@@ -74,12 +74,15 @@ class Connection {
   // (see Fill). 1: the socket is full; call again when it is writable. -1: dead, unsent bytes dropped.
   int Flush();
 
-  size_t pending_bytes() const { return out_tail_ - out_head_; }  // reserved and not sent yet
+  size_t pending_bytes() const { return out_tail_ - out_head_; }  // of frames reserved and not sent yet
+
+  // Whether the last Flush returned 1 and nothing has been sent since: the caller waits for the socket to be writable.
+  bool wants_write() const { return full_; }
 
   // One recv(). > 0: so many bytes came (or: whole frames were waiting and the buffer was full; take them with Next).
   // 0: nothing there. -1: the peer closed or broke the protocol; frames that came before are still there for Next.
-  // The first Fill after which open() holds also flushes what was waiting for that; if pending_bytes() > 0 still, the
-  // caller waits for writable as after Flush() == 1.
+  // The Fill that finds the peer's hello right also flushes what waited for that. If pending_bytes() > 0 after a Fill,
+  // call Flush and go by what it says: the socket may have been too full.
   int Fill();
 
   // The next whole frame. False: none (more). Never touches the socket.
@@ -115,19 +118,18 @@ class Connection {
   const char* why_closed() const { return why_; }  // a literal, "" while alive
 
  private:
-  Connection(int fd, Handshake::Side side);
+  explicit Connection(int fd);
 
-  bool Prepare(const Identity& self, Handshake::Side side, Status* status);
-  void Begin(const Identity& self, std::unique_ptr<Proof> proof, Handshake::Side side);
+  bool Begin(const Identity& self, Handshake::Side side);
   bool MakeRoom(size_t bytes);
   bool MakeRoomToRead();
   int FlushGreeting();
-  int Send(const uint8_t* data, size_t bytes, size_t* sent);
+  bool Send(const uint8_t* data, size_t bytes, size_t* sent);
   bool Greet();
   bool Malformed();
+  void Refuse(const char* why);
   void ReadEnded(int error, const char* why);
-  void WriteEnded(int error, const char* why);
-  void CloseDescriptor();
+  void WriteEnded(int error);
 
   // The hot fields share two cache lines.
   uint8_t* out_ = nullptr;  // frames: [out_head_, out_tail_) of out_end_ bytes
@@ -143,6 +145,8 @@ class Connection {
   bool verified_ = false;
   bool read_closed_ = false;              // Fill says -1
   bool write_closed_ = false;             // Flush says -1
+  bool full_ = false;                     // the socket took only part of the last send
+  bool handshake_held_ = false;           // frames wait in out_ until the peer has proved itself
   std::unique_ptr<Handshake> handshake_;  // until verified and its last byte sent
 
   Tag peer_tag_{};

@@ -31,6 +31,10 @@ cdef extern from "common/status.h" namespace "ray" nogil:
         const string& message()
 
 
+cdef extern from "common/clock.h" namespace "ray" nogil:
+    int64_t NowNs()
+
+
 cdef extern from "channel/limits.h" namespace "ray::channel" nogil:
     const uint32_t kFrameBytesMax
     const size_t kPendingBytesMax
@@ -74,6 +78,7 @@ cdef extern from "channel/connection.h" namespace "ray::channel" nogil:
         cbool open()
         cbool greeted()
         cbool alive()
+        cbool wants_write()
         const uint8_t* peer_tag()  # 16 bytes
         uint8_t peer_role()
         int peer_pid()

@@ -1,0 +1,348 @@
+// The cold half of a connection: making it, moving bytes, growing buffers, dying. connection.h is the manual.
+#include "channel/connection.h"
+
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cassert>
+#include <cerrno>
+#include <cstdlib>
+#include <utility>
+
+#include "channel/counters.h"
+#include "channel/sockets.h"
+#include "common/clock.h"
+
+namespace ray::channel {
+namespace {
+
+constexpr size_t kNoFrame = SIZE_MAX;
+
+const char* WhyOf(int error) {
+  switch (error) {
+    case EPIPE:
+    case ECONNRESET:
+      return "the peer is gone: it died, or closed the connection without reading all that was sent";
+    case ECONNREFUSED:
+      return "nobody listens at the peer's address";
+    case ETIMEDOUT:
+    case EHOSTUNREACH:
+    case ENETUNREACH:
+      return "the peer's machine doesn't answer";
+    case ENOMEM:
+      return "out of memory for a large frame";
+    default:
+      return "the socket failed";
+  }
+}
+
+bool WouldBlock(int error) {
+  // ENOBUFS, ENOMEM: the kernel has no room for a message now. Nothing was sent, so trying again later is right.
+  return error == EAGAIN || error == EWOULDBLOCK || error == ENOBUFS || error == ENOMEM;
+}
+
+void Count(std::atomic<uint64_t>& counter) { counter.fetch_add(1, std::memory_order_relaxed); }
+
+}  // namespace
+
+// --- making one
+
+Connection::Connection(int fd) : last_frame_(kNoFrame), fd_(fd), owner_pid_(getpid()) {}
+
+Connection::~Connection() {
+  if (fd_ >= 0) close(fd_);
+  std::free(out_);
+  std::free(in_);
+}
+
+std::unique_ptr<Connection> Connection::Dial(const std::string& unix_path, const Identity& self, Status* status) {
+  const int fd = ConnectUnix(unix_path, status);
+  if (fd < 0) return nullptr;
+  std::unique_ptr<Connection> connection(new Connection(fd));
+  if (!connection->Begin(self, Handshake::Side::kDialled)) {
+    *status = Status(StatusCode::kPermission, "won't talk to " + unix_path + ": " + connection->why_);
+    return nullptr;
+  }
+  connection->Flush();  // the hello leaves at once, even if the caller only wants to listen
+  return connection;
+}
+
+std::unique_ptr<Connection> Connection::DialTcp(const std::string& host, uint16_t port, const Identity& self,
+                                                Status* status) {
+  if (!self.network_proof) {
+    *status =
+        Status(StatusCode::kPermission, "won't connect to " + host + " port " + std::to_string(port) +
+                                            ": no network_proof is configured, and the token must not travel in clear");
+    return nullptr;
+  }
+  const int fd = ConnectTcp(host, port, status);
+  if (fd < 0) return nullptr;
+  std::unique_ptr<Connection> connection(new Connection(fd));
+  connection->Begin(self, Handshake::Side::kDialled);
+  connection->Flush();
+  return connection;
+}
+
+std::unique_ptr<Connection> Connection::Adopt(int fd, const Identity& self) {
+  std::unique_ptr<Connection> connection(new Connection(fd));
+  connection->Begin(self, Handshake::Side::kAccepted);
+  return connection;
+}
+
+bool Connection::Begin(const Identity& self, Handshake::Side side) {
+  const bool is_unix = IsUnixSocket(fd_);
+  std::unique_ptr<Proof> proof;
+  if (is_unix) {
+    uid_t uid = 0;
+    if (!PeerOfUnixSocket(fd_, &peer_pid_, &uid)) {
+      Refuse("the kernel doesn't say whose process the peer is");
+      return false;
+    }
+    // Root may: it could read the token anyway.
+    if (uid != geteuid() && uid != 0) {
+      Refuse("the peer belongs to another user");
+      return false;
+    }
+    proof = std::make_unique<TokenProof>(self.token);
+  } else {
+    if (self.network_proof) proof = self.network_proof();
+    if (!proof) {
+      Refuse("a TCP connection without a network_proof configured: the token must not travel in clear");
+      return false;
+    }
+    if (!proof->answers()) {
+      Refuse("a TCP connection with a network_proof that shows the token itself: it must not travel in clear");
+      return false;
+    }
+  }
+  TuneSocket(fd_, is_unix);
+  handshake_ = std::make_unique<Handshake>(self, std::move(proof), side);
+  hello_deadline_ns_ = NowNs() + kHelloDeadlineNs;
+  return true;
+}
+
+// --- sending
+
+bool Connection::MakeRoom(size_t bytes) {
+  const size_t pending = out_tail_ - out_head_;
+  if (bytes > FrameBytes(kFrameBytesMax) || pending + bytes > kPendingBytesMax) return false;
+  // Moving costs no more than what has been sent since the last move, so it is amortised; else growing is.
+  const bool move_suffices = pending + bytes <= out_end_ && pending <= out_head_;
+  if (out_head_ > 0) {
+    std::memmove(out_, out_ + out_head_, pending);
+    out_head_ = 0;
+    out_tail_ = pending;
+  }
+  if (move_suffices) return true;
+  const size_t wanted = std::min(std::max({kBufferBytes, 2 * out_end_, pending + bytes}), kPendingBytesMax);
+  void* grown = std::realloc(out_, wanted);  // large ones are remapped by the C library, not copied
+  if (grown == nullptr) return false;
+  out_ = static_cast<uint8_t*>(grown);
+  out_end_ = wanted;
+  return true;
+}
+
+void Connection::Trim(uint32_t payload_bytes) {
+  assert(last_frame_ != kNoFrame && "Trim: no frame reserved since the last Flush");
+  uint8_t* at = out_ + last_frame_;
+  uint32_t reserved;
+  std::memcpy(&reserved, at, sizeof reserved);
+  assert(payload_bytes <= reserved && "Trim: longer than what was reserved");
+  if (last_frame_ == kNoFrame || payload_bytes > reserved) std::abort();
+  const size_t whole = FrameBytes(payload_bytes);
+  std::memcpy(at, &payload_bytes, sizeof payload_bytes);
+  std::memset(at + kFrameHeaderBytes + payload_bytes, 0, whole - kFrameHeaderBytes - payload_bytes);
+  out_tail_ = last_frame_ + whole;
+}
+
+int Connection::Flush() {
+  last_frame_ = kNoFrame;
+  if (handshake_) [[unlikely]] {
+    const int greeting = FlushGreeting();
+    if (greeting != 0 || handshake_held_) return greeting;
+  }
+  const size_t pending = out_tail_ - out_head_;
+  if (pending > 0 && !write_closed_) {
+    size_t sent = 0;
+    if (!Send(out_ + out_head_, pending, &sent)) return -1;
+    out_head_ += sent;
+    if (sent < pending) return 1;
+  }
+  out_head_ = out_tail_ = 0;
+  if (out_end_ > kBufferKeptBytes) {
+    std::free(out_);
+    out_ = nullptr;
+    out_end_ = 0;
+  }
+  return write_closed_ ? -1 : 0;
+}
+
+// 0: nothing of the greeting is left to send now.
+int Connection::FlushGreeting() {
+  const size_t unsent = handshake_->unsent_bytes();
+  if (unsent > 0 && !write_closed_) {
+    size_t sent = 0;
+    if (!Send(handshake_->unsent(), unsent, &sent)) return -1;
+    handshake_->Sent(sent);
+    if (sent < unsent) return 1;
+  }
+  handshake_held_ = !handshake_->frames_may_follow() && !write_closed_;
+  if (handshake_->verified()) handshake_.reset();
+  return 0;
+}
+
+// One send(). False: the connection is dead for sending.
+bool Connection::Send(const uint8_t* data, size_t bytes, size_t* sent) {
+  for (;;) {
+    const ssize_t n = send(fd_, data, bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n >= 0) {
+      *sent = static_cast<size_t>(n);
+      full_ = *sent < bytes;
+      return true;
+    }
+    if (errno == EINTR) continue;
+    if (WouldBlock(errno)) {
+      full_ = true;
+      return true;
+    }
+    WriteEnded(errno);
+    return false;
+  }
+}
+
+// --- receiving
+
+int Connection::Fill() {
+  if (read_closed_) return -1;
+  if (!MakeRoomToRead()) {
+    if (read_closed_) return -1;
+    return static_cast<int>(
+        std::min<size_t>(in_tail_ - in_head_, INT32_MAX));  // whole frames wait, and the buffer is full
+  }
+  ssize_t n;
+  do {
+    n = recv(fd_, in_ + in_tail_, in_end_ - in_tail_, MSG_DONTWAIT);
+  } while (n < 0 && errno == EINTR);
+  if (n > 0) {
+    in_tail_ += static_cast<size_t>(n);
+    if (!verified_ && !Greet()) return -1;
+    return static_cast<int>(n);
+  }
+  if (n < 0 && WouldBlock(errno)) return 0;
+  if (n < 0) {
+    ReadEnded(errno, WhyOf(errno));
+  } else if (!verified_) {
+    ReadEnded(ECONNRESET, "the peer closed the connection before its hello (it refused ours, or died)");
+  } else if (in_tail_ > in_head_) {
+    ReadEnded(ECONNRESET, "the peer is gone in the middle of a frame");
+  } else {
+    ReadEnded(0, "the peer closed the connection");
+  }
+  return -1;
+}
+
+// Makes at least one byte of room behind in_tail_, with what waits at the front. False: the buffer is full of frames
+// that nobody has taken, or memory is out (then read_closed_ is set).
+bool Connection::MakeRoomToRead() {
+  const size_t waiting = in_tail_ - in_head_;
+  if (in_head_ > 0 && waiting > 0) std::memmove(in_, in_ + in_head_, waiting);
+  in_head_ = 0;
+  in_tail_ = waiting;
+  size_t wanted = in_end_;
+  if (waiting == 0 && (in_end_ == 0 || in_end_ > kBufferKeptBytes)) {
+    std::free(in_);
+    in_ = nullptr;
+    in_end_ = 0;
+    wanted = kBufferBytes;
+  } else if (waiting == in_end_) {
+    Frame announced;
+    const bool valid = LoadHeader(in_, &announced);
+    const size_t whole = FrameBytes(announced.size);
+    if (!valid || whole <= waiting) return false;
+    // Doubling as the bytes come: whoever announces a large frame and doesn't send it costs us twice what it did send.
+    wanted = std::min(2 * in_end_, whole + kBufferBytes);
+  }
+  if (wanted == in_end_) return true;
+  void* grown = std::realloc(in_, wanted);
+  if (grown == nullptr) {
+    ReadEnded(ENOMEM, WhyOf(ENOMEM));
+    return false;
+  }
+  in_ = static_cast<uint8_t*>(grown);
+  in_end_ = wanted;
+  return true;
+}
+
+// Gives the handshake what came. False: it refused, and the connection is dead.
+bool Connection::Greet() {
+  in_head_ += handshake_->Receive(in_ + in_head_, in_tail_ - in_head_);
+  if (handshake_->refused() != nullptr) {
+    Refuse(handshake_->refused());
+    return false;
+  }
+  if (handshake_->verified()) {
+    verified_ = true;
+    hello_deadline_ns_ = 0;
+    peer_tag_ = handshake_->peer_tag();
+    peer_role_ = handshake_->peer_role();
+  }
+  Flush();  // our hello or answer, if it was waiting for this; a failure shows in the next Fill
+  return true;
+}
+
+bool Connection::Malformed() {
+  Count(counters().frames_malformed);
+  in_head_ = in_tail_ = 0;
+  write_closed_ = true;
+  why_ = "";
+  ReadEnded(EPROTO, "the peer sent a malformed frame header");
+  return false;
+}
+
+// --- dying
+
+void Connection::Refuse(const char* why) {
+  Count(counters().hellos_refused);
+  in_head_ = in_tail_ = 0;
+  why_ = "";
+  ReadEnded(EPROTO, why);
+}
+
+void Connection::ReadEnded(int error, const char* why) {
+  read_closed_ = true;
+  WriteEnded(error);
+  error_ = error;
+  why_ = why;
+  hello_deadline_ns_ = 0;
+}
+
+void Connection::WriteEnded(int error) {
+  if (!write_closed_) {
+    error_ = error;
+    why_ = WhyOf(error);
+  }
+  write_closed_ = true;
+  full_ = false;
+  out_head_ = out_tail_ = 0;
+}
+
+void Connection::Close(const char* why) {
+  if (fd_ < 0) return;
+  // shutdown reaches the peer even if a forked child holds a copy of the descriptor; but in such a child it would cut
+  // off its parent.
+  if (getpid() == owner_pid_) (void)shutdown(fd_, SHUT_RDWR);
+  close(std::exchange(fd_, -1));
+  in_head_ = in_tail_ = 0;  // the memory stays: a handler may be closing the connection whose frame it is reading
+  if (!read_closed_) ReadEnded(0, why);
+}
+
+bool Connection::CloseIfLate(int64_t now_ns) {
+  if (hello_deadline_ns_ == 0 || now_ns < hello_deadline_ns_) return false;
+  Count(counters().hellos_late);
+  Close("the peer didn't say hello in time");
+  error_ = ETIMEDOUT;
+  return true;
+}
+
+}  // namespace ray::channel
