@@ -529,10 +529,12 @@ cdef Encoded _encoded_array(object array):
     PyObject_GetBuffer(array, &view, PyBUF_STRIDES)
     fortran = False
     if not PyBuffer_IsContiguous(&view, b"C"):
-        if not PyBuffer_IsContiguous(&view, b"F"):
+        if PyBuffer_IsContiguous(&view, b"F"):
+            fortran = True
+        else:
             PyBuffer_Release(&view)
-            return None
-        fortran = True
+            array = array.copy()    # in C order
+            PyObject_GetBuffer(array, &view, PyBUF_STRIDES)
     name_nbytes = PyBytes_GET_SIZE(name)
     header = ARRAY_HEADER_BYTES + 8 * view.ndim + name_nbytes
     offset = _align(header)
