@@ -1,0 +1,269 @@
+"""Starts and ends the session of a driver: `ray.init`, `ray.shutdown`. Main thread or not; one at a time, by `_lock`.
+
+`init` makes the session's folder, starts the node process and connects the engine; `shutdown` undoes all three, also at exit
+and on SIGTERM. If the driver is killed instead, the node process notices and removes everything by itself; if the node
+process dies, everything pending fails and `shutdown` then only cleans up.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from ray._core.engine import current
+
+if TYPE_CHECKING:
+    from ray._init_options import InitOptions
+    from ray._launch.node_process import NodeProcess
+    from ray.context import RayContext
+    from ray.job_config import JobConfig
+
+_lock = threading.RLock()  # init and shutdown exclude each other; re-entrant, for a SIGTERM that arrives inside one
+_started: Started | None = None
+
+
+class Started:
+    """A session that this process has started."""
+
+    def __init__(self, node: NodeProcess, options: InitOptions, namespace: str, context: RayContext) -> None:
+        self.pid = os.getpid()
+        self.node = node
+        self.options = options
+        self.namespace = namespace
+        self.context = context
+
+
+def init(
+    address: str | None = None,
+    *,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    resources: dict[str, float] | None = None,
+    labels: dict[str, str] | None = None,
+    object_store_memory: int | None = None,
+    local_mode: bool = False,
+    ignore_reinit_error: bool = False,
+    include_dashboard: bool | None = None,
+    dashboard_host: str = "127.0.0.1",
+    dashboard_port: int | None = None,
+    job_config: JobConfig | dict[str, Any] | None = None,
+    configure_logging: bool = True,
+    logging_level: int | str = "info",
+    logging_format: str | None = None,
+    log_to_driver: bool = True,
+    namespace: str | None = None,
+    runtime_env: dict[str, Any] | None = None,
+    storage: str | None = None,
+    **more: Any,
+) -> RayContext:
+    """Starts ray in this process: everything that follows runs on this machine's cores until `ray.shutdown()` or exit.
+
+    Args:
+        address: None or "local".
+        num_cpus, num_gpus: what tasks may use of the machine; by default all CPUs that this process may run on, and the GPUs found.
+        resources: further resources by name, such as {"tape_drive": 1}.
+        object_store_memory: bytes for shared objects.
+        ignore_reinit_error: a second init returns the session that runs instead of raising.
+        log_to_driver: print what workers print.
+        namespace: where named actors live.
+        logging_level, logging_format, configure_logging: of the logger "ray".
+        more: plasma_directory and huge_pages: where shared memory comes from.  _temp_dir: an absolute path below which the session's
+            folder is made.  _system_config: settings by name, see ray/_config.py.  Those that the first versions of Ray had, too.
+        labels, local_mode, include_dashboard=True, runtime_env, storage: not built yet.
+    Returns: a RayContext, which shuts ray down when used as `with ray.init():`.
+    Raises: TypeError, ValueError, NotImplementedError: an argument, which the message names.  RuntimeError: ray runs already.
+    """
+    arguments = locals()  # first of all: exactly the parameters
+    arguments.update(arguments.pop("more"))
+    from ray import _init_options
+
+    options = _init_options.parse(arguments)
+    with _lock:
+        if current() is not None:
+            return _already(options)
+        return _start(options)
+
+
+def _already(options: InitOptions) -> RayContext:
+    if _started is None or _started.pid != os.getpid():
+        raise RuntimeError(
+            "ray.init() was called inside a task or actor, which belongs to a session already; leave the call out"
+        )
+    if options.ignore_reinit_error:
+        return _started.context
+    raise RuntimeError(
+        f"ray.init() was called twice: a session runs already, in {_started.node.session.folder}. Call ray.shutdown() first to start "
+        "another, or pass ignore_reinit_error=True to go on with the one that runs"
+    )
+
+
+def _start(options: InitOptions) -> RayContext:
+    global _started
+    _forget()  # what is left of a session that ended without us: its node died, or we are a forked child
+    if options.configure_logging:
+        _configure_logging(options)
+    from ray._launch import node_process, session
+
+    node = node_process.start_node(session.create(options._temp_dir), options.node_config())
+    try:
+        from ray._core import driver  # imports while the node process starts
+
+        timeout_s = _setting(options, "node_start_timeout_s")
+        node.wait_ready(timeout_s)
+        info = options.driver_info()
+        engine = driver.start(node.session.folder, node.session.node_socket, node.session.token, info, node)
+    except BaseException:  # Ctrl-C too: half a session must not stay
+        node.kill()
+        raise
+    from ray.context import RayContext
+
+    context = RayContext(_address_info(node, engine.info))
+    _started = Started(node, options, info["namespace"], context)
+    _at_exit()
+    if options.configure_logging:
+        import logging
+
+        logging.getLogger("ray").info("Started ray %s in %s", context.ray_version, node.session.folder)
+    return context
+
+
+def _setting(options: InitOptions, name: str) -> Any:
+    from ray._config import Settings
+
+    return getattr(Settings(options.settings()), name)
+
+
+def _address_info(node: NodeProcess, info: dict[str, Any]) -> dict[str, Any]:
+    """The keys that programs read from what init returned."""
+    return {
+        "address": node.session.folder,
+        "node_ip_address": info.get("node_ip", "127.0.0.1"),
+        "raylet_ip_address": info.get("node_ip", "127.0.0.1"),
+        "redis_address": None,  # on a Unix socket only
+        "gcs_address": node.session.folder,
+        "object_store_address": info.get("plasma_socket", node.session.plasma_socket),
+        "raylet_socket_name": node.session.node_socket,
+        "webui_url": None,
+        "session_dir": node.session.folder,
+        "metrics_export_port": None,
+        "node_id": info["node_id"].hex(),
+    }
+
+
+def shutdown(_exiting_interpreter: bool = False) -> None:
+    """Ends the session that this process started: tasks that still run are stopped, and nothing is left behind. Idempotent.
+
+    Blocks: until all processes of the session have ended and the last lines of their output are printed.
+    Raises: RuntimeError: called inside a task or actor.
+    """
+    global _started
+    with _lock:
+        running = current()
+        if _started is None:
+            if running is not None:
+                raise RuntimeError(
+                    "ray.shutdown() was called inside a task or actor; only the driver can end the session"
+                )
+            return
+        if _started.pid != os.getpid():
+            _started = None  # a forked child: the session is its parent's
+            return
+        started, _started = _started, None
+        _unbind()
+        try:
+            if running is not None:
+                running.shutdown()
+        finally:
+            _end_node(started)
+
+
+def _end_node(started: Started) -> None:
+    # The node ends by itself once it has answered our shutdown, or has seen our connection close.
+    if started.node.wait_exit(_setting(started.options, "shutdown_grace_s") + 5.0) is None:
+        started.node.kill()
+    else:
+        started.node.discard()
+
+
+def _forget() -> None:
+    """Ends what _started still says, if the engine has gone without shutdown."""
+    global _started
+    if _started is not None:
+        started, _started = _started, None
+        _unbind()
+        if started.pid == os.getpid():
+            _end_node(started)
+
+
+def _unbind() -> None:
+    """The engine's templates are of one session: the next call of each remote function makes a new one."""
+    for name in ("ray.remote_function", "ray.actor"):
+        module = sys.modules.get(name)
+        if module is not None:
+            module.unbind()
+
+
+def is_initialized() -> bool:
+    """Whether ray runs in this process: after `ray.init()` in a driver, always in a task or actor."""
+    return current() is not None
+
+
+def namespace() -> str:
+    """Where this process looks for named actors."""
+    if _started is not None and _started.pid == os.getpid():
+        return _started.namespace
+    running = current()
+    return str(running.context()["namespace"]) if running is not None else ""
+
+
+# --- once in a process ---------------------------------------------------------------------------------------------------
+
+_registered = False
+
+
+def _at_exit() -> None:
+    global _registered
+    if _registered:
+        return
+    _registered = True
+    import atexit
+
+    atexit.register(shutdown, True)
+    _on_sigterm()
+
+
+def _on_sigterm() -> None:
+    """SIGTERM ends the program as sys.exit() would, so that shutdown runs. A handler that the user has set stays."""
+    import signal
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        return
+    driver_pid = os.getpid()
+
+    def exit_by_signal(signum: int, frame: Any) -> None:
+        if os.getpid() != driver_pid:  # a child forked by the user's program: die as it would have without us
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+            return
+        sys.exit(128 + signum)
+
+    signal.signal(signal.SIGTERM, exit_by_signal)
+
+
+def _configure_logging(options: InitOptions) -> None:
+    import logging
+
+    from ray._init_options import LOGGING_FORMAT
+
+    logger = logging.getLogger("ray")
+    logger.setLevel(options.logging_level)
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+        logger.propagate = False  # the root logger's handlers would print everything a second time
+    for handler in logger.handlers:
+        handler.setFormatter(logging.Formatter(options.logging_format or LOGGING_FORMAT))
+
+
+__all__ = ["init", "is_initialized", "namespace", "shutdown"]

@@ -1,0 +1,241 @@
+"""Every argument of `ray.init`: what it may be, and what the node and the driver are told. Pure; runs in `ray.init`.
+
+`parse` turns what a user gave, in either vocabulary, into an InitOptions, or raises an error that names the argument. It starts
+nothing and reads nothing but the environment variable RAY_ADDRESS.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, Mapping
+
+from ray import _aliases, _options
+from ray._options import (
+    Check,
+    boolean,
+    later,
+    mapping,
+    memory,
+    nearest,
+    not_built,
+    optional,
+    resource_map,
+    text,
+    units,
+    whole,
+    wrong,
+)
+from ray.job_config import JobConfig
+
+LOGGING_FORMAT = "%(asctime)s %(levelname)s %(filename)s:%(lineno)s -- %(message)s"
+
+
+def _address(option: str, value: Any) -> None:
+    if value is None or value == "local":
+        return
+    if not isinstance(value, str):
+        raise wrong(TypeError, option, value, "None or 'local'")
+    raise not_built(option, value, "connecting to a cluster that already runs")
+
+
+def _dashboard(option: str, value: Any) -> bool:
+    if value in (None, False):
+        return False
+    boolean(option, value)
+    raise not_built(option, value, "the dashboard")
+
+
+def _job_config(option: str, value: Any) -> JobConfig:
+    if value is None:
+        return JobConfig()
+    if isinstance(value, Mapping):
+        return JobConfig(**value)
+    if not isinstance(value, JobConfig):
+        raise wrong(TypeError, option, value, "a ray.job_config.JobConfig")
+    return value
+
+
+def _logging_level(option: str, value: Any) -> int:
+    import logging
+
+    expected = "a level of the logging module, such as 'info' or logging.INFO"
+    if isinstance(value, str):
+        number = logging.getLevelName(value.upper())
+        if not isinstance(number, int):
+            raise wrong(ValueError, option, value, expected)
+        return number
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise wrong(TypeError, option, value, expected)
+    return value
+
+
+def _driver_mode(option: str, value: Any) -> int:
+    if value == _aliases.PYTHON_MODE and not isinstance(value, bool):
+        raise not_built(option, value, "running everything inline in the driver")
+    if value in (_aliases.SCRIPT_MODE, _aliases.SILENT_MODE) and not isinstance(value, bool):
+        return int(value)
+    raise wrong(ValueError, option, value, "ray.SCRIPT_MODE or ray.SILENT_MODE")
+
+
+def _temp_dir(option: str, value: Any) -> str:
+    folder: str = os.fspath(value) if hasattr(value, "__fspath__") else text(option, value)
+    if not os.path.isabs(folder):
+        raise wrong(ValueError, option, value, "an absolute path")
+    return folder
+
+
+def _folder(option: str, value: Any) -> str:
+    folder: str = os.fspath(value) if hasattr(value, "__fspath__") else text(option, value)
+    if not os.path.isdir(folder):
+        raise wrong(ValueError, option, value, "a folder that exists")
+    return folder
+
+
+def _port(option: str, value: Any) -> int:
+    number: int = whole(0, "a port number")(option, value)
+    if number > 65535:
+        raise wrong(ValueError, option, value, "a port number, at most 65535")
+    return number
+
+
+# name: (default, check). None asks for the default wherever that is None.
+ARGUMENTS: dict[str, tuple[Any, Check]] = {
+    "address": (None, _address),
+    "num_cpus": (None, optional(whole(0, "a whole number >= 0"))),
+    "num_gpus": (None, optional(whole(0, "a whole number >= 0"))),
+    "resources": (None, resource_map),
+    "labels": (None, later("labels of nodes")),
+    "object_store_memory": (None, optional(memory)),
+    "local_mode": (False, later("running everything inline in the driver", False)),
+    "ignore_reinit_error": (False, boolean),
+    "include_dashboard": (None, _dashboard),
+    "dashboard_host": ("127.0.0.1", optional(lambda o, v: v if v == "" else text(o, v))),
+    "dashboard_port": (None, optional(_port)),
+    "job_config": (None, _job_config),
+    "configure_logging": (True, boolean),
+    "logging_level": ("info", _logging_level),
+    "logging_format": (None, optional(text)),
+    "log_to_driver": (True, boolean),
+    "namespace": (None, optional(text)),
+    "runtime_env": (None, later("a runtime environment")),
+    "storage": (None, later("cluster-wide storage")),
+    "huge_pages": (False, boolean),
+    "plasma_directory": (None, optional(_folder)),
+    "num_redis_shards": (None, optional(whole(1, "a whole number >= 1"))),
+    "num_workers": (None, optional(whole(0, "a whole number >= 0"))),
+    "driver_mode": (_aliases.SCRIPT_MODE, _driver_mode),
+    "redirect_output": (False, boolean),
+    "object_id_seed": (None, later("ids that repeat from run to run")),
+    "_enable_object_reconstruction": (False, boolean),
+    "_redis_max_memory": (None, optional(memory)),
+    "_node_ip_address": (None, optional(text)),
+    "_driver_object_store_memory": (None, later("a share of the object store for the driver")),
+    "_memory": (None, optional(memory)),
+    "_redis_password": (None, optional(text)),
+    "_temp_dir": (None, optional(_temp_dir)),
+    "_metrics_export_port": (None, later("the export of metrics")),
+    "_system_config": (None, optional(mapping)),
+    "_tracing_startup_hook": (None, later("tracing")),
+    "_node_name": (None, optional(text)),
+}
+
+
+class InitOptions:
+    """The arguments of `ray.init`, checked, one attribute each."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["values"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    @property
+    def prints_of_workers(self) -> bool:
+        return bool(self.log_to_driver and not self.redirect_output and self.driver_mode != _aliases.SILENT_MODE)
+
+    def resources(self) -> dict[str, int]:
+        """What the user said the node has, in units; what is not in here the node finds out itself."""
+        given = {name: units(amount) for name, amount in self.values["resources"].items()}
+        for name, option in (("CPU", "num_cpus"), ("GPU", "num_gpus"), ("memory", "_memory")):
+            if self.values[option] is not None:
+                given[name] = units(self.values[option])
+        return given
+
+    def settings(self) -> dict[str, Any]:
+        """Overrides of ray._config: the environment's, then those of _system_config."""
+        from ray._config import Settings
+
+        given = dict(self.values["_system_config"] or {})
+        if self.num_workers is not None:
+            given.setdefault("prestart_workers", self.num_workers)
+        return Settings(given, os.environ).overrides()
+
+    def node_config(self) -> dict[str, Any]:
+        """What ray._launch.node_process.start_node is given."""
+        config = {
+            "resources": self.resources(),
+            "settings": self.settings(),
+            "job": {"sys_path": list(sys.path), "cwd": os.getcwd(), "env": {}},
+            "huge_pages": self.huge_pages,
+        }
+        for key, option in (
+            ("object_store_memory", "object_store_memory"),
+            ("plasma_directory", "plasma_directory"),
+            ("num_redis_shards", "num_redis_shards"),
+            ("redis_password", "_redis_password"),
+            ("redis_max_memory", "_redis_max_memory"),
+            ("node_ip", "_node_ip_address"),
+            ("node_name", "_node_name"),
+        ):
+            if self.values[option] is not None:
+                config[key] = self.values[option]
+        return config
+
+    def driver_info(self) -> dict[str, Any]:
+        """What the driver says of itself when it registers."""
+        main = sys.modules.get("__main__")
+        return {
+            "kind": "driver",
+            "pid": os.getpid(),
+            "entrypoint": " ".join(sys.argv) or getattr(main, "__file__", None) or "python",
+            "sys_path": list(sys.path),
+            "cwd": os.getcwd(),
+            "namespace": self.namespace or self.job_config.ray_namespace or os.urandom(16).hex(),
+            "log_to_driver": self.prints_of_workers,
+            "runtime_env": {},
+            "metadata": self.job_config.metadata,
+        }
+
+
+def parse(given: Mapping[str, Any]) -> InitOptions:
+    """Checks what `ray.init` was given.
+
+    Raises: TypeError, ValueError: an argument that is unknown, wrong, or makes no sense beside another.
+        NotImplementedError: one that a later version will bring.
+    """
+    # An argument left at its default was not given, whoever filled it in.
+    given = {name: value for name, value in given.items() if name not in ARGUMENTS or value is not ARGUMENTS[name][0]}
+    given = _aliases.resolve(_aliases.INIT, given, "ray.init")
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in ARGUMENTS:
+            raise TypeError(
+                f"ray.init: unknown argument {name!r}{nearest(name, [*ARGUMENTS, *_aliases.INIT, 'num_custom_resource'])}"
+            )
+    for name, (default, checker) in ARGUMENTS.items():
+        values[name] = checker(f"ray.init: {name}", given.get(name, default))
+    options = InitOptions(values)
+    if options.huge_pages and options.plasma_directory is None:
+        raise ValueError(
+            "ray.init: huge_pages=True needs plasma_directory=, the folder where a hugetlbfs is mounted, such as '/mnt/hugepages'"
+        )
+    if given.get("address") is None and os.environ.get("RAY_ADDRESS", "local") != "local":
+        raise not_built(
+            "ray.init: environment variable RAY_ADDRESS", os.environ["RAY_ADDRESS"], "connecting to a cluster"
+        )
+    options.settings()  # a wrong _system_config or environment variable is an error here, not in the node
+    return options

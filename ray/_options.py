@@ -1,0 +1,328 @@
+"""Every option of a remote function, an actor class and an actor method: what it may be, and what the engine is told.
+
+Pure: runs in the caller's thread, where `@ray.remote(...)` or `.options(...)` is evaluated, so that a wrong option is an error
+there and not at some later call. One table per kind of thing (TASK, ACTOR, METHOD) maps an option's name to the function that
+checks it and returns its canonical value. An option that a later version will bring is in the table too: it accepts the value
+that asks for nothing, and otherwise says that it isn't built.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Callable, Mapping
+
+from ray import _aliases
+
+RESOURCE_UNITS = 10_000  # one CPU, GPU, byte of memory or custom resource is this many units
+ACTOR_CONCURRENCY_ASYNC = 1000  # calls in flight inside an asyncio actor unless max_concurrency says otherwise
+_RESERVED = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory", "object_store_memory": "object_store_memory"}
+
+Check = Callable[[str, Any], Any]
+
+
+def wrong(kind: type[Exception], option: str, given: Any, expected: str) -> Exception:
+    """The error for a bad value: names the option, shows what was given, says what would do."""
+    return kind(f"{option}={given!r}: expected {expected}")
+
+
+def not_built(option: str, given: Any, what: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"{option}={given!r}: {what} is not built yet in this version of ray; leave {option} out"
+    )
+
+
+# --- checks of one value ------------------------------------------------------------------------------------------------
+
+
+def quantity(option: str, value: Any) -> float:
+    """A resource amount: a finite number >= 0, and not so small that it is less than one unit."""
+    if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, (str, bytes)):
+        raise wrong(TypeError, option, value, "a number >= 0, such as 1 or 0.5")
+    number = float(value)
+    if math.isnan(number) or math.isinf(number) or number < 0:
+        raise wrong(ValueError, option, value, "a finite number >= 0, such as 1 or 0.5")
+    if 0 < number * RESOURCE_UNITS < 0.5:
+        raise wrong(ValueError, option, value, f"0 or at least {1 / RESOURCE_UNITS}, the smallest amount counted")
+    return number
+
+
+def gpus(option: str, value: Any) -> float:
+    number = quantity(option, value)
+    if number > 1 and number != int(number):
+        raise wrong(ValueError, option, value, "a whole number above 1: only one GPU can be shared by fractions")
+    return number
+
+
+def resource_map(option: str, value: Any) -> dict[str, float]:
+    """Custom resources by name. None is none."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise wrong(TypeError, option, value, "a dict of amounts by resource name, such as {'tape_drive': 1}")
+    checked = {}
+    for name, amount in value.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{option}: the resource name {name!r} is not a string")
+        if name in _RESERVED:
+            raise ValueError(f"{option}: {name!r} is not a custom resource; use {_RESERVED[name]}={amount!r} instead")
+        if not name or name != name.strip():
+            raise ValueError(f"{option}: {name!r} can't be a resource name: it is empty or has spaces around it")
+        checked[name] = quantity(f"{option}[{name!r}]", amount)
+    return checked
+
+
+def whole(minimum: int, expected: str) -> Check:
+    def check(option: str, value: Any) -> int:
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise wrong(TypeError, option, value, expected)
+        number = int(value.__index__())
+        if number < minimum:
+            raise wrong(ValueError, option, value, expected)
+        return number
+
+    return check
+
+
+def optional(check: Check) -> Check:
+    return lambda option, value: None if value is None else check(option, value)
+
+
+def boolean(option: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise wrong(TypeError, option, value, "True or False")
+    return value
+
+
+def text(option: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise wrong(TypeError, option, value, "a string")
+    if not value:
+        raise wrong(ValueError, option, value, "a string that is not empty")
+    return value
+
+
+def mapping(option: str, value: Any) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise wrong(TypeError, option, value, "a dict")
+    return dict(value)
+
+
+def later(what: str, *harmless: Any) -> Check:
+    """An option of a version to come: only None, an empty dict or list, or a value in `harmless` asks for nothing."""
+
+    def check(option: str, value: Any) -> Any:
+        if value is None or (isinstance(value, (dict, list, tuple)) and not value) or value in harmless:
+            return None
+        raise not_built(option, value, what)
+
+    return check
+
+
+def memory(option: str, value: Any) -> int:
+    return int(quantity(option, value))  # bytes, rounded down
+
+
+def num_returns(option: str, value: Any) -> int:
+    if value in ("dynamic", "streaming"):
+        raise not_built(option, value, "a task that decides how much it returns")
+    return whole(0, "a whole number >= 0")(option, value)  # type: ignore[no-any-return]
+
+
+def retry_exceptions(option: str, value: Any) -> bool | tuple[type[BaseException], ...]:
+    expected = "True, False or a list of exception classes"
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, (list, tuple)):
+        raise wrong(TypeError, option, value, expected)
+    for one in value:
+        if not (isinstance(one, type) and issubclass(one, BaseException)):
+            raise wrong(TypeError, option, value, f"{expected}, and {one!r} is not one")
+    return tuple(value)
+
+
+def strategy(option: str, value: Any) -> str | None:
+    if value in (None, "DEFAULT"):
+        return None
+    if value == "SPREAD":
+        return "SPREAD"
+    if isinstance(value, str):
+        raise wrong(ValueError, option, value, "'DEFAULT' or 'SPREAD'")
+    raise not_built(option, value, "placement by node, label or placement group")
+
+
+def lifetime(option: str, value: Any) -> str | None:
+    if value in (None, "non_detached"):
+        return None
+    if value == "detached":
+        return "detached"
+    raise wrong(ValueError, option, value, "'detached' or None")
+
+
+# --- the tables ---------------------------------------------------------------------------------------------------------
+
+_COMMON: dict[str, Check] = {
+    "num_cpus": optional(quantity),
+    "num_gpus": optional(gpus),
+    "resources": resource_map,
+    "memory": optional(memory),
+    "object_store_memory": later("a share of the object store"),
+    "accelerator_type": optional(text),
+    "name": optional(text),
+    "scheduling_strategy": strategy,
+    "runtime_env": later("a runtime environment"),
+    "label_selector": later("placement by node labels"),
+    "fallback_strategy": later("placement by node labels"),
+    "placement_group": later("placement in a placement group", "default"),
+    "placement_group_bundle_index": later("placement in a placement group", -1),
+    "placement_group_capture_child_tasks": later("placement in a placement group", False),
+    "enable_task_events": boolean,
+    "_metadata": optional(mapping),
+    "_labels": later("labels on tasks and actors"),
+}
+
+TASK: dict[str, Check] = {
+    **_COMMON,
+    "num_returns": num_returns,
+    "max_calls": whole(0, "a whole number >= 0, where 0 means no limit"),
+    "max_retries": whole(-1, "a whole number >= 0, or -1 for no limit"),
+    "retry_exceptions": retry_exceptions,
+    "priority": later("a priority among queued tasks", 0),
+    "timeout_s": later("a time limit of tasks"),
+    "_generator_backpressure_num_objects": later("a task that decides how much it returns"),
+}
+
+ACTOR: dict[str, Check] = {
+    **_COMMON,
+    "max_restarts": whole(-1, "a whole number >= 0, or -1 for no limit"),
+    "max_task_retries": whole(-1, "a whole number >= 0, or -1 for no limit"),
+    "max_concurrency": optional(whole(1, "a whole number >= 1")),
+    "max_pending_calls": later("a bound on an actor's queue", -1),
+    "concurrency_groups": later("concurrency groups"),
+    "namespace": optional(text),
+    "lifetime": lifetime,
+    "get_if_exists": boolean,
+    "checkpoint_interval": later("checkpointing of actors", -1, 0),
+}
+
+METHOD: dict[str, Check] = {
+    "num_returns": num_returns,
+    "max_task_retries": whole(-1, "a whole number >= 0, or -1 for no limit"),
+    "retry_exceptions": later("retrying an actor's method on an exception", False),
+    "name": optional(text),
+    "concurrency_group": later("concurrency groups"),
+    "enable_task_events": boolean,
+    "tensor_transport": later("transport of tensors outside the object store"),
+    "_generator_backpressure_num_objects": later("a task that decides how much it returns"),
+}
+
+
+def check(table: dict[str, Check], given: Mapping[str, Any], of: str) -> dict[str, Any]:
+    """The canonical form of the options given, older names resolved.
+
+    of: what they were given to, for the message, such as "remote function f".
+
+    Raises: ValueError, TypeError, NotImplementedError: naming the option.
+    """
+    given = _aliases.resolve(_aliases.OPTIONS, given, of)
+    checked = {}
+    for option, value in given.items():
+        checker = table.get(option)
+        if checker is None:
+            raise ValueError(f"{of}: unknown option {option!r}{_hint(table, option)}")
+        checked[option] = checker(option, value)
+    return checked
+
+
+def _hint(table: Mapping[str, Any], option: str) -> str:
+    other = {id(TASK): "actor classes", id(ACTOR): "remote functions"}.get(id(table))
+    elsewhere = ACTOR if table is TASK else TASK if table is ACTOR else {}
+    if other and option in elsewhere:
+        return f": it is only for {other}"
+    return nearest(option, list(table) + list(_aliases.OPTIONS))
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """'; did you mean X?' for the known name most like this one, or '' if none is."""
+    import difflib  # an error is about to be raised: only then is it worth importing
+
+    found = difflib.get_close_matches(name, known, 1, 0.6)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+# --- what the engine is told --------------------------------------------------------------------------------------------
+
+
+def units(amount: float) -> int:
+    return round(amount * RESOURCE_UNITS)
+
+
+def _resources(options: Mapping[str, Any]) -> dict[str, int]:
+    """What was asked for explicitly, in units; an explicit 0 is kept."""
+    wanted = {name: units(amount) for name, amount in (options.get("resources") or {}).items()}
+    if options.get("num_cpus") is not None:
+        wanted["CPU"] = units(options["num_cpus"])
+    if options.get("num_gpus") is not None:
+        wanted["GPU"] = units(options["num_gpus"])
+    if options.get("memory") is not None:
+        wanted["memory"] = units(options["memory"])
+    if options.get("accelerator_type") is not None:
+        wanted["accelerator_type:" + options["accelerator_type"]] = units(0.001)
+    return wanted
+
+
+def _nonzero(wanted: dict[str, int]) -> dict[str, int]:
+    return {name: amount for name, amount in wanted.items() if amount}
+
+
+def task_resources(options: Mapping[str, Any]) -> dict[str, int]:
+    """A task takes one CPU unless told otherwise."""
+    wanted = _resources(options)
+    wanted.setdefault("CPU", RESOURCE_UNITS)
+    return _nonzero(wanted)
+
+
+def actor_resources(options: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+    """(held for the actor's life, needed to be placed).
+
+    An actor that asks for nothing is placed where a CPU is and then holds none, so that any number of idle actors fit on a
+    node. One that asks for anything holds what it asked for, and a CPU unless num_cpus says otherwise.
+    """
+    wanted = _resources(options)
+    if all(name == "memory" for name in wanted):
+        held = _nonzero(wanted)
+        return held, {**held, "CPU": RESOURCE_UNITS}
+    wanted.setdefault("CPU", RESOURCE_UNITS)
+    held = _nonzero(wanted)
+    return held, held
+
+
+def task_template(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of ray._core.engine.TaskTemplate."""
+    resources = task_resources(options)
+    return {
+        "num_returns": options.get("num_returns", 1),
+        "resources": resources,
+        "max_retries": options.get("max_retries", 3),
+        "retry_exceptions": options.get("retry_exceptions", False),
+        # A GPU library keeps the GPU's memory until its process ends, so a worker runs one GPU task and goes.
+        "max_calls": options.get("max_calls", 1 if "GPU" in resources else 0),
+        "name": options.get("name"),
+        "strategy": options.get("scheduling_strategy"),
+    }
+
+
+def actor_template(options: Mapping[str, Any], is_async: bool) -> dict[str, Any]:
+    """Options of ray._core.engine.ActorTemplate."""
+    held, placement = actor_resources(options)
+    concurrency = options.get("max_concurrency")
+    return {
+        "resources": held,
+        "placement_resources": placement,
+        "max_restarts": options.get("max_restarts", 0),
+        "max_task_retries": options.get("max_task_retries", 0),
+        "max_concurrency": concurrency or (ACTOR_CONCURRENCY_ASYNC if is_async else 1),
+        "name": options.get("name"),
+        "namespace": options.get("namespace"),
+        "detached": options.get("lifetime") == "detached",
+        "is_async": is_async,
+    }

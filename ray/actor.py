@@ -1,0 +1,359 @@
+"""Actors: a class whose instances each live in a worker process of their own, and the handles through which they are called.
+
+Runs in drivers and workers, in the caller's thread. `ActorClass` is what `@ray.remote` makes of a class; `.remote()` on it asks for
+an instance and at once returns an `ActorHandle`. A handle holds the engine's ActorRef (which counts: an actor whose last handle
+anywhere is gone finishes what was submitted, then exits) and the class's table of methods. `handle.method` is looked up once per
+handle: the ActorMethod found is kept in the handle's `__dict__`, and its `remote` is the engine's own `submit`, so a call costs
+two attribute look-ups and no Python frame of ours.
+
+When the actor's process dies, the engine fails or retries the calls; nothing here holds state about that.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, Callable, Generic, NoReturn, TypeVar
+
+from ray import _options
+from ray._signature import Signature
+from ray.types import ActorID
+
+if TYPE_CHECKING:
+    from ray._core.engine import ActorRef, ActorTemplate
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+_ASYNC_FLAGS = 0x80 | 0x100 | 0x200  # CO_COROUTINE, CO_ITERABLE_COROUTINE, CO_ASYNC_GENERATOR
+_GENERATOR_FLAGS = 0x20 | 0x200
+_METHOD_MARK = "__ray_method_options__"
+
+
+def method(*args: Any, **options: Any) -> Callable[[F], F]:
+    """Decorates a method of an actor class with options of its own: `@ray.method(num_returns=2)`."""
+    if args or not options:
+        raise TypeError("ray.method takes keyword options only, such as @ray.method(num_returns=2)")
+
+    def mark(function: F) -> F:
+        name = getattr(function, "__name__", "?")
+        setattr(function, _METHOD_MARK, _options.check(_options.METHOD, options, f"method {name}"))
+        return function
+
+    return mark
+
+
+def exit_actor() -> NoReturn:
+    """Ends the actor whose method calls this, on purpose: it isn't restarted, and the calling method returns nothing.
+
+    Raises: TypeError: not called from an actor's method.
+    """
+    from ray._core import engine
+
+    current = engine.current()
+    if current is None or current.context().get("actor_id") is None:
+        raise TypeError("ray.actor.exit_actor() was called outside an actor; it is for methods of an actor class")
+    engine.exit_actor()
+    raise AssertionError("engine.exit_actor returned")
+
+
+# --- what a handle knows of a class --------------------------------------------------------------------------------------
+
+
+class MethodDescription:
+    """One row of a class's table of methods."""
+
+    __slots__ = ("name", "signature", "options", "generator")
+
+    def __init__(self, name: str, signature: Signature, options: dict[str, Any], generator: bool) -> None:
+        self.name = name
+        self.signature = signature
+        self.options = options  # canonical, of _options.METHOD
+        self.generator = generator
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MethodDescription, (self.name, self.signature, self.options, self.generator)
+
+
+class ClassDescription:
+    """The name and methods of an actor class: what is needed to call an instance without having the class."""
+
+    __slots__ = ("key", "name", "methods", "is_async", "__weakref__")
+
+    def __init__(self, key: bytes, name: str, methods: dict[str, MethodDescription], is_async: bool) -> None:
+        self.key = key  # random, made with the ActorClass: equal keys mean one and the same description
+        self.name = name
+        self.methods = methods
+        self.is_async = is_async
+
+    @classmethod
+    def of(cls, actor_class: type) -> ClassDescription:
+        import os
+
+        methods: dict[str, MethodDescription] = {}
+        is_async = False
+        for klass in reversed(actor_class.__mro__[:-1]):  # without object
+            for name, attribute in vars(klass).items():
+                bound = isinstance(attribute, (staticmethod, classmethod))
+                function = attribute.__func__ if bound else attribute
+                if isinstance(function, type) or not callable(function):
+                    methods.pop(name, None)  # a subclass may hide a method: `close = None`
+                    continue
+                flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+                skip_first = not isinstance(attribute, staticmethod)
+                signature = Signature.of(function, f"{actor_class.__name__}.{name}", skip_first)
+                options = getattr(function, _METHOD_MARK, {})
+                methods[name] = MethodDescription(name, signature, options, bool(flags & _GENERATOR_FLAGS))
+                is_async = is_async or bool(flags & _ASYNC_FLAGS)
+        return cls(os.urandom(16), actor_class.__name__, methods, is_async)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _description, (self.key, self.name, tuple(self.methods.values()), self.is_async)
+
+
+# Descriptions met in pickles, so that a thousand handles of one class share one.
+_descriptions: weakref.WeakValueDictionary[bytes, ClassDescription] = weakref.WeakValueDictionary()
+
+
+def _description(key: bytes, name: str, methods: tuple[MethodDescription, ...], is_async: bool) -> ClassDescription:
+    known = _descriptions.get(key)
+    if known is None:
+        known = ClassDescription(key, name, {m.name: m for m in methods}, is_async)
+        _descriptions[key] = known
+    return known
+
+
+# --- calling -------------------------------------------------------------------------------------------------------------
+
+
+class ActorMethod:
+    """One method of one actor, as seen through one handle. `.remote(...)` submits a call and returns its ObjectRef(s)."""
+
+    __slots__ = ("remote", "_ref", "_class_name", "_method", "_options")
+
+    remote: Callable[..., Any]
+
+    def __init__(self, ref: ActorRef, class_name: str, method: MethodDescription, options: dict[str, Any]) -> None:
+        self._ref = (
+            ref  # and not the handle: the handle's __dict__ holds this object, and a cycle would outlive the last `del`
+        )
+        self._class_name = class_name
+        self._method = method
+        self._options = options
+        if method.generator and "num_returns" not in options:
+            self.remote = self._refuse_generator
+            return
+        engine_options: dict[str, Any] = {"arity": method.signature.bounds, "check": method.signature.check}
+        for name in ("max_task_retries", "name"):
+            if options.get(name) is not None:
+                engine_options[name] = options[name]
+        self.remote = ref.method(method.name, options.get("num_returns", 1), engine_options)
+
+    def options(self, **options: Any) -> ActorMethod:
+        """The same method with some options replaced."""
+        checked = _options.check(_options.METHOD, options, f"method {self._method.name}")
+        return ActorMethod(self._ref, self._class_name, self._method, {**self._options, **checked})
+
+    def _remote(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Older spelling of `.options(**options).remote(*args, **kwargs)`."""
+        target = self.options(**options) if options else self
+        return target.remote(*(args or ()), **(kwargs or {}))
+
+    def bind(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotImplementedError(f"{self._method.name}.bind(): task graphs are not built yet in this version of ray")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        name = self._method.name
+        raise TypeError(f"{name} is a method of an actor and can't be called directly: use .{name}.remote(...)")
+
+    def _refuse_generator(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotImplementedError(
+            f"{self._class_name}.{self._method.name} is a generator: returning one ref for each value yielded is not built yet in "
+            "this version of ray; decorate it with @ray.method(num_returns=<how many values it yields>)"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ActorMethod, (self._ref, self._class_name, self._method, self._options)
+
+    def __repr__(self) -> str:
+        return f"<ActorMethod {self._class_name}.{self._method.name} of {self._ref.actor_id.hex()}>"
+
+
+class ActorHandle(Generic[T]):
+    """Refers to one actor. May be passed to tasks, to other actors and inside objects; the actor lives while any handle does."""
+
+    if TYPE_CHECKING:
+        _ray_ref: ActorRef
+        _ray_class: ClassDescription
+
+    def __init__(self, ref: ActorRef, description: ClassDescription) -> None:
+        self.__dict__["_ray_ref"] = ref
+        self.__dict__["_ray_class"] = description
+
+    def __getattr__(self, name: str) -> ActorMethod:
+        # Only the first look-up of a name comes here.
+        if name.startswith("_ray"):
+            raise AttributeError(name)  # half unpickled or half copied: never recurse
+        description = self._ray_class
+        found = description.methods.get(name)
+        if found is None:
+            hint = _options.nearest(name, list(description.methods))
+            raise AttributeError(
+                f"actor class {description.name} has no method {name!r}{hint} (only methods can be reached through a handle, not "
+                "other attributes)"
+            )
+        made = ActorMethod(self._ray_ref, description.name, found, found.options)
+        self.__dict__[name] = made
+        return made
+
+    @property
+    def _actor_id(self) -> ActorID:
+        return ActorID(self._ray_ref.actor_id)
+
+    _ray_actor_id = _actor_id
+
+    def __dir__(self) -> list[str]:
+        return [*object.__dir__(self), *self._ray_class.methods]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ActorHandle) and self._ray_ref.actor_id == other._ray_ref.actor_id
+
+    def __hash__(self) -> int:
+        return hash(self._ray_ref.actor_id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ActorHandle, (self._ray_ref, self._ray_class)
+
+    def __repr__(self) -> str:
+        return f"Actor({self._ray_class.name}, {self._ray_ref.actor_id.hex()})"
+
+
+# --- creating ------------------------------------------------------------------------------------------------------------
+
+
+# Classes whose template is bound to the engine that runs now.
+_bound: weakref.WeakSet[ActorClass[Any]] = weakref.WeakSet()
+
+
+def unbind() -> None:
+    """The engine has ended: the next `.remote()` of each class binds it to the next one."""
+    for actor_class in list(_bound):
+        actor_class._made = None
+    _bound.clear()
+
+
+class ActorClass(Generic[T]):
+    """A class whose instances are actors. Create one with `.remote(...)`, which takes the arguments of its `__init__`."""
+
+    def __init__(
+        self, actor_class: type[T], options: dict[str, Any], description: ClassDescription | None = None
+    ) -> None:
+        """options: as _options.check returned them."""
+        self._class = actor_class
+        self._options = options
+        self._description = description or ClassDescription.of(actor_class)
+        self._made: ActorTemplate | None = None
+        self.__name__ = actor_class.__name__
+        self.__qualname__ = actor_class.__qualname__
+        self.__module__ = actor_class.__module__
+        self.__doc__ = actor_class.__doc__
+        self.__wrapped__ = actor_class
+
+    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T]:
+        """Asks for an actor and returns its handle at once; an error of its `__init__` is raised by the first call's result.
+
+        Raises: TypeError: `__init__` can't be called with these arguments, or one of them can't be pickled.
+        """
+        self._signature().check(args, kwargs)
+        if self._options.get("get_if_exists"):
+            existing = self._existing()
+            if existing is not None:
+                return existing
+        template = self._made
+        if template is None:
+            template = self._made = self._template()
+            _bound.add(self)
+        return ActorHandle(template.create(args, kwargs), self._description)
+
+    def options(self, **options: Any) -> ActorClass[T]:
+        """The same class with some options replaced; this one stays as it is."""
+        checked = _options.check(_options.ACTOR, options, f"actor class {self.__name__}")
+        merged = {**self._options, **checked}
+        check_together(merged, self.__name__)
+        return ActorClass(self._class, merged, self._description)
+
+    def _remote(self, args: Any = None, kwargs: Any = None, **options: Any) -> ActorHandle[T]:
+        """Older spelling of `.options(**options).remote(*args, **kwargs)`."""
+        target = self.options(**options) if options else self
+        return target.remote(*(args or ()), **(kwargs or {}))
+
+    def bind(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotImplementedError(f"{self.__name__}.bind(): task graphs are not built yet in this version of ray")
+
+    @property
+    def __ray_actor_class__(self) -> type[T]:
+        return self._class
+
+    def _signature(self) -> Signature:
+        init = self._description.methods.get("__init__")
+        if init is not None:
+            return init.signature
+        new = self._description.methods.get("__new__")
+        return new.signature if new else Signature(self.__name__, varargs=False, varkw=False)
+
+    def _existing(self) -> ActorHandle[T] | None:
+        from ray import api
+
+        try:
+            return api.get_actor(self._options["name"], self._options.get("namespace"))
+        except ValueError:
+            return None  # nobody has the name: this call creates it
+
+    def _template(self) -> ActorTemplate:
+        from ray import api
+
+        api.ensure_started()
+        from ray._core.engine import ActorTemplate
+
+        returns = {name: m.options.get("num_returns", 1) for name, m in self._description.methods.items()}
+        engine_options = _options.actor_template(self._options, self._description.is_async)
+        return ActorTemplate(self._class, self.__name__, returns, engine_options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            f"{self.__name__} is an actor class and can't be instantiated directly: use {self.__name__}.remote(...) to start an "
+            f"actor, or {self.__name__}.__wrapped__(...) for a plain object in this process"
+        )
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> NoReturn:
+        raise TypeError(
+            f"{self.__name__} is an actor class, and a class can't inherit from one: inherit from a plain class, and decorate each "
+            "class whose instances shall be actors with @ray.remote"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        # Static methods, class methods and constants are as reachable as on the plain class.
+        if name.startswith("_"):
+            raise AttributeError(f"actor class has no attribute {name!r}")
+        return getattr(self._class, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ActorClass, (self._class, self._options, self._description)
+
+    def __repr__(self) -> str:
+        return f"<ActorClass {self.__module__}.{self.__qualname__}>"
+
+
+def make(actor_class: type[T], given: dict[str, Any]) -> ActorClass[T]:
+    """What @ray.remote(**given) makes of actor_class."""
+    if issubclass(actor_class, BaseException):
+        raise TypeError(f"{actor_class.__name__} is an exception class; an actor class can't be one")
+    checked = _options.check(_options.ACTOR, given, f"actor class {actor_class.__name__}")
+    check_together(checked, actor_class.__name__)
+    return ActorClass(actor_class, checked)
+
+
+def check_together(options: dict[str, Any], name: str) -> None:
+    """Refuses options of an actor class that make no sense beside each other."""
+    if options.get("lifetime") == "detached" and not options.get("name"):
+        raise ValueError(f"actor class {name}: lifetime='detached' needs name=, by which the actor is found again")
+    if options.get("get_if_exists") and not options.get("name"):
+        raise ValueError(f"actor class {name}: get_if_exists=True needs name=, by which the actor is looked up")

@@ -1,0 +1,329 @@
+"""The public functions: check the arguments, then one call to the engine. Any thread of a driver or worker.
+
+What is looked up on every call is `current()`, the engine of this process; there is none before `ray.init()`, after
+`ray.shutdown()` and in a forked child, and then a function that needs one starts ray as `ray.init()` would. In a worker there always
+is one. How a session starts and ends is in `_driver.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Callable, Sequence, TypeVar, overload
+
+from ray import _aliases
+from ray._core.engine import ObjectRef, current
+from ray._driver import init, is_initialized, namespace, shutdown
+from ray._options import RESOURCE_UNITS
+
+if TYPE_CHECKING:
+    from ray._core.engine import Engine
+    from ray.actor import ActorClass, ActorHandle
+    from ray.remote_function import RemoteFunction
+
+__all__ = [
+    "available_resources",
+    "cancel",
+    "cluster_resources",
+    "get",
+    "get_actor",
+    "init",
+    "is_initialized",
+    "kill",
+    "nodes",
+    "put",
+    "remote",
+    "shutdown",
+    "wait",
+]
+
+R = TypeVar("R")
+T = TypeVar("T")
+_MISSING: Any = object()
+
+
+def engine() -> Engine:
+    """This process's engine, started if there is none."""
+    found = current()
+    if found is None:
+        init()
+        found = current()
+        assert found is not None
+    return found
+
+
+def ensure_started() -> None:
+    if current() is None:
+        init()
+
+
+# --- defining ------------------------------------------------------------------------------------------------------------
+
+
+@overload
+def remote(definition: type[T], /) -> ActorClass[T]: ...  # type: ignore[overload-overlap]
+@overload
+def remote(definition: Callable[..., R], /) -> RemoteFunction[R]: ...
+@overload
+def remote(**options: Any) -> Callable[[Any], Any]: ...
+def remote(*args: Any, **options: Any) -> Any:
+    """Makes a function a remote function, or a class an actor class: `@ray.remote`, or `@ray.remote(num_cpus=2)`.
+
+    Options of both: num_cpus, num_gpus, resources, memory, accelerator_type, name, scheduling_strategy.
+    Of functions: num_returns, max_calls, max_retries, retry_exceptions.
+    Of classes: max_restarts, max_task_retries, max_concurrency, namespace, lifetime, get_if_exists.
+
+    Raises: TypeError, ValueError: an option is unknown or wrong, or the thing is neither a function nor a class.
+    """
+    if len(args) == 1 and not options:
+        return _remote(args[0], {})
+    if args or not options:
+        raise TypeError(
+            "ray.remote is used as @ray.remote, or with options, all by keyword, as @ray.remote(num_cpus=2); not with "
+            + (f"{args!r} and {options!r}" if args else "empty brackets")
+        )
+    given = dict(options)
+    return lambda definition: _remote(definition, given)
+
+
+def _remote(definition: Any, given: dict[str, Any]) -> Any:
+    from ray import actor, remote_function
+
+    if isinstance(definition, type):
+        return actor.make(definition, given)
+    if isinstance(definition, (remote_function.RemoteFunction, actor.ActorClass)):
+        raise TypeError(
+            f"ray.remote: {definition!r} is remote already; {definition.__name__}.options(...) changes its options"
+        )
+    # Compiled functions have types of their own: they are known by having a name and being callable, which is more than
+    # an ordinary object with __call__ has.
+    if callable(definition) and hasattr(definition, "__name__"):
+        return remote_function.make(definition, given)
+    raise TypeError(f"ray.remote: {definition!r} is neither a function nor a class")
+
+
+# --- objects -------------------------------------------------------------------------------------------------------------
+
+
+@overload
+def get(object_refs: ObjectRef[R], timeout: float | None = None) -> R: ...
+@overload
+def get(object_refs: list[ObjectRef[R]], timeout: float | None = None) -> list[R]: ...
+@overload
+def get(object_refs: Any = ..., timeout: float | None = None, **older: Any) -> Any: ...
+def get(object_refs: Any = _MISSING, timeout: float | None = None, **older: Any) -> Any:
+    """The value of one ref, or the values of a list of refs in its order.
+
+    Args: timeout: seconds; None waits for ever, 0 takes only what is there.
+    Raises: GetTimeoutError: not all were there in time.  The task's own exception, if it failed.  ValueError: not refs.
+    Blocks: yes; the caller's CPUs are lent out meanwhile.
+    """
+    if older or object_refs is _MISSING:
+        object_refs = _older("get", object_refs, older)
+    if timeout is not None:
+        timeout = _timeout("get", timeout)
+    running = current()
+    if running is None:
+        running = _engine_for("get", object_refs)
+    if type(object_refs) is ObjectRef:
+        return running.get_one(object_refs, timeout)
+    if type(object_refs) is not list:
+        object_refs = _list_for_get(object_refs)
+    try:
+        return running.get(object_refs, timeout)
+    except TypeError:
+        _check_refs("get", object_refs, ValueError)  # names the element, if that is what it was
+        raise
+
+
+def put(value: Any, **older: Any) -> ObjectRef[Any]:
+    """Stores a value, which from then on never changes, and returns a ref to it.
+
+    Raises: TypeError: value is a ref, or can't be pickled; ObjectStoreFullError: there is no room and none will come.
+    """
+    if older:
+        _older("put", value, older)
+    if isinstance(value, ObjectRef):
+        raise TypeError(
+            f"ray.put: {value!r} is an ObjectRef already; pass it on as it is, or put it into a list if a ref to a ref is wanted"
+        )
+    running = current()
+    if running is None:
+        running = engine()
+    return running.put(value)
+
+
+def wait(
+    object_refs: list[ObjectRef[R]] = _MISSING,
+    num_returns: int = 1,
+    timeout: float | None = None,
+    fetch_local: bool = True,
+    **older: Any,
+) -> tuple[list[ObjectRef[R]], list[ObjectRef[R]]]:
+    """Waits until num_returns of the refs are ready, or timeout seconds have passed.
+
+    Args:
+        object_refs: distinct.  timeout: None waits for ever, 0 polls.
+        fetch_local: False to be content with the object's being anywhere in the cluster.
+    Returns: (ready, rest), each in the order given; at most num_returns are in ready.
+    Raises: TypeError, ValueError: an argument is not as said above.
+    Blocks: yes; the caller's CPUs are lent out meanwhile.
+    """
+    if older or object_refs is _MISSING:
+        object_refs = _older("wait", object_refs, older)
+    if timeout is not None:
+        timeout = _timeout("wait", timeout)
+    if type(object_refs) is not list:
+        given = "a single ObjectRef: put it into a list" if isinstance(object_refs, ObjectRef) else repr(object_refs)
+        raise TypeError(f"ray.wait: expected a list of ObjectRefs, got {given}")
+    if type(num_returns) is not int:
+        raise TypeError(f"ray.wait: num_returns={num_returns!r}: expected a whole number")
+    if not object_refs:
+        return [], []
+    if not 0 < num_returns <= len(object_refs):
+        raise ValueError(
+            f"ray.wait: num_returns={num_returns}: expected 1 to {len(object_refs)}, the number of refs given"
+        )
+    running = current()
+    if running is None:
+        running = _engine_for("wait", object_refs)
+    return running.wait(object_refs, num_returns, timeout)
+
+
+def _older(function: str, object_refs: Any, older: dict[str, Any]) -> Any:
+    """The refs, if they or something else came under an older name."""
+    resolved = _aliases.resolve(_aliases.CALLS, older, f"ray.{function}")
+    unknown = [name for name in resolved if name != "object_refs"]
+    if unknown:
+        raise TypeError(f"ray.{function}() got an unexpected keyword argument {unknown[0]!r}")
+    if "object_refs" in resolved:
+        if object_refs is not _MISSING:
+            raise TypeError(f"ray.{function}() got multiple values for argument 'object_refs'")
+        return resolved["object_refs"]
+    if object_refs is _MISSING:
+        raise TypeError(f"ray.{function}() missing 1 required positional argument: 'object_refs'")
+    return object_refs
+
+
+def _timeout(function: str, timeout: Any) -> float:
+    if type(timeout) is not float and type(timeout) is not int:
+        if isinstance(timeout, (bool, str, bytes)) or not hasattr(timeout, "__float__"):
+            raise TypeError(f"ray.{function}: timeout={timeout!r}: expected a number of seconds, or None")
+    seconds = float(timeout)
+    if not seconds >= 0:  # and so not NaN either
+        raise ValueError(
+            f"ray.{function}: timeout={timeout!r}: expected a number of seconds >= 0, or None to wait for ever"
+        )
+    return seconds
+
+
+def _list_for_get(object_refs: Any) -> list[Any]:
+    if isinstance(object_refs, list):
+        return list(object_refs)
+    raise ValueError(
+        f"ray.get: expected an ObjectRef or a list of ObjectRefs, got {type(object_refs).__name__} {_short(object_refs)}"
+    )
+
+
+def _check_refs(function: str, object_refs: Sequence[Any], kind: type[Exception]) -> None:
+    for i, ref in enumerate(object_refs):
+        if not isinstance(ref, ObjectRef):
+            raise kind(
+                f"ray.{function}: expected a list of ObjectRefs, and element {i} is {type(ref).__name__} {_short(ref)}"
+            ) from None
+
+
+def _engine_for(function: str, object_refs: Any) -> Engine:
+    """ray isn't running: refs, if these are any, come from a session that has ended."""
+    refs = object_refs if isinstance(object_refs, list) else [object_refs]
+    if any(isinstance(ref, ObjectRef) for ref in refs):
+        from ray.exceptions import RaySystemError
+
+        raise RaySystemError(
+            f"ray.{function}: ray isn't running in this process, and these refs belong to a session that has ended (or to the "
+            "process that this one was forked from); call ray.init() and make them anew"
+        )
+    return engine()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# --- ending things ---------------------------------------------------------------------------------------------------------
+
+
+def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
+    """Ends an actor at once, without letting it finish; calls not yet answered fail with ActorDiedError.
+
+    Args: no_restart: False lets max_restarts bring it back.
+    Raises: ValueError: not a handle of an actor.
+    """
+    from ray.actor import ActorHandle
+
+    if not isinstance(actor, ActorHandle):
+        hint = "; ray.cancel() is for tasks" if isinstance(actor, ObjectRef) else ""
+        raise ValueError(f"ray.kill: expected the handle of an actor, got {type(actor).__name__} {_short(actor)}{hint}")
+    if not isinstance(no_restart, bool):
+        raise TypeError(f"ray.kill: no_restart={no_restart!r}: expected True or False")
+    engine().kill_actor(actor._ray_ref, no_restart)
+
+
+def cancel(object_ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) -> None:
+    """Cancels the task that makes this object; `get` of it then raises TaskCancelledError. One that has finished stays so.
+
+    Args:
+        force: kill the worker instead of raising KeyboardInterrupt in the task.  Not for actors.
+        recursive: cancel the tasks that it has submitted, too.
+    Raises: TypeError: not an ObjectRef.  ValueError: force on a call to an actor.
+    """
+    if not isinstance(object_ref, ObjectRef):
+        hint = "; ray.kill() is for actors" if hasattr(object_ref, "_ray_ref") else ""
+        raise TypeError(
+            f"ray.cancel: expected an ObjectRef, got {type(object_ref).__name__} {_short(object_ref)}{hint}"
+        )
+    for name, value in (("force", force), ("recursive", recursive)):
+        if not isinstance(value, bool):
+            raise TypeError(f"ray.cancel: {name}={value!r}: expected True or False")
+    running = current()
+    if running is None:
+        running = _engine_for("cancel", object_ref)
+    running.cancel(object_ref, force, recursive)
+
+
+def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
+    """A handle of the actor that was created with this name=.
+
+    Raises: ValueError: there is none.
+    """
+    from ray import actor
+
+    return actor.by_name(name, namespace)
+
+
+# --- asking ----------------------------------------------------------------------------------------------------------------
+
+
+def nodes() -> list[dict[str, Any]]:
+    """The machines of the cluster, each as a dict: "NodeID", "Alive", "Resources", "NodeManagerAddress", ..."""
+    found: list[dict[str, Any]] = engine().rpc("nodes")
+    return found
+
+
+def cluster_resources() -> dict[str, float]:
+    """What all machines have together, by resource."""
+    return _in_wholes(engine().rpc("cluster_resources"))
+
+
+def available_resources() -> dict[str, float]:
+    """What nobody holds at the moment, by resource."""
+    return _in_wholes(engine().rpc("available_resources"))
+
+
+def _in_wholes(units_by_name: dict[str, int]) -> dict[str, float]:
+    return {name: units / RESOURCE_UNITS for name, units in units_by_name.items()}
+
+
+def errors_of_this_job() -> list[dict[str, Any]]:
+    running = engine()
+    found: list[dict[str, Any]] = running.rpc("errors", running.context()["job_id"])
+    return found

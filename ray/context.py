@@ -1,0 +1,54 @@
+"""The public noun RayContext: what `ray.init` returns. A mapping of addresses, and a context manager that shuts ray down."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Iterator, Mapping
+
+from ray._version import __version__
+
+
+class BaseContext:
+    """What every kind of connection has: `with ray.init(): ...` shuts ray down at the end of the block."""
+
+    def disconnect(self) -> None:
+        from ray import api
+
+        api.shutdown()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.disconnect()
+
+
+class RayContext(BaseContext, Mapping[str, Any]):
+    """Of a driver that is itself part of the session.
+
+    As a mapping it holds `address_info`: "address", "node_ip_address", "node_id", "session_dir", "object_store_address" (the plasma
+    store's socket), "raylet_socket_name" (the node's), "webui_url" and "metrics_export_port" (None).
+    """
+
+    def __init__(self, address_info: dict[str, Any]) -> None:
+        self.address_info = address_info
+        self.dashboard_url: str | None = None
+        self.python_version = "{}.{}.{}".format(*sys.version_info[:3])
+        self.ray_version = __version__
+        self.ray_commit = ""
+
+    def __getitem__(self, key: str) -> Any:
+        return self.address_info[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.address_info)
+
+    def __len__(self) -> int:
+        return len(self.address_info)
+
+    # Mapping makes contexts unhashable and equal by contents; a connection is neither.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    def __repr__(self) -> str:
+        return f"RayContext(address_info={self.address_info!r}, ray_version={self.ray_version!r})"

@@ -1,0 +1,144 @@
+"""A function that runs in a worker process: what `@ray.remote` makes of a function. Lives in drivers and workers alike.
+
+Nothing of ours runs on a call: the instance attribute `remote` is the engine's own `submit`, put there by the first call (the
+class's method of that name, below, is what the first call finds). That first call is also where ray starts by itself in a
+program that has not called `ray.init()`.
+
+Threads: the attribute is set once; two threads that both make the first call build two equal templates and one is kept.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, Callable, Generic, NoReturn, TypeVar
+
+from ray import _options
+from ray._signature import Signature
+
+if TYPE_CHECKING:
+    from ray._core.engine import TaskTemplate
+
+R = TypeVar("R")
+VARIANTS_MAX = 64  # results of .options() that a function remembers
+_GENERATOR, _COROUTINE, _ASYNC_GENERATOR = 0x20, 0x80, 0x200  # CO_... flags of a code object
+
+
+# Functions whose `remote` is bound to the engine that runs now.
+_bound: weakref.WeakSet[RemoteFunction[Any]] = weakref.WeakSet()
+
+
+def unbind() -> None:
+    """The engine has ended: the next call of each function binds it to the next one."""
+    for function in list(_bound):
+        function.__dict__.pop("remote", None)
+    _bound.clear()
+
+
+def _frozen(value: Any) -> Any:
+    """A hashable stand-in for options; 1, 1.0 and True stay different, for they aren't all valid."""
+    if isinstance(value, dict):
+        return tuple((k, _frozen(v)) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return (type(value), *map(_frozen, value))
+    try:
+        hash(value)
+    except TypeError:
+        return id(value), value.__class__, object()  # never equal to another
+    return type(value), value
+
+
+class RemoteFunction(Generic[R]):
+    """Call it with `.remote(...)`: at once returns an ObjectRef of the result, or a list of them if num_returns says so."""
+
+    def __init__(self, function: Callable[..., R], options: dict[str, Any]) -> None:
+        """options: as _options.check returned them."""
+        self._function = function
+        self._options = options
+        self._variants: dict[Any, RemoteFunction[R]] = {}
+        # By hand and not by functools.update_wrapper, which would also copy the function's __dict__ over our attributes.
+        self.__wrapped__ = function
+        self.__name__: str = getattr(function, "__name__", type(function).__name__)
+        self.__qualname__: str = getattr(function, "__qualname__", self.__name__)
+        self.__module__ = getattr(function, "__module__", "__main__") or "__main__"
+        self.__doc__ = getattr(function, "__doc__", None)
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Submits one task. Never blocks on the task; ObjectRefs among the arguments are replaced by their values there.
+
+        Raises: TypeError: the function can't be called with these arguments, or one of them can't be pickled.
+        """
+        submit = self._template().submit
+        self.__dict__["remote"] = submit
+        _bound.add(self)
+        return submit(*args, **kwargs)
+
+    def options(self, **options: Any) -> RemoteFunction[R]:
+        """The same function with some options replaced; this one stays as it is."""
+        # Programs write f.options(...).remote(x) in loops: the engine gets one template for all of those calls.
+        key = _frozen(options)
+        made = self._variants.get(key)
+        if made is None:
+            checked = _options.check(_options.TASK, options, f"remote function {self.__name__}")
+            merged = {**self._options, **checked}
+            _refuse_generator(self._function, merged)
+            made = RemoteFunction(self._function, merged)
+            if len(self._variants) >= VARIANTS_MAX:
+                self._variants.pop(next(iter(self._variants)))
+            self._variants[key] = made
+        return made
+
+    def _remote(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Older spelling of `.options(**options).remote(*args, **kwargs)`."""
+        target = self.options(**options) if options else self
+        return target.remote(*(args or ()), **(kwargs or {}))
+
+    def bind(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotImplementedError(f"{self.__name__}.bind(): task graphs are not built yet in this version of ray")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            f"{self.__name__} is a remote function and can't be called directly: use {self.__name__}.remote(...), whose "
+            f"result ray.get() fetches, or {self.__name__}.__wrapped__(...) to run it here and now"
+        )
+
+    def _template(self) -> TaskTemplate:
+        from ray import api
+
+        api.ensure_started()
+        from ray._core.engine import TaskTemplate
+
+        signature = Signature.of(self._function, self.__name__)
+        engine_options = _options.task_template(self._options)
+        engine_options["arity"] = signature.bounds
+        engine_options["check"] = signature.check
+        return TaskTemplate(self._function, self._options.get("name") or self.__name__, engine_options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Functions refer to other remote functions, and to themselves, as globals: this is how those travel.
+        return RemoteFunction, (self._function, self._options)
+
+    def __repr__(self) -> str:
+        return f"<RemoteFunction {self.__module__}.{self.__qualname__}>"
+
+
+def make(function: Any, given: dict[str, Any]) -> RemoteFunction[Any]:
+    """What @ray.remote(**given) makes of function."""
+    name = getattr(function, "__name__", type(function).__name__)
+    flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+    if flags & (_COROUTINE | _ASYNC_GENERATOR):
+        raise ValueError(
+            f"{name} is an async function, and a task has no event loop: make it a method of an actor class, or give ray.remote "
+            f"a plain function that calls asyncio.run({name}())"
+        )
+    checked = _options.check(_options.TASK, given, f"remote function {name}")
+    _refuse_generator(function, checked)
+    return RemoteFunction(function, checked)
+
+
+def _refuse_generator(function: Any, options: dict[str, Any]) -> None:
+    flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+    if flags & _GENERATOR and "num_returns" not in options:
+        raise NotImplementedError(
+            f"{function.__name__} is a generator function: returning one ref for each value yielded is not built yet in this version "
+            "of ray; give num_returns=<how many values it yields>"
+        )

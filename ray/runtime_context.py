@@ -1,0 +1,153 @@
+"""The public noun RuntimeContext: where the code that asks is running. A view on the engine's own record; holds nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray._options import RESOURCE_UNITS
+from ray.types import ActorID, JobID, NodeID, TaskID, WorkerID
+
+
+class RuntimeContext:
+    """What `ray.get_runtime_context()` returns. Each property asks anew, so one object may be kept."""
+
+    def get(self) -> dict[str, Any]:
+        """All that is known, as a dict; ids as id objects."""
+        return {
+            "job_id": self.job_id,
+            "node_id": self.node_id,
+            "worker_id": self.worker_id,
+            "task_id": self.task_id,
+            "actor_id": self.actor_id,
+            "namespace": self.namespace,
+        }
+
+    # --- ids as objects -------------------------------------------------------------------------------------------------
+
+    @property
+    def job_id(self) -> JobID:
+        return JobID(self._context()["job_id"])
+
+    @property
+    def node_id(self) -> NodeID:
+        return NodeID(self._context()["node_id"])
+
+    @property
+    def worker_id(self) -> WorkerID:
+        return WorkerID(self._context()["worker_tag"])
+
+    @property
+    def task_id(self) -> TaskID | None:
+        """Of the task that asks; None in a driver."""
+        task_id = self._context()["task_id"]
+        return TaskID(task_id) if task_id else None
+
+    @property
+    def actor_id(self) -> ActorID | None:
+        """Of the actor that asks; None outside actors."""
+        actor_id = self._context()["actor_id"]
+        return ActorID(actor_id) if actor_id else None
+
+    # --- ids as text ----------------------------------------------------------------------------------------------------
+
+    def get_job_id(self) -> str:
+        return self.job_id.hex()
+
+    def get_node_id(self) -> str:
+        return self.node_id.hex()
+
+    def get_worker_id(self) -> str:
+        return self.worker_id.hex()
+
+    def get_task_id(self) -> str | None:
+        task_id = self.task_id
+        return task_id.hex() if task_id else None
+
+    def get_actor_id(self) -> str | None:
+        actor_id = self.actor_id
+        return actor_id.hex() if actor_id else None
+
+    # --- the rest -------------------------------------------------------------------------------------------------------
+
+    @property
+    def namespace(self) -> str:
+        from ray import api
+
+        return api.namespace()
+
+    @property
+    def was_current_actor_reconstructed(self) -> bool:
+        """Whether this actor has been restarted.
+
+        Raises: RuntimeError: outside an actor.
+        """
+        context = self._context()
+        if not context["actor_id"]:
+            raise RuntimeError("was_current_actor_reconstructed: this is not an actor")
+        return bool(context.get("incarnation", 0))
+
+    @property
+    def current_actor(self) -> Any:
+        """A handle of the actor that asks.
+
+        Raises: RuntimeError: outside an actor.
+        """
+        if not self._context()["actor_id"]:
+            raise RuntimeError("current_actor: this is not an actor")
+        raise NotImplementedError("current_actor is not built yet in this version of ray: pass the handle to the actor")
+
+    def get_task_name(self) -> str | None:
+        name = self._context().get("task_name")
+        return None if name is None else str(name)
+
+    def get_task_function_name(self) -> str | None:
+        return self.get_task_name()
+
+    def get_assigned_resources(self) -> dict[str, float]:
+        """What the running task or actor holds, by resource."""
+        held = self._context().get("resources") or {}
+        return {name: units / RESOURCE_UNITS for name, units in held.items()}
+
+    def get_accelerator_ids(self) -> dict[str, list[str]]:
+        return {"GPU": [str(i) for i in self._context().get("gpu_ids") or []]}
+
+    def get_resource_ids(self) -> dict[str, list[str]]:
+        return self.get_accelerator_ids()
+
+    def get_runtime_env_string(self) -> str:
+        return "{}"
+
+    @property
+    def runtime_env(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def should_capture_child_tasks_in_placement_group(self) -> bool:
+        return False
+
+    @property
+    def gcs_address(self) -> str:
+        return str(self._engine().session_dir)
+
+    def _engine(self) -> Any:
+        from ray import api
+
+        api.ensure_started()
+        return api.engine()
+
+    def _context(self) -> dict[str, Any]:
+        context: dict[str, Any] = self._engine().context()
+        return context
+
+    def __repr__(self) -> str:
+        return f"RuntimeContext({self.get()!r})"
+
+
+def get_runtime_context() -> RuntimeContext:
+    """The RuntimeContext of the driver, task or actor that calls."""
+    return RuntimeContext()
+
+
+def get_gpu_ids() -> list[int]:
+    """Ids of the GPUs that the running task or actor may use: a list like [] or [1] or [2, 5, 6]. In a driver: []."""
+    return list(RuntimeContext()._context().get("gpu_ids") or [])

@@ -1,0 +1,10 @@
+"""The kinds of id, under the public name. No I/O.
+
+`ray.ObjectRef` is not here: it is a reference that is counted, not a plain value (see `ray.object_ref`).
+"""
+
+from __future__ import annotations
+
+from ray._protocol.ids import ActorID, BaseID, FunctionID, JobID, NodeID, TaskID, WorkerID
+
+__all__ = ["ActorID", "BaseID", "FunctionID", "JobID", "NodeID", "TaskID", "WorkerID"]
