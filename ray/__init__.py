@@ -8,31 +8,44 @@ vocabulary       _native, _protocol, _config, exceptions        bytes, ids, sett
 """
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing: type checkers know the name
-if TYPE_CHECKING:
-    from ray import _aliases, actor, api, exceptions, types, util
-    from ray._aliases import PYTHON_MODE, SCRIPT_MODE, SILENT_MODE, WORKER_MODE, error_info
-    from ray._version import __version__
-    from ray.actor import ActorHandle, method
-    from ray.api import (
-        available_resources,
-        cancel,
-        cluster_resources,
-        get,
-        get_actor,
-        init,
-        is_initialized,
-        kill,
-        nodes,
-        put,
-        remote,
-        shutdown,
-        wait,
-    )
-    from ray.job_config import JobConfig
-    from ray.object_ref import ObjectRef
-    from ray.object_ref import ObjectRef as ObjectID
-    from ray.runtime_context import get_gpu_ids, get_runtime_context
-    from ray.types import ActorID, FunctionID, JobID, NodeID, TaskID, WorkerID
+if TYPE_CHECKING:  # "as" says that these are the package's own names (PEP 484)
+    from ray import actor as actor
+    from ray import exceptions as exceptions
+    from ray import types as types
+    from ray import util as util
+    from ray._aliases import LOCAL_MODE as LOCAL_MODE
+    from ray._aliases import PYTHON_MODE as PYTHON_MODE
+    from ray._aliases import SCRIPT_MODE as SCRIPT_MODE
+    from ray._aliases import SILENT_MODE as SILENT_MODE
+    from ray._aliases import WORKER_MODE as WORKER_MODE
+    from ray._aliases import error_info as error_info
+    from ray._version import __version__ as __version__
+    from ray.actor import ActorHandle as ActorHandle
+    from ray.actor import method as method
+    from ray.api import available_resources as available_resources
+    from ray.api import cancel as cancel
+    from ray.api import cluster_resources as cluster_resources
+    from ray.api import get as get
+    from ray.api import get_actor as get_actor
+    from ray.api import init as init
+    from ray.api import is_initialized as is_initialized
+    from ray.api import kill as kill
+    from ray.api import nodes as nodes
+    from ray.api import put as put
+    from ray.api import remote as remote
+    from ray.api import shutdown as shutdown
+    from ray.api import wait as wait
+    from ray.job_config import JobConfig as JobConfig
+    from ray.object_ref import ObjectRef as ObjectRef
+    from ray.object_ref import ObjectRef as ObjectID  # noqa: F401
+    from ray.runtime_context import get_gpu_ids as get_gpu_ids
+    from ray.runtime_context import get_runtime_context as get_runtime_context
+    from ray.types import ActorID as ActorID
+    from ray.types import FunctionID as FunctionID
+    from ray.types import JobID as JobID
+    from ray.types import NodeID as NodeID
+    from ray.types import TaskID as TaskID
+    from ray.types import WorkerID as WorkerID
 
 _HOME = {  # public name: module that has it; "" stands for the submodule of that name
     "__version__": "_version",

@@ -1,14 +1,15 @@
 """The older names, all of them. Pure tables and one function that reads them; no other file knows an old name.
 
-Two vocabularies name one engine: `num_returns`, `ObjectRef`, `GetTimeoutError`, `address=` are the code's own words; programs
-written for the first versions say `num_return_vals`, `ObjectID`, `RayTimeoutError`, `redis_address=`. An older name means exactly
-what the newer one means today: where the meaning itself has changed (`ray.wait` once counted its timeout in milliseconds and now
-in seconds) today's meaning rules.
+Two vocabularies name one engine: `num_returns`, `ObjectRef`, `GetTimeoutError`, `address=` are the code's own words;
+programs written for the first versions say `num_return_vals`, `ObjectID`, `RayTimeoutError`, `redis_address=`. An older
+name means exactly what the newer one means today: where the meaning itself has changed (`ray.wait` once counted its
+timeout in milliseconds and now in seconds) today's meaning rules.
 """
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 # Names in the ray package: older name -> (module, name there).
 EXPORTS: dict[str, tuple[str, str]] = {
@@ -17,7 +18,7 @@ EXPORTS: dict[str, tuple[str, str]] = {
     "SCRIPT_MODE": ("ray._aliases", "SCRIPT_MODE"),
     "SILENT_MODE": ("ray._aliases", "SILENT_MODE"),
     "WORKER_MODE": ("ray._aliases", "WORKER_MODE"),
-    "LOCAL_MODE": ("ray._aliases", "PYTHON_MODE"),
+    "LOCAL_MODE": ("ray._aliases", "LOCAL_MODE"),
     "error_info": ("ray._aliases", "error_info"),
     "errors": ("ray._aliases", "error_info"),
     "RayTaskError": ("ray.exceptions", "RayTaskError"),
@@ -29,6 +30,7 @@ EXPORTS: dict[str, tuple[str, str]] = {
 SCRIPT_MODE = 0  # the ordinary one
 WORKER_MODE = 1  # never given by a user
 PYTHON_MODE = 2  # everything runs inline in the driver
+LOCAL_MODE = PYTHON_MODE
 SILENT_MODE = 3  # the ordinary one, but the driver prints nothing of its workers
 
 # Options of @ray.remote, .options() and @ray.method.

@@ -1,8 +1,8 @@
 """Starts and ends the session of a driver: `ray.init`, `ray.shutdown`. Main thread or not; one at a time, by `_lock`.
 
-`init` makes the session's folder, starts the node process and connects the engine; `shutdown` undoes all three, also at exit
-and on SIGTERM. If the driver is killed instead, the node process notices and removes everything by itself; if the node
-process dies, everything pending fails and `shutdown` then only cleans up.
+`init` makes the session's folder, starts the node process and connects the engine; `shutdown` undoes all three, also at
+exit and on SIGTERM. If the driver is killed instead, the node process notices and removes everything by itself; if the
+node process dies, everything pending fails and `shutdown` then only cleans up.
 """
 
 from __future__ import annotations
@@ -62,18 +62,20 @@ def init(
 
     Args:
         address: None or "local".
-        num_cpus, num_gpus: what tasks may use of the machine; by default all CPUs that this process may run on, and the GPUs found.
-        resources: further resources by name, such as {"tape_drive": 1}.
+        num_cpus, num_gpus: what tasks may use of the machine; by default all CPUs that this process may run on, and the
+        GPUs found. resources: further resources by name, such as {"tape_drive": 1}.
         object_store_memory: bytes for shared objects.
         ignore_reinit_error: a second init returns the session that runs instead of raising.
         log_to_driver: print what workers print.
         namespace: where named actors live.
         logging_level, logging_format, configure_logging: of the logger "ray".
-        more: plasma_directory and huge_pages: where shared memory comes from.  _temp_dir: an absolute path below which the session's
-            folder is made.  _system_config: settings by name, see ray/_config.py.  Those that the first versions of Ray had, too.
+        more: plasma_directory and huge_pages: where shared memory comes from.  _temp_dir: an absolute path below which
+            the session's folder is made.  _system_config: settings by name, see ray/_config.py.  Those that the first
+            versions of Ray had, too.
         labels, local_mode, include_dashboard=True, runtime_env, storage: not built yet.
     Returns: a RayContext, which shuts ray down when used as `with ray.init():`.
-    Raises: TypeError, ValueError, NotImplementedError: an argument, which the message names.  RuntimeError: ray runs already.
+    Raises: TypeError, ValueError, NotImplementedError: an argument, which the message names.  RuntimeError: ray runs
+    already.
     """
     arguments = locals()  # first of all: exactly the parameters
     arguments.update(arguments.pop("more"))
@@ -94,7 +96,8 @@ def _already(options: InitOptions) -> RayContext:
     if options.ignore_reinit_error:
         return _started.context
     raise RuntimeError(
-        f"ray.init() was called twice: a session runs already, in {_started.node.session.folder}. Call ray.shutdown() first to start "
+        f"ray.init() was called twice: a session runs already, in {_started.node.session.folder}. Call ray.shutdown() "
+        "first to start "
         "another, or pass ignore_reinit_error=True to go on with the one that runs"
     )
 
@@ -153,7 +156,8 @@ def _address_info(node: NodeProcess, info: dict[str, Any]) -> dict[str, Any]:
 
 
 def shutdown(_exiting_interpreter: bool = False) -> None:
-    """Ends the session that this process started: tasks that still run are stopped, and nothing is left behind. Idempotent.
+    """Ends the session that this process started: tasks that still run are stopped, and nothing is left behind.
+    Idempotent.
 
     Blocks: until all processes of the session have ended and the last lines of their output are printed.
     Raises: RuntimeError: called inside a task or actor.
@@ -218,7 +222,7 @@ def namespace() -> str:
     return str(running.context()["namespace"]) if running is not None else ""
 
 
-# --- once in a process ---------------------------------------------------------------------------------------------------
+# --- once in a process -------------------------------------------------------------------------------------------
 
 _registered = False
 

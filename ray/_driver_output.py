@@ -1,15 +1,17 @@
-"""What the driver prints of its session: lines that workers wrote, and errors nobody has fetched. Runs in the receiving thread.
+"""What the driver prints of its session: lines that workers wrote, and errors nobody has fetched. Runs in the receiving
+thread.
 
-The engine calls `on_log_lines` and `on_error`; neither blocks for anything but the terminal itself. A line is written with one
-`write`, so that two threads' lines never mix. A stream that is closed or gone (a window closed, a pipe's reader ended) loses the
-output and nothing else: it must not take the engine's receiver with it.
+The engine calls `on_log_lines` and `on_error`; neither blocks for anything but the terminal itself. A line is written
+with one `write`, so that two threads' lines never mix. A stream that is closed or gone (a window closed, a pipe's
+reader ended) loses the output and nothing else: it must not take the engine's receiver with it.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Any, Iterable, TextIO
+from collections.abc import Iterable
+from typing import Any, TextIO
 
 # Cyan, magenta, green, yellow, blue: told apart on light and on dark ground. A worker keeps its colour.
 _COLOURS = (36, 35, 32, 33, 34)

@@ -1,16 +1,17 @@
 """Every argument of `ray.init`: what it may be, and what the node and the driver are told. Pure; runs in `ray.init`.
 
-`parse` turns what a user gave, in either vocabulary, into an InitOptions, or raises an error that names the argument. It starts
-nothing and reads nothing but the environment variable RAY_ADDRESS.
+`parse` turns what a user gave, in either vocabulary, into an InitOptions, or raises an error that names the argument.
+It starts nothing and reads nothing but the environment variable RAY_ADDRESS.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
-from ray import _aliases, _options
+from ray import _aliases
 from ray._options import (
     Check,
     boolean,
@@ -221,17 +222,17 @@ def parse(given: Mapping[str, Any]) -> InitOptions:
     given = {name: value for name, value in given.items() if name not in ARGUMENTS or value is not ARGUMENTS[name][0]}
     given = _aliases.resolve(_aliases.INIT, given, "ray.init")
     values: dict[str, Any] = {}
-    for name, value in given.items():
+    for name in given:
         if name not in ARGUMENTS:
-            raise TypeError(
-                f"ray.init: unknown argument {name!r}{nearest(name, [*ARGUMENTS, *_aliases.INIT, 'num_custom_resource'])}"
-            )
+            known = [*ARGUMENTS, *_aliases.INIT, "num_custom_resource"]
+            raise TypeError(f"ray.init: unknown argument {name!r}{nearest(name, known)}")
     for name, (default, checker) in ARGUMENTS.items():
         values[name] = checker(f"ray.init: {name}", given.get(name, default))
     options = InitOptions(values)
     if options.huge_pages and options.plasma_directory is None:
         raise ValueError(
-            "ray.init: huge_pages=True needs plasma_directory=, the folder where a hugetlbfs is mounted, such as '/mnt/hugepages'"
+            "ray.init: huge_pages=True needs plasma_directory=, the folder where a hugetlbfs is mounted, such as "
+            "'/mnt/hugepages'"
         )
     if given.get("address") is None and os.environ.get("RAY_ADDRESS", "local") != "local":
         raise not_built(

@@ -1,15 +1,16 @@
 """Every option of a remote function, an actor class and an actor method: what it may be, and what the engine is told.
 
-Pure: runs in the caller's thread, where `@ray.remote(...)` or `.options(...)` is evaluated, so that a wrong option is an error
-there and not at some later call. One table per kind of thing (TASK, ACTOR, METHOD) maps an option's name to the function that
-checks it and returns its canonical value. An option that a later version will bring is in the table too: it accepts the value
-that asks for nothing, and otherwise says that it isn't built.
+Pure: runs in the caller's thread, where `@ray.remote(...)` or `.options(...)` is evaluated, so that a wrong option is
+an error there and not at some later call. One table per kind of thing (TASK, ACTOR, METHOD) maps an option's name to
+the function that checks it and returns its canonical value. An option that a later version will bring is in the table
+too: it accepts the value that asks for nothing, and otherwise says that it isn't built.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Mapping
+from collections.abc import Mapping
+from typing import Any, Callable
 
 from ray import _aliases
 
@@ -31,7 +32,7 @@ def not_built(option: str, given: Any, what: str) -> NotImplementedError:
     )
 
 
-# --- checks of one value ------------------------------------------------------------------------------------------------
+# --- checks of one value -----------------------------------------------------------------------------------------
 
 
 def quantity(option: str, value: Any) -> float:
@@ -158,7 +159,7 @@ def lifetime(option: str, value: Any) -> str | None:
     raise wrong(ValueError, option, value, "'detached' or None")
 
 
-# --- the tables ---------------------------------------------------------------------------------------------------------
+# --- the tables --------------------------------------------------------------------------------------------------
 
 _COMMON: dict[str, Check] = {
     "num_cpus": optional(quantity),
@@ -249,7 +250,7 @@ def nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
-# --- what the engine is told --------------------------------------------------------------------------------------------
+# --- what the engine is told -------------------------------------------------------------------------------------
 
 
 def units(amount: float) -> int:
@@ -284,8 +285,8 @@ def task_resources(options: Mapping[str, Any]) -> dict[str, int]:
 def actor_resources(options: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
     """(held for the actor's life, needed to be placed).
 
-    An actor that asks for nothing is placed where a CPU is and then holds none, so that any number of idle actors fit on a
-    node. One that asks for anything holds what it asked for, and a CPU unless num_cpus says otherwise.
+    An actor that asks for nothing is placed where a CPU is and then holds none, so that any number of idle actors fit
+    on a node. One that asks for anything holds what it asked for, and a CPU unless num_cpus says otherwise.
     """
     wanted = _resources(options)
     if all(name == "memory" for name in wanted):

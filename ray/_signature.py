@@ -1,9 +1,9 @@
 """How a remote function or actor method may be called, small enough to travel inside every actor handle. No I/O.
 
-`inspect.signature` would do, but importing `inspect` costs more than the whole rest of `import ray`, and a bound Signature
-is slow to check and big to pickle. `bounds` is what the hot path reads: a call with no keyword arguments and a number of
-positional ones within the bounds is right without asking `check`. Anything else asks it, and it raises the TypeError that a
-plain call would have raised, at the `.remote()` and not in some worker later.
+`inspect.signature` would do, but importing `inspect` costs more than the whole rest of `import ray`, and a bound
+Signature is slow to check and big to pickle. `bounds` is what the hot path reads: a call with no keyword arguments and
+a number of positional ones within the bounds is right without asking `check`. Anything else asks it, and it raises the
+TypeError that a plain call would have raised, at the `.remote()` and not in some worker later.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Signature:
     where a keyword-only argument is required.
     """
 
-    __slots__ = ("name", "positional", "n_positional_only", "n_required", "keyword_only", "varargs", "varkw", "bounds")
+    __slots__ = ("bounds", "keyword_only", "n_positional_only", "n_required", "name", "positional", "varargs", "varkw")
 
     def __init__(
         self,

@@ -1,10 +1,11 @@
-"""Actors: a class whose instances each live in a worker process of their own, and the handles through which they are called.
+"""Actors: a class whose instances each live in a worker process of their own, and the handles through which they are
+called.
 
-Runs in drivers and workers, in the caller's thread. `ActorClass` is what `@ray.remote` makes of a class; `.remote()` on it asks for
-an instance and at once returns an `ActorHandle`. A handle holds the engine's ActorRef (which counts: an actor whose last handle
-anywhere is gone finishes what was submitted, then exits) and the class's table of methods. `handle.method` is looked up once per
-handle: the ActorMethod found is kept in the handle's `__dict__`, and its `remote` is the engine's own `submit`, so a call costs
-two attribute look-ups and no Python frame of ours.
+Runs in drivers and workers, in the caller's thread. `ActorClass` is what `@ray.remote` makes of a class; `.remote()` on
+it asks for an instance and at once returns an `ActorHandle`. A handle holds the engine's ActorRef (which counts: an
+actor whose last handle anywhere is gone finishes what was submitted, then exits) and the class's table of methods.
+`handle.method` is looked up once per handle: the ActorMethod found is kept in the handle's `__dict__`, and its `remote`
+is the engine's own `submit`, so a call costs two attribute look-ups and no Python frame of ours.
 
 When the actor's process dies, the engine fails or retries the calls; nothing here holds state about that.
 """
@@ -55,13 +56,13 @@ def exit_actor() -> NoReturn:
     raise AssertionError("engine.exit_actor returned")
 
 
-# --- what a handle knows of a class --------------------------------------------------------------------------------------
+# --- what a handle knows of a class ------------------------------------------------------------------------------
 
 
 class MethodDescription:
     """One row of a class's table of methods."""
 
-    __slots__ = ("name", "signature", "options", "generator")
+    __slots__ = ("generator", "name", "options", "signature")
 
     def __init__(self, name: str, signature: Signature, options: dict[str, Any], generator: bool) -> None:
         self.name = name
@@ -76,7 +77,7 @@ class MethodDescription:
 class ClassDescription:
     """The name and methods of an actor class: what is needed to call an instance without having the class."""
 
-    __slots__ = ("key", "name", "methods", "is_async", "__weakref__")
+    __slots__ = ("__weakref__", "is_async", "key", "methods", "name")
 
     def __init__(self, key: bytes, name: str, methods: dict[str, MethodDescription], is_async: bool) -> None:
         self.key = key  # random, made with the ActorClass: equal keys mean one and the same description
@@ -121,13 +122,13 @@ def _description(key: bytes, name: str, methods: tuple[MethodDescription, ...], 
     return known
 
 
-# --- calling -------------------------------------------------------------------------------------------------------------
+# --- calling -----------------------------------------------------------------------------------------------------
 
 
 class ActorMethod:
-    """One method of one actor, as seen through one handle. `.remote(...)` submits a call and returns its ObjectRef(s)."""
+    """One method of one actor, seen through one handle. `.remote(...)` submits a call and returns its ObjectRef(s)."""
 
-    __slots__ = ("remote", "_ref", "_class_name", "_method", "_options")
+    __slots__ = ("_class_name", "_method", "_options", "_ref", "remote")
 
     remote: Callable[..., Any]
 
@@ -166,7 +167,8 @@ class ActorMethod:
 
     def _refuse_generator(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(
-            f"{self._class_name}.{self._method.name} is a generator: returning one ref for each value yielded is not built yet in "
+            f"{self._class_name}.{self._method.name} is a generator: returning one ref for each value yielded is not "
+            "built yet in "
             "this version of ray; decorate it with @ray.method(num_returns=<how many values it yields>)"
         )
 
@@ -178,7 +180,7 @@ class ActorMethod:
 
 
 class ActorHandle(Generic[T]):
-    """Refers to one actor. May be passed to tasks, to other actors and inside objects; the actor lives while any handle does."""
+    """Refers to one actor. May be passed to tasks and actors, and inside objects; it lives while any handle does."""
 
     if TYPE_CHECKING:
         _ray_ref: ActorRef
@@ -197,7 +199,8 @@ class ActorHandle(Generic[T]):
         if found is None:
             hint = _options.nearest(name, list(description.methods))
             raise AttributeError(
-                f"actor class {description.name} has no method {name!r}{hint} (only methods can be reached through a handle, not "
+                f"actor class {description.name} has no method {name!r}{hint} (only methods can be reached through a "
+                "handle, not "
                 "other attributes)"
             )
         made = ActorMethod(self._ray_ref, description.name, found, found.options)
@@ -226,7 +229,7 @@ class ActorHandle(Generic[T]):
         return f"Actor({self._ray_class.name}, {self._ray_ref.actor_id.hex()})"
 
 
-# --- creating ------------------------------------------------------------------------------------------------------------
+# --- creating ----------------------------------------------------------------------------------------------------
 
 
 # Classes whose template is bound to the engine that runs now.
@@ -241,7 +244,7 @@ def unbind() -> None:
 
 
 class ActorClass(Generic[T]):
-    """A class whose instances are actors. Create one with `.remote(...)`, which takes the arguments of its `__init__`."""
+    """A class whose instances are actors. Create one with `.remote(...)`, which takes the arguments of `__init__`."""
 
     def __init__(
         self, actor_class: type[T], options: dict[str, Any], description: ClassDescription | None = None
@@ -258,7 +261,8 @@ class ActorClass(Generic[T]):
         self.__wrapped__ = actor_class
 
     def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T]:
-        """Asks for an actor and returns its handle at once; an error of its `__init__` is raised by the first call's result.
+        """Asks for an actor and returns its handle at once; an error of its `__init__` is raised by the first call's
+        result.
 
         Raises: TypeError: `__init__` can't be called with these arguments, or one of them can't be pickled.
         """
@@ -319,13 +323,15 @@ class ActorClass(Generic[T]):
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(
-            f"{self.__name__} is an actor class and can't be instantiated directly: use {self.__name__}.remote(...) to start an "
+            f"{self.__name__} is an actor class and can't be instantiated directly: use {self.__name__}.remote(...) "
+            "to start an "
             f"actor, or {self.__name__}.__wrapped__(...) for a plain object in this process"
         )
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> NoReturn:
         raise TypeError(
-            f"{self.__name__} is an actor class, and a class can't inherit from one: inherit from a plain class, and decorate each "
+            f"{self.__name__} is an actor class, and a class can't inherit from one: inherit from a plain class, and "
+            "decorate each "
             "class whose instances shall be actors with @ray.remote"
         )
 
@@ -357,3 +363,21 @@ def check_together(options: dict[str, Any], name: str) -> None:
         raise ValueError(f"actor class {name}: lifetime='detached' needs name=, by which the actor is found again")
     if options.get("get_if_exists") and not options.get("name"):
         raise ValueError(f"actor class {name}: get_if_exists=True needs name=, by which the actor is looked up")
+
+
+def by_name(name: str, namespace: str | None) -> ActorHandle[Any]:
+    """What ray.get_actor returns."""
+    from ray import _driver, api
+
+    _options.text("ray.get_actor: name", name)
+    if namespace is not None:
+        _options.text("ray.get_actor: namespace", namespace)
+    engine = api.engine()
+    where = namespace or _driver.namespace()
+    found = engine.rpc("actor_by_name", name, where)
+    if found is None:
+        raise ValueError(
+            f"no actor is named {name!r} in namespace {where!r}: it was not created with name={name!r} there, or it "
+            "has ended"
+        )
+    raise NotImplementedError("ray.get_actor: finding an actor by its name is not built yet in this version of ray")

@@ -1,17 +1,18 @@
 """The public functions: check the arguments, then one call to the engine. Any thread of a driver or worker.
 
 What is looked up on every call is `current()`, the engine of this process; there is none before `ray.init()`, after
-`ray.shutdown()` and in a forked child, and then a function that needs one starts ray as `ray.init()` would. In a worker there always
-is one. How a session starts and ends is in `_driver.py`.
+`ray.shutdown()` and in a forked child, and then a function that needs one starts ray as `ray.init()` would. In a worker
+there always is one. How a session starts and ends is in `_driver.py`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, Sequence, TypeVar, overload
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Callable, TypeVar, overload
 
 from ray import _aliases
 from ray._core.engine import ObjectRef, current
-from ray._driver import init, is_initialized, namespace, shutdown
+from ray._driver import init, is_initialized, shutdown
 from ray._options import RESOURCE_UNITS
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def ensure_started() -> None:
         init()
 
 
-# --- defining ------------------------------------------------------------------------------------------------------------
+# --- defining ----------------------------------------------------------------------------------------------------
 
 
 @overload
@@ -100,7 +101,7 @@ def _remote(definition: Any, given: dict[str, Any]) -> Any:
     raise TypeError(f"ray.remote: {definition!r} is neither a function nor a class")
 
 
-# --- objects -------------------------------------------------------------------------------------------------------------
+# --- objects -----------------------------------------------------------------------------------------------------
 
 
 @overload
@@ -143,7 +144,8 @@ def put(value: Any, **older: Any) -> ObjectRef[Any]:
         _older("put", value, older)
     if isinstance(value, ObjectRef):
         raise TypeError(
-            f"ray.put: {value!r} is an ObjectRef already; pass it on as it is, or put it into a list if a ref to a ref is wanted"
+            f"ray.put: {value!r} is an ObjectRef already; pass it on as it is, or put it into a list if a ref to a "
+            "ref is wanted"
         )
     running = current()
     if running is None:
@@ -219,7 +221,8 @@ def _list_for_get(object_refs: Any) -> list[Any]:
     if isinstance(object_refs, list):
         return list(object_refs)
     raise ValueError(
-        f"ray.get: expected an ObjectRef or a list of ObjectRefs, got {type(object_refs).__name__} {_short(object_refs)}"
+        f"ray.get: expected an ObjectRef or a list of ObjectRefs, got {type(object_refs).__name__} "
+        f"{_short(object_refs)}"
     )
 
 
@@ -238,7 +241,8 @@ def _engine_for(function: str, object_refs: Any) -> Engine:
         from ray.exceptions import RaySystemError
 
         raise RaySystemError(
-            f"ray.{function}: ray isn't running in this process, and these refs belong to a session that has ended (or to the "
+            f"ray.{function}: ray isn't running in this process, and these refs belong to a session that has ended "
+            "(or to the "
             "process that this one was forked from); call ray.init() and make them anew"
         )
     return engine()
@@ -249,7 +253,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-# --- ending things ---------------------------------------------------------------------------------------------------------
+# --- ending things -----------------------------------------------------------------------------------------------
 
 
 def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
@@ -269,7 +273,8 @@ def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
 
 
 def cancel(object_ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) -> None:
-    """Cancels the task that makes this object; `get` of it then raises TaskCancelledError. One that has finished stays so.
+    """Cancels the task that makes this object; `get` of it then raises TaskCancelledError. One that has finished stays
+    so.
 
     Args:
         force: kill the worker instead of raising KeyboardInterrupt in the task.  Not for actors.
@@ -300,7 +305,7 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
     return actor.by_name(name, namespace)
 
 
-# --- asking ----------------------------------------------------------------------------------------------------------------
+# --- asking ------------------------------------------------------------------------------------------------------
 
 
 def nodes() -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
-"""The public noun RayContext: what `ray.init` returns. A mapping of addresses, and a context manager that shuts ray down."""
+"""The public noun RayContext: what `ray.init` returns. A mapping of addresses, and a context manager."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ray._version import __version__
 
@@ -26,8 +27,8 @@ class BaseContext:
 class RayContext(BaseContext, Mapping[str, Any]):
     """Of a driver that is itself part of the session.
 
-    As a mapping it holds `address_info`: "address", "node_ip_address", "node_id", "session_dir", "object_store_address" (the plasma
-    store's socket), "raylet_socket_name" (the node's), "webui_url" and "metrics_export_port" (None).
+    As a mapping it holds `address_info`: "address", "node_ip_address", "node_id", "session_dir", "object_store_address"
+    (the plasma store's socket), "raylet_socket_name" (the node's), "webui_url" and "metrics_export_port" (None).
     """
 
     def __init__(self, address_info: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The public noun ObjectRef: a future for one object, counted. The class itself is compiled, in `ray/_native/references.pyx`."""
+"""The public noun ObjectRef: a counted future for one object. The class is compiled: `ray/_native/references.pyx`."""
 
 from __future__ import annotations
 

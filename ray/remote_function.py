@@ -1,8 +1,8 @@
 """A function that runs in a worker process: what `@ray.remote` makes of a function. Lives in drivers and workers alike.
 
-Nothing of ours runs on a call: the instance attribute `remote` is the engine's own `submit`, put there by the first call (the
-class's method of that name, below, is what the first call finds). That first call is also where ray starts by itself in a
-program that has not called `ray.init()`.
+Nothing of ours runs on a call: the instance attribute `remote` is the engine's own `submit`, put there by the first
+call (the class's method of that name, below, is what the first call finds). That first call is also where ray starts by
+itself in a program that has not called `ray.init()`.
 
 Threads: the attribute is set once; two threads that both make the first call build two equal templates and one is kept.
 """
@@ -48,14 +48,15 @@ def _frozen(value: Any) -> Any:
 
 
 class RemoteFunction(Generic[R]):
-    """Call it with `.remote(...)`: at once returns an ObjectRef of the result, or a list of them if num_returns says so."""
+    """Call it with `.remote(...)`: returns, at once, an ObjectRef of the result, or a list if num_returns says so."""
 
     def __init__(self, function: Callable[..., R], options: dict[str, Any]) -> None:
         """options: as _options.check returned them."""
         self._function = function
         self._options = options
         self._variants: dict[Any, RemoteFunction[R]] = {}
-        # By hand and not by functools.update_wrapper, which would also copy the function's __dict__ over our attributes.
+        # By hand and not by functools.update_wrapper, which would also copy the function's __dict__ over our
+        # attributes.
         self.__wrapped__ = function
         self.__name__: str = getattr(function, "__name__", type(function).__name__)
         self.__qualname__: str = getattr(function, "__qualname__", self.__name__)
@@ -63,7 +64,8 @@ class RemoteFunction(Generic[R]):
         self.__doc__ = getattr(function, "__doc__", None)
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
-        """Submits one task. Never blocks on the task; ObjectRefs among the arguments are replaced by their values there.
+        """Submits one task. Never blocks on the task; ObjectRefs among the arguments are replaced by their values
+        there.
 
         Raises: TypeError: the function can't be called with these arguments, or one of them can't be pickled.
         """
@@ -97,7 +99,8 @@ class RemoteFunction(Generic[R]):
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(
-            f"{self.__name__} is a remote function and can't be called directly: use {self.__name__}.remote(...), whose "
+            f"{self.__name__} is a remote function and can't be called directly: use {self.__name__}.remote(...), "
+            "whose "
             f"result ray.get() fetches, or {self.__name__}.__wrapped__(...) to run it here and now"
         )
 
@@ -127,7 +130,8 @@ def make(function: Any, given: dict[str, Any]) -> RemoteFunction[Any]:
     flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
     if flags & (_COROUTINE | _ASYNC_GENERATOR):
         raise ValueError(
-            f"{name} is an async function, and a task has no event loop: make it a method of an actor class, or give ray.remote "
+            f"{name} is an async function, and a task has no event loop: make it a method of an actor class, or give "
+            "ray.remote "
             f"a plain function that calls asyncio.run({name}())"
         )
     checked = _options.check(_options.TASK, given, f"remote function {name}")
@@ -139,6 +143,7 @@ def _refuse_generator(function: Any, options: dict[str, Any]) -> None:
     flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
     if flags & _GENERATOR and "num_returns" not in options:
         raise NotImplementedError(
-            f"{function.__name__} is a generator function: returning one ref for each value yielded is not built yet in this version "
+            f"{function.__name__} is a generator function: returning one ref for each value yielded is not built yet "
+            "in this version "
             "of ray; give num_returns=<how many values it yields>"
         )

@@ -1,4 +1,4 @@
-"""The public noun RuntimeContext: where the code that asks is running. A view on the engine's own record; holds nothing."""
+"""The public noun RuntimeContext: where the code that asks is running. Holds nothing, asks the engine each time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RuntimeContext:
             "namespace": self.namespace,
         }
 
-    # --- ids as objects -------------------------------------------------------------------------------------------------
+    # --- ids as objects ------------------------------------------------------------------------------------------
 
     @property
     def job_id(self) -> JobID:
@@ -48,7 +48,7 @@ class RuntimeContext:
         actor_id = self._context()["actor_id"]
         return ActorID(actor_id) if actor_id else None
 
-    # --- ids as text ----------------------------------------------------------------------------------------------------
+    # --- ids as text ---------------------------------------------------------------------------------------------
 
     def get_job_id(self) -> str:
         return self.job_id.hex()
@@ -67,13 +67,13 @@ class RuntimeContext:
         actor_id = self.actor_id
         return actor_id.hex() if actor_id else None
 
-    # --- the rest -------------------------------------------------------------------------------------------------------
+    # --- the rest ------------------------------------------------------------------------------------------------
 
     @property
     def namespace(self) -> str:
-        from ray import api
+        from ray import _driver
 
-        return api.namespace()
+        return _driver.namespace()
 
     @property
     def was_current_actor_reconstructed(self) -> bool:
