@@ -36,8 +36,8 @@ if TYPE_CHECKING:  # "as" says that these are the package's own names (PEP 484)
     from ray.api import shutdown as shutdown
     from ray.api import wait as wait
     from ray.job_config import JobConfig as JobConfig
-    from ray.object_ref import ObjectRef as ObjectRef
     from ray.object_ref import ObjectRef as ObjectID  # noqa: F401
+    from ray.object_ref import ObjectRef as ObjectRef
     from ray.runtime_context import get_gpu_ids as get_gpu_ids
     from ray.runtime_context import get_runtime_context as get_runtime_context
     from ray.types import ActorID as ActorID
@@ -68,7 +68,8 @@ def __getattr__(name: str) -> object:
 
     home, there = _HOME.get(name), name
     if home is None:
-        if name.startswith("__"):  # copy, pickle and doctest ask modules for such names
+        # copy, pickle and doctest ask modules for __names__, and `from ray import _core` asks here before it imports.
+        if name.startswith("_"):
             raise AttributeError(f"module 'ray' has no attribute {name!r}")
         from ray import _aliases
 
