@@ -150,7 +150,7 @@ cdef class Connection:
             raise ConnectionClosed(self.why_closed)
         return frames
 
-    def close(self, why=None):
+    def close(self):
         """Ends the connection at once; unsent bytes are dropped. Twice is fine."""
         self._c.get().Close(b"closed by this process")
 
@@ -178,6 +178,11 @@ cdef class Connection:
     def is_open(self):
         """The peer has proved itself and isn't known to be gone."""
         return self._c.get().open()
+
+    @property
+    def greeted(self):
+        """The peer has proved itself at some time."""
+        return self._c.get().greeted()
 
     @property
     def is_alive(self):
