@@ -235,7 +235,8 @@ class _Server:
                 stdout=write_end,
                 stderr=write_end,
                 cwd=self.folder,
-                env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},  # user settings are none of its business
+                # user settings are none of its business; the mark is how the sweep of a dead session finds its processes
+            env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "RAY_SESSION_DIR": self.servers.session_dir},
                 start_new_session=True,  # Ctrl-C in the driver's terminal is for the driver
                 preexec_fn=bind_to_node,
             )

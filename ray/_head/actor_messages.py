@@ -199,6 +199,6 @@ class DropRow(NamedTuple):
 
 
 Action = Union[
-    Place, CancelPlacement, Become, Publish, KillWorker, AskToExit, ExpectExit, Release, SaveRow, SaveCreation, SaveName,
-    DropName, DropRow,
+    Place, CancelPlacement, Become, Publish, KillWorker, AskToExit, ExpectExit, Release, SaveRow, SaveCreation,
+    SaveName, DropName, DropRow,
 ]  # fmt: skip
