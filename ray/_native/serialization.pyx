@@ -673,6 +673,25 @@ def pickler(file, buffer_callback=None):
     return _Pickler(file, buffer_callback)
 
 
+class _Nowhere:
+    def write(self, data):
+        return len(data)
+
+
+def reduce(value):
+    """What our pickler stores for an object of a class without pickle code of its own: for _serialization.explain."""
+    reduced = pickler(_Nowhere()).reducer_override(value)
+    if reduced is NotImplemented:
+        reducer = copyreg.dispatch_table.get(type(value))
+        reduced = reducer(value) if reducer is not None else value.__reduce_ex__(5)
+    return reduced
+
+
+def goes_by_value(definition):
+    """Whether a function or class travels as code and not as the name of something in an importable module."""
+    return pickler(_Nowhere()).reducer_override(definition) is not NotImplemented
+
+
 cdef Encoded _pickled(object value, str name):
     cdef list views = []
     cdef Encoded encoded

@@ -1,11 +1,20 @@
-"""Small libraries beside the core, each a module of its own, loaded on first use."""
+"""Small libraries beside the core, each a module of its own, loaded on first use.
+
+No module here has the name of a public function: importing it would put the module in the function's place.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.util.check_serialize import inspect_serializability
+    from ray.util.serialization import deregister_serializer, register_serializer
+
+__all__ = ["deregister_serializer", "inspect_serializability", "register_serializer"]
 
 _HOME = {
-    "inspect_serializability": "ray.util.inspect_serializability",
+    "inspect_serializability": "ray.util.check_serialize",
     "register_serializer": "ray.util.serialization",
     "deregister_serializer": "ray.util.serialization",
 }
