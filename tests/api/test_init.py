@@ -1,0 +1,220 @@
+"""ray.init, ray.shutdown, ray.is_initialized and what init returns."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import ray
+from ray.context import RayContext
+
+
+def run_program(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+def test_ray_is_initialized_between_init_and_shutdown(engine):
+    engine.stop()
+    assert not ray.is_initialized()
+    engine.start(num_cpus=1)
+    assert ray.is_initialized()
+    engine.stop()
+    assert not ray.is_initialized()
+
+
+def test_shutdown_without_a_session_does_nothing(engine):
+    engine.stop()
+    ray.shutdown()
+    ray.shutdown()
+
+
+def test_a_second_init_says_what_to_do(ray_shared):
+    with pytest.raises(RuntimeError, match=r"ray\.shutdown\(\).*ignore_reinit_error=True"):
+        ray.init()
+
+
+def test_a_second_init_with_ignore_reinit_error_returns_the_running_session(ray_start):
+    assert ray.init(ignore_reinit_error=True) is ray_start
+    assert ray.init(num_cpus=7, ignore_reinit_error=True)["session_dir"] == ray_start["session_dir"]
+    assert ray.cluster_resources()["CPU"] == 2
+
+
+@pytest.mark.parametrize("arguments", [{"num_cpus": -1}, {"no_such": 1}, {"huge_pages": True}], ids=repr)
+def test_a_wrong_argument_starts_nothing(engine, arguments):
+    engine.stop()
+    with pytest.raises((TypeError, ValueError)):
+        ray.init(**arguments)
+    assert not ray.is_initialized()
+
+
+def test_only_the_address_is_positional(engine):
+    engine.stop()
+    with pytest.raises(TypeError):
+        ray.init("local", 2)  # type: ignore[misc]
+    with engine.start(address="local", num_cpus=1):
+        assert ray.is_initialized()
+
+
+def test_init_returns_a_mapping_that_names_the_session(ray_start):
+    assert isinstance(ray_start, RayContext)
+    assert os.path.isdir(ray_start["session_dir"])
+    assert ray_start["node_id"] == ray.get_runtime_context().get_node_id()
+    assert set(ray_start) == set(ray_start.address_info)
+    assert ray_start.ray_version == ray.__version__
+    assert ray_start.python_version.startswith(f"{sys.version_info[0]}.{sys.version_info[1]}.")
+    assert ray_start.dashboard_url is None
+
+
+def test_what_init_returns_shuts_ray_down_at_the_end_of_a_with_block(engine):
+    with engine.start(num_cpus=1) as context:
+        folder = context["session_dir"]
+        assert ray.get(ray.put(1)) == 1
+    assert not ray.is_initialized()
+    assert not os.path.exists(folder)
+
+
+def test_a_function_and_a_class_outlive_the_session_they_were_first_used_in(engine):
+    @ray.remote
+    def double(x):
+        return 2 * x
+
+    @ray.remote
+    class Box:
+        def value(self):
+            return "kept"
+
+    for _ in range(2):
+        engine.start(num_cpus=1)
+        assert ray.get(double.remote(4)) == 8
+        assert ray.get(Box.remote().value.remote()) == "kept"
+        engine.stop()
+
+
+def test_a_ref_of_a_session_that_has_ended_is_an_error(engine):
+    engine.start(num_cpus=1)
+    ref = ray.put([1, 2])
+    engine.stop()
+    with pytest.raises(ray.exceptions.RaySystemError, match="session that has ended"):
+        ray.get(ref)
+    with pytest.raises(ray.exceptions.RaySystemError, match="session that has ended"):
+        ray.wait([ref])
+
+
+def test_ray_starts_by_itself_when_it_is_first_used():
+    done = run_program(
+        """
+        import ray
+
+        @ray.remote
+        def f(x):
+            return x + 1
+
+        assert not ray.is_initialized()
+        print(ray.get(f.remote(1)), ray.is_initialized())
+        """
+    )
+    assert done.stdout == "2 True\n", done.stderr
+
+
+def test_a_program_that_never_shuts_down_leaves_nothing_behind():
+    done = run_program(
+        """
+        import ray
+        print(ray.init(num_cpus=1, logging_level="error")["session_dir"])
+
+        @ray.remote
+        def f():
+            return 1
+
+        ray.get(f.remote())
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert not os.path.exists(done.stdout.strip())
+
+
+def test_sigterm_ends_a_driver_in_order():
+    done = run_program(
+        """
+        import os, signal, ray
+        print(ray.init(num_cpus=1)["session_dir"], flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        """
+    )
+    assert done.returncode == 128 + 15, done.stderr
+    assert not os.path.exists(done.stdout.strip())
+
+
+def test_a_sigterm_handler_of_the_program_stays():
+    done = run_program(
+        """
+        import os, signal, ray
+        signal.signal(signal.SIGTERM, lambda *_: print("mine"))
+        ray.init(num_cpus=1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        """
+    )
+    assert done.stdout == "mine\n", done.stderr
+
+
+@pytest.mark.parametrize("level, says", [("info", True), ("error", False)])
+def test_logging_level_decides_what_init_says(level, says):
+    done = run_program(f"import ray; ray.init(num_cpus=1, logging_level={level!r})")
+    assert ("Started ray" in done.stderr) is says
+
+
+def test_logging_is_left_alone_if_asked():
+    done = run_program(
+        """
+        import logging, ray
+        ray.init(num_cpus=1, configure_logging=False)
+        assert not logging.getLogger("ray").handlers
+        """
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_init_and_shutdown_in_a_task_are_errors(ray_shared):
+    @ray.remote
+    def inside(function):
+        getattr(ray, function)()
+
+    with pytest.raises(RuntimeError, match="inside a task"):
+        ray.get(inside.remote("init"))
+    with pytest.raises(RuntimeError, match="inside a task"):
+        ray.get(inside.remote("shutdown"))
+
+
+def test_importing_ray_imports_nothing_heavy():
+    done = run_program(
+        """
+        import sys, ray
+        heavy = {"numpy", "asyncio", "redis", "pyarrow", "cloudpickle", "logging", "typing", "inspect", "ray._core.engine"}
+        print(sorted(heavy & set(sys.modules)))
+        """
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_the_session_folder_is_made_where_temp_dir_says(engine, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("t", numbered=True)
+    with engine.start(num_cpus=1, _temp_dir=str(folder)) as context:
+        assert context["session_dir"].startswith(str(folder))
+    assert list(folder.iterdir()) == []
+
+
+def test_a_temp_dir_too_long_for_a_socket_is_an_error(engine, tmp_path):
+    engine.stop()
+    with pytest.raises(ValueError, match="_temp_dir"):
+        ray.init(_temp_dir=str(tmp_path / ("x" * 90)))
+    assert not ray.is_initialized()
