@@ -5,9 +5,9 @@
       RayActorError                an actor can't answer: ActorDiedError, ActorUnavailableError
       ...                          something died, was lost, is full, or took too long
 
-No I/O and nothing of ray is imported: every process, the driver first of all, loads this file. An error says what happened, what
-usually causes it, what to try, and the ids to search the logs for. Each can be pickled whatever its constructor takes,
-because what is stored is its fields; so a subclass needs no `__reduce__`.
+No I/O and nothing of ray is imported: every process, the driver first of all, loads this file. An error says what
+happened, what usually causes it, what to try, and the ids to search the logs for. Each can be pickled whatever its
+constructor takes, because what is stored is its fields; so a subclass needs no `__reduce__`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ class RayError(Exception):
 
     Args:
         message: what happened, in this case; the class has words of its own if it is missing.
-        facts: ids, process ids, exit codes (see FACTS of the class); become attributes, None where not given. bytes read as hex.
+        facts: ids, process ids, exit codes (see FACTS of the class); become attributes, None where not given. bytes
+            read as hex.
     """
 
     HAPPENED: ClassVar[str] = "An error occurred in ray."
-    CAUSES: ClassVar[tuple[str, ...]] = ()
-    TRY: ClassVar[tuple[str, ...]] = ()
+    CAUSES: ClassVar[str] = ""
+    TRY: ClassVar[str] = ""
     FACTS: ClassVar[tuple[str, ...]] = ()
 
     cause: BaseException | None
@@ -72,15 +73,16 @@ class RayError(Exception):
             # One line of it: the whole is printed above this error, as its __cause__.
             parts.append(f"  caused by: {_one_line(self.cause)}")
         if self.CAUSES:
-            parts.append(f"  likely causes: {'; '.join(self.CAUSES)}")
+            parts.append(f"  likely causes: {self.CAUSES}")
         if self.TRY:
-            parts.append(f"  what to try: {'; '.join(self.TRY)}")
+            parts.append(f"  what to try: {self.TRY}")
         return "\n".join(parts)
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, RayTaskError):  # its first line says where, its last what
-        return (error.traceback_str.strip().splitlines() or [type(error).__name__])[-1]
+    if isinstance(error, RayTaskError):  # its first line says where, its last what (but for remarks in brackets)
+        lines = [line for line in error.traceback_str.strip().splitlines() if not line.startswith("(")]
+        return lines[-1] if lines else type(error).__name__
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
@@ -122,9 +124,15 @@ class RayTaskError(RayError):
     def fields(self, cause: BaseException | None) -> tuple[Any, ...]:
         """The constructor's arguments with another cause, and whether self is a dual: what pickling stores."""
         return (
-            (self.function_name, self.traceback_str, cause, self.proctitle, self.pid, self.ip, self.actor_repr)
-            + (self.actor_id,)
-            + (type(self) is not RayTaskError,)
+            self.function_name,
+            self.traceback_str,
+            cause,
+            self.proctitle,
+            self.pid,
+            self.ip,
+            self.actor_repr,
+            self.actor_id,
+            type(self) is not RayTaskError,
         )
 
     def __reduce__(self) -> Any:
@@ -132,7 +140,8 @@ class RayTaskError(RayError):
         if cause is not None:
             import cloudpickle
 
-            # There and back: another pickler than ray's makes the copy by calling its constructor, which may not take args.
+            # There and back: another pickler than ray's makes the copy by calling its constructor, which may not take
+            # args.
             if not is_picklable_with(lambda error: cloudpickle.loads(cloudpickle.dumps(error)), cause):
                 cause = None
         return rebuild_task_error, self.fields(cause)
@@ -152,8 +161,8 @@ class RayTaskError(RayError):
     def as_instanceof_cause(self) -> RayTaskError:
         """The same error, as an instance of the class of its cause as well.
 
-        Returns self where there is no such class: the cause is missing, is none of `Exception` (SystemExit would end whoever
-        meets it), or is of a class that can't be inherited from together with this one.
+        Returns self where there is no such class: the cause is missing, is none of `Exception` (SystemExit would end
+        whoever meets it), or is of a class that can't be inherited from together with this one.
         """
         if self.cause is None or not isinstance(self.cause, Exception):
             return self
@@ -169,7 +178,7 @@ class RayTaskError(RayError):
         """An instance of make_dual_exception_type() with the fields of both."""
         cause = self.cause
         assert cause is not None
-        dual = new_exception(self.make_dual_exception_type(), cause.args)
+        dual: RayTaskError = new_exception(self.make_dual_exception_type(), cause.args)
         dual.__dict__.update(self.__dict__)
         BaseException.__dict__["__cause__"].__set__(dual, cause)  # a frozen dataclass may forbid the plain assignment
         _copy_native_fields(cause, dual)
@@ -208,12 +217,12 @@ def _dual_getattr(self: RayTaskError, name: str) -> Any:
     return getattr(cause, name)
 
 
-def new_exception(cls: type[Any], args: tuple[Any, ...]) -> Any:
+def new_exception(cls: Any, args: tuple[Any, ...]) -> Any:
     """An exception of class cls with these args, made without running any `__init__` or `__new__` written in Python.
 
     The nearest class written in C sets up its own part of the object: nobody else can.
     """
-    native = next(base for base in cls.__mro__ if not base.__flags__ & (1 << 9) and "__new__" in base.__dict__)
+    native: Any = next(base for base in cls.__mro__ if not base.__flags__ & (1 << 9) and "__new__" in base.__dict__)
     group = getattr(sys.modules["builtins"], "BaseExceptionGroup", None)
     try:
         error = native.__new__(cls, *args)
@@ -268,17 +277,16 @@ class UnserializableException(RayError):
 
     HAPPENED = "The exception of a task could not be unpickled in this process."
     CAUSES = (
-        "its class is in a module that can't be imported here",
-        "its constructor takes other arguments than it stores",
+        "its class is in a module that can't be imported here; its constructor takes other arguments than it stores"
     )
-    TRY = ("import its module here", "give the exception class a __reduce__ method")
+    TRY = "import its module here; give the exception class a __reduce__ method"
 
 
 class TaskCancelledError(RayError):
     """The task was cancelled before it had finished."""
 
     HAPPENED = "The task was cancelled."
-    CAUSES = ("ray.cancel() was called with its ref", "the task that submitted it was cancelled with recursive=True")
+    CAUSES = "ray.cancel() was called with its ref; the task that submitted it was cancelled with recursive=True"
     FACTS = ("task_id", "function_name")
 
 
@@ -296,7 +304,7 @@ class GetTimeoutError(RayError, TimeoutError):
     """`ray.get(refs, timeout=...)` ended before all of the objects were there."""
 
     HAPPENED = "Not all objects were ready before the timeout."
-    TRY = ("a longer timeout", "ray.wait(), which returns what is ready")
+    TRY = "a longer timeout; ray.wait(), which returns what is ready"
     FACTS = ("timeout_s", "waiting_for")
 
 
@@ -314,18 +322,16 @@ class PendingCallsLimitExceeded(RayError):
     """The actor handle already has max_pending_calls calls waiting."""
 
     HAPPENED = "Too many calls are waiting on this actor handle."
-    CAUSES = ("calls are submitted faster than the actor can answer them",)
-    TRY = ("wait for some results before submitting more", "a larger max_pending_calls", "more actors")
+    CAUSES = "calls are submitted faster than the actor can answer them"
+    TRY = "wait for some results before submitting more; a larger max_pending_calls; more actors"
     FACTS = ("actor_id", "pending", "limit")
 
 
 # ---- processes that died ---------------------------------------------------------------------------------------------
 
 _WHY_PROCESSES_DIE = (
-    "the machine ran out of memory and the kernel killed it (dmesg says so)",
-    "a crash in a C extension",
-    "it called os._exit()",
-    "somebody killed it",
+    "the machine ran out of memory and the kernel killed it (dmesg says so); a crash in a C extension; it "
+    "called os._exit(); somebody killed it"
 )
 
 
@@ -334,7 +340,7 @@ class WorkerCrashedError(RayError):
 
     HAPPENED = "The worker process died while it was running the task."
     CAUSES = _WHY_PROCESSES_DIE
-    TRY = ("the worker's log in the session folder", "max_retries, if the task may run again", "fewer tasks at a time")
+    TRY = "the worker's log in the session folder; max_retries, if the task may run again; fewer tasks at a time"
     FACTS = ("task_id", "function_name", "pid", "exit_code", "signal", "node_id", "attempts")
 
 
@@ -342,7 +348,7 @@ class NodeDiedError(RayError):
     """The node died."""
 
     HAPPENED = "A node died, and with it the task that ran or the object that lay there."
-    CAUSES = ("the machine or its network failed", "its ray processes were killed")
+    CAUSES = "the machine or its network failed; its ray processes were killed"
     FACTS = ("node_id", "ip", "task_id", "object_id")
 
 
@@ -351,7 +357,7 @@ class LocalRayletDiedError(RayError):
 
     HAPPENED = "The node process (local scheduler) of this machine died."
     CAUSES = _WHY_PROCESSES_DIE
-    TRY = ("ray.shutdown() and ray.init() again", "the logs in the session folder")
+    TRY = "ray.shutdown() and ray.init() again; the logs in the session folder"
     FACTS = ("node_id", "pid", "session_dir")
 
 
@@ -376,20 +382,16 @@ class ActorDiedError(RayActorError):
     """The actor is dead and won't come back. `cause` is what its `__init__` raised, if that was it."""
 
     HAPPENED = "The actor died and will not be restarted."
-    CAUSES = ("its __init__ raised", *_WHY_PROCESSES_DIE, "ray.kill(), or its last handle went out of scope")
-    TRY = (
-        "the worker's log in the session folder",
-        "max_restarts to have it restarted",
-        "max_task_retries to repeat calls",
-    )
+    CAUSES = f"its __init__ raised; {_WHY_PROCESSES_DIE}; ray.kill(), or its last handle went out of scope"
+    TRY = "the worker's log in the session folder; max_restarts to have it restarted; max_task_retries to repeat calls"
 
 
 class ActorUnavailableError(RayActorError):
     """The actor can't be reached now; it may be restarting. The call may or may not have run."""
 
     HAPPENED = "The actor can't be reached at the moment. The call may or may not have run."
-    CAUSES = ("the actor is restarting", "the connection to it broke")
-    TRY = ("call again", "max_task_retries, if the method may run twice")
+    CAUSES = "the actor is restarting; the connection to it broke"
+    TRY = "call again; max_task_retries, if the method may run twice"
 
 
 class AsyncioActorExit(RayError):
@@ -405,8 +407,8 @@ class TaskUnschedulableError(RayError):
     """The task can't be placed on any node, ever."""
 
     HAPPENED = "The task can't be scheduled."
-    CAUSES = ("the node that it was bound to is gone", "no node has the resources that it asks for")
-    TRY = ("ray.cluster_resources()", "a smaller request", "soft=True in its scheduling strategy")
+    CAUSES = "the node that it was bound to is gone; no node has the resources that it asks for"
+    TRY = "ray.cluster_resources(); a smaller request; soft=True in its scheduling strategy"
     FACTS = ("task_id", "function_name", "resources")
 
 
@@ -437,7 +439,7 @@ class ActorAlreadyExistsError(ValueError, RayError):
     """An actor of that name exists already in the namespace."""
 
     HAPPENED = "An actor of this name exists already."
-    TRY = ("ray.get_actor(name)", "get_if_exists=True", "another name or namespace")
+    TRY = "ray.get_actor(name); get_if_exists=True; another name or namespace"
     FACTS = ("name", "namespace", "actor_id")
 
 
@@ -456,10 +458,9 @@ class ObjectLostError(RayError):
 
     HAPPENED = "The object is lost: no copy of it is left, and it can't be computed again."
     CAUSES = (
-        "the object store or the node that held it died",
-        "it was made by ray.put() or by an actor, which has no lineage",
+        "the object store or the node that held it died; it was made by ray.put() or by an actor, which has no lineage"
     )
-    TRY = ("make it with a task, which can run again", "max_retries above 0 for that task")
+    TRY = "make it with a task, which can run again; max_retries above 0 for that task"
     FACTS = ("object_id", "owner", "call_site", "node_id")
 
     @property
@@ -472,63 +473,63 @@ class ObjectFetchTimedOutError(ObjectLostError):
     """The object's copy could not be fetched in time."""
 
     HAPPENED = "The object could not be fetched from the node that holds it in time."
-    CAUSES = ("the network or that node is overloaded", "that node died a moment ago")
-    TRY = ("again later",)
+    CAUSES = "the network or that node is overloaded; that node died a moment ago"
+    TRY = "again later"
 
 
 class ReferenceCountingAssertionError(ObjectLostError, AssertionError):
     """The object was freed although somebody still refers to it: a mistake in ray."""
 
     HAPPENED = "The object was freed while it was still referred to."
-    CAUSES = ("a ref was pickled outside of ray", "a mistake in ray: please report it")
-    TRY = ("pass refs to tasks, actors and ray.put() only",)
+    CAUSES = "a ref was pickled outside of ray; a mistake in ray: please report it"
+    TRY = "pass refs to tasks, actors and ray.put() only"
 
 
 class ObjectFreedError(ObjectLostError):
     """The object was freed by hand."""
 
     HAPPENED = "The object was freed by an explicit call."
-    CAUSES = ("ray.internal.free() was called for it",)
-    TRY = ("call free() later, or not at all",)
+    CAUSES = "ray.internal.free() was called for it"
+    TRY = "call free() later, or not at all"
 
 
 class OwnerDiedError(ObjectLostError):
     """The process that made the object's ref died, and the object with it."""
 
     HAPPENED = "The process that owned the object died, and its objects with it."
-    CAUSES = ("the task or actor that created the ref died", *_WHY_PROCESSES_DIE, "the driver ended")
-    TRY = ("create the ref in a process that lives as long as the object is needed (the driver, or an actor)",)
+    CAUSES = f"the task or actor that created the ref died; {_WHY_PROCESSES_DIE}; the driver ended"
+    TRY = "create the ref in a process that lives as long as the object is needed (the driver, or an actor)"
 
 
 class ObjectReconstructionFailedError(ObjectLostError):
     """The object was lost, and computing it again failed."""
 
     HAPPENED = "The object was lost, and it could not be computed again."
-    CAUSES = ("an object that it is computed from is lost too and has no lineage",)
+    CAUSES = "an object that it is computed from is lost too and has no lineage"
 
 
 class ObjectReconstructionFailedMaxAttemptsExceededError(ObjectReconstructionFailedError):
     """The object was lost, and its task has no retries left."""
 
     HAPPENED = "The object was lost, and the task that makes it has no retries left."
-    CAUSES = ("nodes or workers died repeatedly",)
-    TRY = ("a larger max_retries for the task",)
+    CAUSES = "nodes or workers died repeatedly"
+    TRY = "a larger max_retries for the task"
 
 
 class ObjectReconstructionFailedLineageEvictedError(ObjectReconstructionFailedError):
     """The object was lost, and how it was computed has been forgotten to bound memory."""
 
     HAPPENED = "The object was lost, and the description of the task that makes it was dropped to bound memory."
-    CAUSES = ("the lineage kept by its owner is larger than its limit in bytes",)
-    TRY = ("a larger RAY_max_lineage_bytes",)
+    CAUSES = "the lineage kept by its owner is larger than its limit in bytes"
+    TRY = "a larger RAY_max_lineage_bytes"
 
 
 class ObjectStoreFullError(RayError):
     """There is no room for the object in the object store, though it was waited for."""
 
     HAPPENED = "The object store is full."
-    CAUSES = ("objects still referred to fill it: a ref, or an array made from one, keeps its object",)
-    TRY = ("drop refs and arrays that are no longer needed", "ray.init(object_store_memory=...)", "smaller objects")
+    CAUSES = "objects still referred to fill it: a ref, or an array made from one, keeps its object"
+    TRY = "drop refs and arrays that are no longer needed; ray.init(object_store_memory=...); smaller objects"
     FACTS = ("nbytes", "capacity", "object_id", "holders")
 
 
@@ -536,7 +537,7 @@ class OutOfDiskError(RayError):
     """The disk that objects are spilled to is full."""
 
     HAPPENED = "The disk that objects are spilled to is full."
-    TRY = ("free disk space", "spill to another disk")
+    TRY = "free disk space; spill to another disk"
     FACTS = ("path", "nbytes", "node_id")
 
 
@@ -544,7 +545,7 @@ class OutOfMemoryError(RayError):
     """The task or actor was ended because its node was running out of memory."""
 
     HAPPENED = "The worker was ended because its machine was running out of memory."
-    TRY = ("fewer tasks at a time: num_cpus=, or memory= in ray.remote()", "less memory per task", "a larger machine")
+    TRY = "fewer tasks at a time: num_cpus=, or memory= in ray.remote(); less memory per task; a larger machine"
     FACTS = ("task_id", "function_name", "pid", "node_id", "rss_bytes", "limit_bytes")
 
 
@@ -558,8 +559,8 @@ class OutOfBandObjectRefSerializationException(RayError):
     """A ref was pickled by something other than ray, which nobody would keep its object alive for."""
 
     HAPPENED = "An ObjectRef was pickled outside of ray."
-    CAUSES = ("pickle.dumps() or cloudpickle.dumps() was called on a value that contains a ref",)
-    TRY = ("pass the ref, or a value that contains it, to a task, an actor or ray.put()",)
+    CAUSES = "pickle.dumps() or cloudpickle.dumps() was called on a value that contains a ref"
+    TRY = "pass the ref, or a value that contains it, to a task, an actor or ray.put()"
 
 
 OufOfBandObjectRefSerializationException = OutOfBandObjectRefSerializationException  # as it is spelled elsewhere
@@ -591,7 +592,7 @@ class RayCgraphCapacityExceeded(RaySystemError):
     """A compiled graph has as many executions under way as it can hold."""
 
     HAPPENED = "The compiled graph has too many executions under way."
-    TRY = ("get some results first",)
+    TRY = "get some results first"
 
 
 RayAdagCapacityExceeded = RayCgraphCapacityExceeded  # its older name
@@ -607,4 +608,4 @@ class AuthenticationError(RayError):
     """A connection was refused because the token was missing or wrong."""
 
     HAPPENED = "The cluster refused the connection: its token is missing or wrong."
-    TRY = ("the token in the session folder, or the one that the cluster was started with",)
+    TRY = "the token in the session folder, or the one that the cluster was started with"

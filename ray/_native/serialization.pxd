@@ -1,7 +1,7 @@
-# Turns Python values into blobs and back. Runs in every driver and worker, on the thread that submits, replies or gets; the
-# GIL is held throughout, except while one buffer of >= kParallelCopyBytes is being copied. Nothing here does I/O, blocks
-# or takes a lock. Encoding and decoding are re-entrant (a reducer may encode, a __setstate__ may decode) and two threads may
-# encode or decode at once. A blob is trusted: only authenticated peers get to send one.
+# Turns Python values into blobs and back. Runs in every driver and worker, on the thread that submits, replies or gets;
+# the GIL is held throughout, except while one buffer of >= kParallelCopyBytes is being copied. Nothing here does I/O,
+# blocks or takes a lock. Encoding and decoding are re-entrant (a reducer may encode, a __setstate__ may decode) and two
+# threads may encode or decode at once. A blob is trusted: only authenticated peers get to send one.
 #
 # Blob: byte 0 is the kind, see docs/internals/serialization.md for the rest of each. Out-of-band buffers lie at
 # multiples of 64 from the blob's start, so they are aligned wherever the blob itself is 64-byte aligned (plasma).
@@ -58,8 +58,8 @@ cdef class Encoded:
     cdef Py_ssize_t _data_offset       # of _data in the blob
     cdef long long _scalar             # the 8 bytes of KIND_INT/KIND_FLOAT
 
-    # Writes the whole blob, nbytes bytes; returns nbytes. dest needs no alignment to be written. GIL held; it is released
-    # during copies of >= kParallelCopyBytes, so if nbytes is that large dest must not move meanwhile.
+    # Writes the whole blob, nbytes bytes; returns nbytes. dest needs no alignment to be written. GIL held; it is
+    # released during copies of >= kParallelCopyBytes, so if nbytes is that large dest must not move meanwhile.
     cdef Py_ssize_t write(self, uint8_t* dest) except -1
     cdef int _write_pickle5(self, uint8_t* dest) except -1
 
@@ -67,29 +67,32 @@ cdef class Encoded:
 # Raises TypeError naming the path to the attribute that can't be pickled.
 cpdef Encoded encode(object value, str name=*)
 
-# If value is None, bool, int64, float, or a str/bytes that fits, writes its blob at dest and returns its size; else 0, and
-# nothing was written that matters. `room` bytes may be written. GIL held; never runs user code; no allocation.
+# If value is None, bool, int64, float, or a str/bytes that fits, writes its blob at dest and returns its size; else 0,
+# and nothing was written that matters. `room` bytes may be written. GIL held; never runs user code; no allocation.
 cdef Py_ssize_t encode_into(object value, uint8_t* dest, Py_ssize_t room) noexcept
 
-# `refs`: one ObjectRef for each that encode met, same order; None if there were none. GIL held; may run user code (and so
-# anything may have happened when it returns).
+# `refs`: one ObjectRef for each that encode met, same order; None if there were none. GIL held; may run user code (and
+# so anything may have happened when it returns).
 cpdef object decode(object view, list refs=*)
 
 # The same for n > 0 bytes at data. holder keeps them alive and unmoved (and never changing) for as long as it lives;
 # None says that they are only valid until user code runs, so whatever must outlive that is copied first.
 cdef object decode_raw(const uint8_t* data, Py_ssize_t n, object holder, list refs)
 
-# Encodes an exception as the result of a task or actor call. With function_name (str): KIND_ERROR_TASK, the traceback of exc in
-# text and exc itself if it can be pickled. Without: KIND_ERROR_SYSTEM, exc is a RayError that becomes the result as is.
-# Never fails for what exc contains: what can't be pickled is replaced by its text. actor: repr for the text, or None.
+# Encodes an exception as the result of a task or actor call. With function_name (str): KIND_ERROR_TASK, the traceback
+# of exc in text and exc itself if it can be pickled. Without: KIND_ERROR_SYSTEM, exc is a RayError that becomes the
+# result as is. Never fails for what exc contains: what can't be pickled is replaced by its text. actor: repr for the
+# text, or None.
 cpdef Encoded encode_error(BaseException exc, str function_name=*, str actor=*, str ip=*)
 
-# Function and class definitions: pickled once per definition, buffers in band. Returns (blob, refs met in closures or None).
+# Function and class definitions: pickled once per definition, buffers in band. Returns (blob, refs met in closures or
+# None).
 cpdef tuple encode_function(object function, str name=*)
 cpdef object decode_function(object blob, list refs=*)
 
-# The type whose instances are references; add_ref_type adds more (ActorHandle): exact types, not subclasses. Called once, at
-# import of the engine. Their instances appear in Encoded.refs, and decode takes whatever object it is given in their place.
+# The type whose instances are references; add_ref_type adds more (ActorHandle): exact types, not subclasses. Called
+# once, at import of the engine. Their instances appear in Encoded.refs, and decode takes whatever object it is given in
+# their place.
 cpdef set_ref_type(type ref_type)
 cpdef add_ref_type(type ref_type)
 

@@ -1,12 +1,12 @@
 # cython: language_level=3, freethreading_compatible=False
 """Turns Python values into blobs and back. The .pxd is the contract; docs/internals/serialization.md draws each kind.
 
-Three speeds. None, numbers, str, bytes, one numpy array and flat lists of refs have a kind of their own and no pickle is
-involved. Containers of exact built-in types go through C pickle, which stores nothing by name there. Everything else goes
-through cloudpickle, because only it carries classes and functions of __main__ by value. What leaves the straight path
-(errors, registered types, explaining what can't be pickled) is Python, in ray/_serialization.
+Three speeds. None, numbers, str, bytes, one numpy array and flat lists of refs have a kind of their own and no pickle
+is involved. Containers of exact built-in types go through C pickle, which stores nothing by name there. Everything else
+goes through cloudpickle, because only it carries classes and functions of __main__ by value. What leaves the straight
+path (errors, registered types, explaining what can't be pickled) is Python, in ray/_serialization.
 
-Nothing is kept between calls but two caches (numpy's type, its dtypes' names) and the reference types set by the engine.
+Kept between calls: numpy's type, its dtypes' names, and the reference types set by the engine.
 """
 import copyreg
 import sys
@@ -55,7 +55,7 @@ cdef extern from *:
     """
     #include <cstring>
     static void ray_plain_copy(void* dest, const void* src, size_t nbytes) { std::memcpy(dest, src, nbytes); }
-    // The refs of the decode under way on this thread, borrowed from the frame of that decode (which restores the one before).
+    // The refs of the decode under way on this thread, borrowed from that decode's frame, which restores the outer one.
     static thread_local PyObject* ray_current_refs = nullptr;
     static inline PyObject* ray_decoding_refs() { return ray_current_refs; }
     static inline void ray_set_decoding_refs(PyObject* refs) { ray_current_refs = refs; }
@@ -66,8 +66,8 @@ cdef extern from *:
 
 parallel_copy = ray_plain_copy
 
-# Containers with more nodes than this go to cloudpickle's pickler unscanned: it costs the same for built-in types, and its
-# 2 us of set-up no longer matter.
+# Containers with more nodes than this go to cloudpickle's pickler unscanned: it costs the same for built-in types, and
+# its 2 us of set-up no longer matter.
 cdef enum:
     SCAN_NODES_MAX = 400
     SCAN_DEPTH_MAX = 20
@@ -195,7 +195,7 @@ cdef class Encoded:
         return self.nbytes
 
     cdef int _write_pickle5(self, uint8_t* dest) except -1:
-        # kind, 3 zeros, u32 buffers, u64 pickle bytes; then (u64 offset, u64 bytes) each; pickle; padding and buffer, each
+        # kind, 3 zeros, u32 buffers, u64 pickle bytes; (u64 offset, u64 bytes) each; pickle; (padding, buffer) each
         cdef Py_ssize_t count = PyList_GET_SIZE(self.buffers), inband = PyBytes_GET_SIZE(self.inband)
         cdef Py_ssize_t end = PICKLE5_HEADER_BYTES + 16 * count, offset
         cdef uint64_t* table = <uint64_t*>(dest + PICKLE5_HEADER_BYTES)
@@ -353,7 +353,8 @@ cpdef Encoded encode(object value, str name="value"):
             return _encoded_refs(value, t == &PyList_Type)
         if _is_plain(value, &budget, SCAN_DEPTH_MAX):
             return _pickled_plain(value)
-    elif t == &PyDict_Type or t == &PySet_Type or t == &PyFrozenSet_Type or t == &PyComplex_Type or t == &PyByteArray_Type:
+    elif (t == &PyDict_Type or t == &PySet_Type or t == &PyFrozenSet_Type or t == &PyComplex_Type
+            or t == &PyByteArray_Type):
         if _is_plain(value, &budget, SCAN_DEPTH_MAX):
             return _pickled_plain(value)
     else:
@@ -447,7 +448,8 @@ cdef inline bint _all_refs(object value, bint is_list) noexcept:
     if n == 0:
         return False
     for i in range(n):
-        if <PyTypeObject*>Py_TYPE(<object>(PyList_GET_ITEM(value, i) if is_list else PyTuple_GET_ITEM(value, i))) != _ref_type:
+        item = <object>(PyList_GET_ITEM(value, i) if is_list else PyTuple_GET_ITEM(value, i))
+        if <PyTypeObject*>Py_TYPE(item) != _ref_type:
             return False
     return True
 
@@ -496,7 +498,7 @@ cdef int _find_numpy() except -1:
 
 
 cdef bytes _dtype_name(object dtype):
-    """The short name that numpy.dtype() takes for it, or None where that wouldn't say all (structures, objects, metadata)."""
+    """The short name that numpy.dtype() takes for it; None where that wouldn't say all (structures, objects, metadata)."""
     global _dtypes_count
     cdef int i
     for i in range(_dtypes_count):
@@ -516,8 +518,8 @@ cdef bytes _dtype_name(object dtype):
 
 
 cdef Encoded _encoded_array(object array):
-    # Header: kind, u8 1 if Fortran order, u8 dimensions, u8 length of the dtype's name, 4 zeros; i64 shape; name. Elements at
-    # the next multiple of 64.
+    # Header: kind, u8 1 if Fortran order, u8 dimensions, u8 length of the dtype's name, 4 zeros; i64 shape; name.
+    # Elements at the next multiple of 64.
     cdef bytes name = _dtype_name(array.dtype)
     cdef Py_buffer view
     cdef bint fortran
@@ -655,8 +657,8 @@ cdef int _load_pickler() except -1:
     _pickler_base_init = Pickler.__init__
     _cloudpickle_override = cloudpickle.Pickler.reducer_override
     _cloudpickle_reducers = cloudpickle.Pickler._dispatch_table
-    # dispatch_table is copyreg's own dict, not cloudpickle's ChainMap of two: that one is Python, and is asked about every
-    # object; the half of it that is missing here is looked up in _reducer_override.
+    # dispatch_table is copyreg's own dict, not cloudpickle's ChainMap of two: that one is Python, and is asked about
+    # every object; the half of it that is missing here is looked up in _reducer_override.
     _Pickler = type("RayPickler", (cloudpickle.Pickler,), {
         "__module__": __name__,
         "__init__": _pickler_init,
@@ -919,8 +921,8 @@ cpdef object reduce_ref(object ref):
     """For a ref type's __reduce__: pickled by a pickler that isn't ours, so nobody keeps its object alive meanwhile."""
     if _out_of_band_hook is None:
         raise TypeError(
-            f"{ref!r} can't be pickled by itself: the bytes could outlive the object. Pass it, or a value that contains it, to "
-            "a task, an actor or ray.put, which keep its object alive on the way."
+            f"{ref!r} can't be pickled by itself: the bytes could outlive the object. Pass it, or a value that contains "
+            "it, to a task, an actor or ray.put, which keep its object alive on the way."
         )
     return _out_of_band_hook(ref)
 

@@ -1,4 +1,4 @@
-"""The part of serialisation that isn't on the hot path: errors as values, registered types, naming what can't be pickled.
+"""The part of serialisation that isn't on the hot path: errors, registered types, naming what can't be pickled.
 
 Plain functions without I/O, called by `ray._native.serialization` and `ray.util` on whatever thread encodes or decodes.
 The order to read in: `reducers.py` (how single types are pickled), `registry.py` (the types that users registered),

@@ -1,8 +1,8 @@
 """Exceptions as results: `dump_error` in the worker that caught one, `load_error` in whoever gets it.
 
-A user's exception is pickled by itself inside the payload, so that one which can't be pickled, or can't be unpickled over
-there (its module is missing, its constructor fails), costs only itself: the text always arrives. Neither function raises
-for what the exception contains.
+A user's exception is pickled by itself inside the payload, so that one which can't be pickled, or can't be unpickled
+over there (its module is missing, its constructor fails), costs only itself: the text always arrives. Neither function
+raises for what the exception contains.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _pickled(error: object) -> tuple[bytes, list[Any] | None]:
 
 
 def _pickled_in_part(error: BaseException) -> tuple[tuple[bytes, list[Any] | None], list[str]]:
-    """A copy of error with what can be pickled of it, so that it can still be caught by its class; and what is missing."""
+    """A copy of error with what can be pickled of it, still to be caught by its class; and what is missing."""
     missing = []
     args: list[Any] = []
     for index, arg in enumerate(error.args):

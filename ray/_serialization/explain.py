@@ -1,9 +1,9 @@
 """Finds which attribute of a value can't be pickled, and says so.
 
-Runs only after pickling has failed (or when a person asks), so it may take its time: it pickles the parts of the value one by
-one, as the encoder would, and follows those that fail, down to what has no failing part itself. It looks at the parts that
-pickle itself would see: what `__reduce_ex__` gives, the variables that a function uses, the members of a class that goes by value.
-Every walk is bounded in depth and in objects tried.
+Runs only after pickling has failed (or when a person asks), so it may take its time: it pickles the parts of the value
+one by one, as the encoder would, and follows those that fail, down to what has no failing part itself. It looks at the
+parts that pickle itself would see: what `__reduce_ex__` gives, the variables that a function uses, the members of a
+class that goes by value. Every walk is bounded in depth and in objects tried.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import inspect
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from ray._native import serialization
@@ -103,7 +103,7 @@ def _leave_out(buffer: object) -> None:
 
 
 def unpicklable(value: object, name: str, error: Exception) -> TypeError:
-    """The error to raise for a value that pickling failed on with `error`; `name` is what the caller calls the value."""
+    """The error to raise for a value that pickling failed on with `error`; the caller calls the value `name`."""
     path, culprit, why = find_culprit(value, error)
     known = "a value" if name == "value" else name
     kind = type(culprit)
@@ -298,4 +298,4 @@ def _article(noun: str) -> str:
     return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 
-__all__: Iterable[str] = ["FailureTuple", "find_culprit", "inspect_serializability", "unpicklable"]
+__all__ = ["FailureTuple", "find_culprit", "inspect_serializability", "unpicklable"]

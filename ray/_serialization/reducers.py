@@ -1,8 +1,8 @@
 """How exceptions are pickled: without calling their `__init__` again.
 
-`BaseException.__reduce__` has the copy made by `cls(*args)`. That fails for each class whose `__init__` takes other arguments
-than it hands to `super().__init__`, which is the commonest reason for an error to be lost on its way home. Called by the
-native pickler for each exception met; rebuild_exception is called wherever one is unpickled.
+`BaseException.__reduce__` has the copy made by `cls(*args)`. That fails for each class whose `__init__` takes other
+arguments than it hands to `super().__init__`, which is the commonest reason for an error to be lost on its way home.
+Called by the native pickler for each exception met; rebuild_exception is called wherever one is unpickled.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def reduce_exception(error: BaseException) -> Any:
 
 def rebuild_exception(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any] | None) -> BaseException:
     """An exception with these args and attributes, whose `__init__` (Python code) has not run."""
-    error = new_exception(cls, args)
+    error: BaseException = new_exception(cls, args)
     if state:
         error.__dict__.update(state)
     return error

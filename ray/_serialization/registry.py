@@ -1,8 +1,8 @@
 """The types that users told us how to pickle (`ray.util.register_serializer`).
 
 One dict for the process, type -> (serializer, deserializer), shared with the native encoder, which looks up exact types
-only. It is changed by the user's own call and read while encoding; both hold the GIL. A receiver needs no registration: the
-deserializer travels with each value, as any function does.
+only. It is changed by the user's own call and read while encoding; both hold the GIL. A receiver needs no registration:
+the deserializer travels with each value, as any function does.
 """
 
 from __future__ import annotations

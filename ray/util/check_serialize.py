@@ -1,4 +1,4 @@
-"""`inspect_serializability`: which part of an object keeps it from being sent. The search is in `ray._serialization.explain`."""
+"""`inspect_serializability`: which part of an object keeps it from being sent; the search is in `_serialization`."""
 
 from ray._serialization.explain import FailureTuple, inspect_serializability
 
