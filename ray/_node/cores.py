@@ -1,0 +1,114 @@
+"""The driver and worker processes connected to this node: who they are, which job they belong to. Node's main thread.
+
+A connection is nobody until it has registered; then it is a Core, found by its tag, until its connection ends. A worker is
+matched to what we forked by the pid the kernel vouches for. If a core's connection ends, `Cores` forgets it and the
+shell releases what it held; that its *process* has ended is another event, from the reaper.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from ray._config import Settings
+from ray._launch.session import Session
+from ray._protocol.frames import job_id_bytes
+
+FIRST_JOB = job_id_bytes(1)  # of a fresh session: lets its first worker start before its driver has registered
+EXIT_CAUSES_KEPT = 4096
+
+
+class Job:
+    """What a job's workers need to be like its driver, and who wants to see their output."""
+
+    __slots__ = ("cwd", "drivers", "env", "job_id", "namespace", "sys_path")
+
+    def __init__(self, job_id: bytes, info: dict[str, Any]) -> None:
+        self.job_id = job_id
+        self.sys_path: list[str] = list(info.get("sys_path") or ())
+        self.cwd: str = info.get("cwd") or ""
+        self.env: dict[str, str] = dict(info.get("env") or {})
+        self.namespace: str = info.get("namespace") or ""
+        self.drivers: dict[bytes, Core] = {}
+
+    def same_surroundings(self, other: Job) -> bool:
+        return (self.sys_path, self.cwd, self.env) == (other.sys_path, other.cwd, other.env)
+
+
+class Core:
+    """One registered process. It is also the Caller that ray/_head is given."""
+
+    __slots__ = ("job_id", "kind", "leaving", "log_to_driver", "namespace", "peer", "pid", "tag", "worker_id")
+
+    def __init__(self, peer: Any, kind: str, tag: bytes, job_id: bytes, namespace: str) -> None:
+        self.peer = peer
+        self.kind = kind  # "driver" | "worker"
+        self.tag = tag
+        self.pid: int = peer.pid
+        self.job_id = job_id
+        self.namespace = namespace
+        self.worker_id = 0
+        self.log_to_driver = False
+        self.leaving = False  # a driver that has said goodbye
+
+    def tell(self, name: str, *args: Any) -> None:
+        """Sends an event; to a peer that is gone it is dropped, for its end is on its way to us."""
+        if not self.peer.closed:
+            self.peer.event(name, *args)
+
+    def __repr__(self) -> str:
+        return f"Core({self.kind} pid={self.pid} tag={self.tag.hex()[:8]} job={self.job_id.hex()})"
+
+
+class Cores:
+    """Living cores by tag and worker id; jobs; why ended workers ended."""
+
+    def __init__(self) -> None:
+        self.by_tag: dict[bytes, Core] = {}
+        self.by_worker: dict[int, Core] = {}
+        self.worker_of_pid: dict[int, int] = {}  # forked and not yet reaped
+        self.jobs: dict[bytes, Job] = {}
+        self._causes: OrderedDict[bytes, str] = OrderedDict()
+
+    def add(self, core: Core) -> None:
+        self.by_tag[core.tag] = core
+        if core.worker_id:
+            self.by_worker[core.worker_id] = core
+        else:
+            self.jobs[core.job_id].drivers[core.tag] = core
+
+    def remove(self, core: Core) -> None:
+        if self.by_tag.get(core.tag) is core:
+            del self.by_tag[core.tag]
+        if self.by_worker.get(core.worker_id) is core:
+            del self.by_worker[core.worker_id]
+        job = self.jobs.get(core.job_id)
+        if job is not None:
+            job.drivers.pop(core.tag, None)
+
+    def remember_cause(self, tag: bytes, cause: str) -> None:
+        self._causes[tag] = cause
+        while len(self._causes) > EXIT_CAUSES_KEPT:
+            self._causes.popitem(last=False)
+
+    def cause_of(self, tag: bytes) -> str | None:
+        return self._causes.get(tag)
+
+    def drivers_of(self, job_id: bytes) -> list[Core]:
+        job = self.jobs.get(job_id)
+        return list(job.drivers.values()) if job else []
+
+
+def startup(session: Session, settings: Settings, job: Job) -> dict[str, Any]:
+    """What a new worker is told: the argument of its main."""
+    return {
+        "session_dir": session.folder,
+        "node_socket": session.node_socket,
+        "token": session.token,
+        "job_id": job.job_id,
+        "sys_path": job.sys_path,
+        "cwd": job.cwd,
+        "env": job.env,
+        "namespace": job.namespace,
+        "settings": settings.overrides(),
+    }

@@ -1,0 +1,81 @@
+"""What ray/_head asks of this node (its Port): places and workers for actors, messages to cores. Node's main thread.
+
+Plain methods that never block and never raise for a dead peer: that it is dead is on its way to the head already.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import local_scheduler as ls
+from . import worker_pool as wp
+
+if TYPE_CHECKING:
+    from .shell import Node
+
+
+class HeadPort:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._jobs: dict[bytes, bytes] = {}  # of actors that have, or wait for, a place here
+
+    def job_of(self, actor_id: bytes) -> bytes:
+        return self._jobs.get(actor_id, b"")
+
+    def place_actor(self, actor_id: bytes, spec: dict[str, Any], incarnation: int) -> None:
+        node = self._node
+        owner = node.cores.by_tag.get(spec.get("owner_tag", b""))
+        job_id = spec.get("job_id") or (owner.job_id if owner else b"")
+        self._jobs[actor_id] = job_id
+        node.feed(
+            node.scheduler,
+            ls.ActorRequested(
+                actor_id,
+                job_id,
+                spec.get("resources") or {},
+                spec.get("placement_resources") or {},
+                f"actor {spec.get('class_name', '')}",
+            ),
+        )
+
+    def cancel_placement(self, actor_id: bytes) -> None:
+        self.release_actor(actor_id)
+
+    def release_actor(self, actor_id: bytes) -> None:
+        if self._jobs.pop(actor_id, None) is not None:
+            self._node.feed(self._node.scheduler, ls.ActorReleased(actor_id))
+
+    def become_actor(
+        self, worker_tag: bytes, actor_id: bytes, creation: bytes, incarnation: int, gpu_ids: list[int | str]
+    ) -> None:
+        core = self._node.cores.by_tag.get(worker_tag)
+        if core is not None:
+            core.tell("become_actor", actor_id, creation, incarnation, gpu_ids)
+
+    def actor_state(
+        self, core_tag: bytes, actor_id: bytes, state: str, worker_tag: bytes, incarnation: int, cause: str | bytes
+    ) -> None:
+        core = self._node.cores.by_tag.get(core_tag)
+        if core is not None:
+            core.tell("actor_state", actor_id, state, worker_tag, incarnation, cause)
+
+    def kill_worker(self, worker_tag: bytes, why: str) -> None:
+        worker_id = self._worker_id(worker_tag)
+        if worker_id:
+            self._node.feed(self._node.pool, wp.KillAsked(worker_id, why))
+
+    def ask_to_exit(self, worker_tag: bytes, why: str) -> None:
+        worker_id = self._worker_id(worker_tag)
+        if worker_id:
+            self._node.feed(self._node.pool, wp.ExitAsked(worker_id, why))
+
+    def error(self, job_id: bytes, kind: str, message: str, extra: dict[str, Any]) -> None:
+        for core in self._node.cores.drivers_of(job_id):
+            core.tell("error", kind, message, extra)
+
+    def _worker_id(self, tag: bytes) -> int:
+        core = self._node.cores.by_tag.get(tag)
+        if core is not None:
+            return core.worker_id
+        # its connection may have ended before its process has
+        return next((w.worker_id for w in self._node.pool.workers.values() if w.tag == tag), 0)

@@ -1,0 +1,248 @@
+"""PROCESS node, title `ray node`: one a machine. `main` is the whole life of it.
+
+Who starts it: the driver that calls ray.init, with ray/_launch/node_process.py. Who talks to it: every driver and worker
+of the session, over node.sock. What it owns: the machine's resources, the workers, the fork server, plasma_store and
+Redis (its children), the session folder (by the lock on it) and, on one machine, what ray/_head decides. When it dies,
+by whatever cause, the kernel kills all of those, and the driver, whose connection ends, removes the folder.
+
+The order of the start is what makes `ray.init` fast. Everything that takes time in another process is set going first
+(fork server, store, first worker), our own imports come while those work, and Redis comes last of all: nobody waits for
+it. Until then there is one thread and no event loop here: the fork server is forked out of that.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import signal
+import socket
+import sys
+import time
+import traceback
+from typing import Any, NoReturn
+
+from ray._config import Settings
+from ray._launch import session as sessions
+from ray._launch.node_process import CONTROL_FD, LOCK_FD, receive, send
+from ray._launch.title import adopt_orphans, set_title
+
+_CONFIG_TIMEOUT_S = 10.0
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def main() -> NoReturn:
+    """Called by the bootstrap of node_process.py; descriptors 0 to 4 are set, everything else is to be closed."""
+    control = socket.socket(fileno=CONTROL_FD)
+    control.set_inheritable(False)
+    os.set_inheritable(LOCK_FD, False)
+    os.closerange(LOCK_FD + 1, os.sysconf("SC_OPEN_MAX"))
+    code = 1
+    try:
+        set_title("ray node")
+        config = pickle.loads(receive(control, _CONFIG_TIMEOUT_S))
+        code = _run(control, config)
+    except EOFError:
+        code = 0  # the driver ended before it had said what it wants
+    except BaseException as error:
+        traceback.print_exc()
+        _say(control, ("failed", _plain_text(error)))
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _run(control: socket.socket, config: dict[str, Any]) -> int:
+    milestones = {"config": time.monotonic()}
+    session = sessions.open_existing(config["session_dir"])
+    settings = Settings(config.get("settings"))
+    adopt_orphans()  # before the first fork, so that no worker ever has another parent
+    gc.disable()  # until all is imported: it would find nothing
+
+    from . import fork_server
+
+    me = os.getpid()
+    fork_pid, fork_control = fork_server.fork(me, settings.worker_main, close=(CONTROL_FD, LOCK_FD))
+    milestones["forked"] = time.monotonic()
+
+    from ray._native.channel import Listener
+    from ray._protocol.frames import ROLE_NODE
+    from ray._scheduling.node_resources import NodeResources
+
+    from . import detect
+    from .store_process import StoreProcess
+
+    node_id = os.urandom(16)
+    listener = Listener(session.node_socket, session.token, node_id, ROLE_NODE)
+    given = dict(config.get("resources") or {})
+    total, gpu_ids = detect.node_resources(given, config.get("object_store_memory"), settings)
+    store = StoreProcess(
+        session.plasma_socket,
+        session.logs + "/plasma_store.log",
+        total["object_store_memory"] // 10_000,
+        config.get("plasma_directory"),
+        bool(config.get("huge_pages")),
+    )
+    try:
+        store.spawn()
+    except FileNotFoundError as error:  # TEMPORARY
+        print(error, file=sys.stderr)
+        store = None
+    pool, logs, job, expected = _first_workers(session, settings, config, total, fork_control)
+    milestones["spawned"] = time.monotonic()
+
+    # asyncio imports ssl if it can (7 ms, 3 MB); nothing in this process speaks TLS.
+    hidden = sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
+    import asyncio
+
+    if hidden is None:
+        del sys.modules["ssl"]
+    milestones["asyncio"] = time.monotonic()
+
+    parts = (session, config, settings, NodeResources(total, gpu_ids), pool, logs, store, node_id)
+    runner = asyncio.new_event_loop()
+    try:
+        runner.run_until_complete(_serve(control, parts, listener, (fork_pid, fork_control), job, expected, milestones))
+    finally:
+        _remove_everything(session)
+    return 0
+
+
+def _first_workers(
+    session: sessions.Session, settings: Settings, config: dict[str, Any], total: dict[str, int], control: socket.socket
+) -> Any:
+    """The pool, the logs, and the first workers of the driver's job, asked for before there is an event loop."""
+    from . import worker_pool as wp
+    from .cores import FIRST_JOB, Job, startup
+    from .log_tail import LogTail
+
+    cpus = max(1, total.get("CPU", 0) // 10_000)
+    pool = wp.WorkerPool(
+        idle_kept=settings.idle_workers_kept if settings.idle_workers_kept >= 0 else cpus,
+        idle_timeout_s=settings.idle_worker_timeout_s,
+        starting_max=settings.workers_starting_max,
+        start_timeout_s=settings.worker_start_timeout_s,
+        exit_grace_s=settings.worker_exit_grace_s,
+        start_retries_max=settings.worker_start_retries_max,
+    )
+    logs = LogTail(session.logs, settings.log_line_bytes_max)
+    expected: list[int] = []
+    if not config.get("job"):
+        return pool, logs, None, expected
+    job = Job(FIRST_JOB, config["job"])
+    logs.hold(FIRST_JOB)
+    now = time.monotonic()
+    count = min(settings.prestart_workers, settings.workers_starting_max)
+    for action in [*pool.handle(wp.JobStarted(FIRST_JOB), now), *pool.handle(wp.Prestart(FIRST_JOB, count), now)]:
+        descriptors = logs.open(action.worker_id, FIRST_JOB)
+        body = pickle.dumps({"worker_id": action.worker_id, "startup": startup(session, settings, job)})
+        socket.send_fds(control, [body], list(descriptors))
+        for fd in descriptors:
+            os.close(fd)
+        expected.append(action.worker_id)
+    return pool, logs, job, expected
+
+
+async def _serve(
+    control: socket.socket, parts: Any, listener: Any, fork: Any, job: Any, expected: list[int], milestones: Any
+) -> None:
+    import asyncio
+    import logging
+
+    from ray._transport.server import Server
+
+    from . import children
+    from .shell import Node
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    loop = asyncio.get_running_loop()
+    node = Node(*parts)
+    if job is not None:
+        node.cores.jobs[job.job_id] = job
+    link = children.ForkServerLink(
+        loop,
+        node.reaper.watch,
+        fork[0],
+        fork[1],
+        node.settings.worker_main,
+        (children.FORK_SERVER_BOOTSTRAP, _ROOT),
+        node.session.logs + "/fork_server.err",
+        node.worker_forked,
+        node.worker_not_forked,
+        lambda cause: logging.getLogger("ray.node").error("%s; another was started", cause),
+    )
+    for worker_id in expected:
+        link.expect(worker_id)
+    node.attach_fork_server(link)
+    node.start_head()
+    store_ready: asyncio.Future[None] = loop.create_future()
+    node.attach_store(store_ready)
+    _watch_driver(node, control)
+    loop.add_signal_handler(signal.SIGTERM, node.founder_gone, "SIGTERM")
+    node.server = Server(listener, node.requests.on_peer)
+    node.reaper.reap()  # what ended before there was a handler
+    milestones["serving"] = time.monotonic()
+    try:
+        await store_ready
+    except RuntimeError as error:
+        _say(control, ("failed", str(error)))
+        node.founder_gone("the store did not start")
+    else:
+        milestones["ready"] = time.monotonic()
+        ready = {
+            "pid": os.getpid(),
+            "resources": dict(node.scheduler.resources.total),
+            "plasma_capacity": node.store.memory_bytes if node.store else 0,
+            "milestones": milestones,
+        }
+        _say(control, ("ready", ready))
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+        node.start_redis()
+    await node.ended
+    await node.finish()
+
+
+def _watch_driver(node: Any, control: socket.socket) -> None:
+    """The driver's end is ours, unless told otherwise: by pidfd, for its forked children may hold its sockets open."""
+    pid = node.config.get("driver_pid")
+    if not pid or not node.config.get("watch_driver", True):
+        return
+    if os.getppid() != pid:
+        node.founder_gone("the driver ended while the node started")
+        return
+    pidfd = os.pidfd_open(pid)
+
+    def ended() -> None:
+        node.loop.remove_reader(pidfd)
+        os.close(pidfd)
+        node.founder_gone("the driver's process has ended")
+
+    node.loop.add_reader(pidfd, ended)
+
+
+def _remove_everything(session: sessions.Session) -> None:
+    """The last act: no descendant, no file. The lock goes with this process."""
+    from .children import kill_descendants
+
+    kill_descendants()
+    session.remove()
+
+
+def _say(control: socket.socket, message: object) -> None:
+    try:
+        send(control, message)
+    except OSError:
+        return  # nobody is left to hear it
+
+
+def _plain_text(error: BaseException) -> str:
+    if isinstance(error, (ValueError, FileNotFoundError, PermissionError)):
+        return str(error)
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__)).strip()
+
+
+if __name__ == "__main__":
+    main()

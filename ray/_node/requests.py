@@ -1,0 +1,170 @@
+"""What a connected process may say to the node, and what is done about it. Node's main thread.
+
+Before `register` nothing else is understood. Arguments come from processes of the same session, but may still be
+nonsense (a version mixed up, a bug): what cannot be used raises here, which the channel logs or returns to the asker; no
+machine sees it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ray._protocol.frames import ROLE_DRIVER, ROLE_WORKER, TAG_BYTES
+
+from . import local_scheduler as ls
+from . import worker_pool as wp
+from .cores import Core
+
+if TYPE_CHECKING:
+    from .shell import Node
+
+
+class Requests:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._head_rpcs: frozenset[str] = frozenset()
+        self._head_events: frozenset[str] = frozenset()
+
+    def use_head(self, rpcs: frozenset[str], events: frozenset[str]) -> None:
+        self._head_rpcs, self._head_events = rpcs, events
+
+    def on_peer(self, peer: Any) -> None:
+        """A connection that has proved itself: from now on it may register."""
+        _Conversation(self, peer)
+
+    # -- requests with an answer ------------------------------------------------------------------------------
+
+    def rpc(self, core: Core, method: str, args: tuple[Any, ...]) -> Any:
+        if method in self._head_rpcs:
+            return self._node.head.rpc(core, method, args)
+        handler = getattr(self, "rpc_" + method, None)
+        if handler is None:
+            raise AttributeError(f"the node has no method {method!r}")
+        return handler(core, *args)
+
+    def register(self, peer: Any, info: dict[str, Any]) -> tuple[Core, dict[str, Any]]:
+        node = self._node
+        if node.ending is not None:
+            raise RuntimeError("the session is ending")
+        kind, tag = info.get("kind"), info.get("tag")
+        role = {"driver": ROLE_DRIVER, "worker": ROLE_WORKER}.get(str(kind))
+        if role is None or role != peer.role:
+            raise ValueError(f"register: kind must be 'driver' or 'worker' as said in the hello, not {kind!r}")
+        if not isinstance(tag, bytes) or len(tag) != TAG_BYTES or tag != peer.tag or tag in node.cores.by_tag:
+            raise ValueError("register: tag must be the 16 bytes of the hello, of no other process")
+        core = node.register_driver(peer, tag, info) if kind == "driver" else node.register_worker(peer, tag)
+        answer = {
+            "node_id": node.node_id,
+            "job_id": core.job_id,
+            "session_dir": node.session.folder,
+            "plasma_socket": node.session.plasma_socket,
+            "plasma_capacity": node.store.memory_bytes if node.store else 0,
+            "resources": dict(node.scheduler.resources.total),
+            "node_ip": node.config.get("node_ip") or "127.0.0.1",
+            "namespace": core.namespace,
+            "settings": node.settings.overrides(),
+        }
+        return core, answer
+
+    async def rpc_worker_exit_cause(self, core: Core, tag: bytes) -> str:
+        return await self._node.exit_cause(tag)
+
+    def rpc_cluster_resources(self, core: Core) -> dict[str, int]:
+        return dict(self._node.scheduler.resources.total)
+
+    def rpc_available_resources(self, core: Core) -> dict[str, int]:
+        # CPUs taken back from a task that was blocked may be overdrawn for a while: that is none, to a user
+        return {name: max(0, units) for name, units in self._node.scheduler.resources.available.items()}
+
+    async def rpc_stats(self, core: Core) -> dict[str, Any]:
+        return self._node.stats()
+
+    async def rpc_shutdown(self, core: Core) -> None:
+        """Workers end, their output reaches the driver, then this returns, then everything goes."""
+        node = self._node
+        core.leaving = True
+        await node.end(f"shutdown() by pid {core.pid}", graceful=True)
+        node.loop.create_task(self._finish_after_reply(core))
+
+    async def _finish_after_reply(self, core: Core) -> None:
+        try:
+            await core.peer.drain()
+        except ConnectionError:
+            pass  # it was not interested in the answer
+        self._node.leave()
+
+    # -- events -----------------------------------------------------------------------------------------------
+
+    def event(self, core: Core, name: str, args: tuple[Any, ...]) -> None:
+        if name in self._head_events:
+            if name in ("actor_ready", "actor_failed"):
+                self._node.feed(self._node.scheduler, ls.ActorStarted(args[0]))
+            self._node.head.event(core, name, args)
+            return
+        handler = getattr(self, "event_" + name, None)
+        if handler is None:
+            raise AttributeError(f"the node understands no event {name!r}")
+        handler(core, *args)
+
+    def event_lease_request(self, core: Core, req_id: int, resources: dict[str, int], info: dict[str, Any]) -> None:
+        for name, units in resources.items():
+            if not isinstance(name, str) or not isinstance(units, int) or units < 0:
+                raise ValueError(f"lease_request: resources must be units >= 0 by name, not {name!r}: {units!r}")
+        self._schedule(
+            ls.LeaseRequested(
+                core.tag, int(req_id), resources, str(info.get("name", "")), bool(info.get("exclusive_worker"))
+            )
+        )
+
+    def event_lease_cancel(self, core: Core, req_id: int) -> None:
+        self._schedule(ls.LeaseCancelled(core.tag, int(req_id)))
+
+    def event_lease_return(self, core: Core, lease_id: int, reusable: bool = True) -> None:
+        self._schedule(ls.LeaseReturned(core.tag, int(lease_id), bool(reusable)))
+
+    def event_blocked(self, core: Core) -> None:
+        if core.worker_id:
+            self._schedule(ls.Blocked(core.worker_id))
+
+    def event_unblocked(self, core: Core) -> None:
+        if core.worker_id:
+            self._schedule(ls.Unblocked(core.worker_id))
+
+    def event_kill_worker(self, core: Core, tag: bytes) -> None:
+        target = self._node.cores.by_tag.get(tag)
+        if target is not None and target.worker_id and target.job_id == core.job_id:
+            self._node.feed(self._node.pool, wp.KillAsked(target.worker_id, "killed by ray.cancel(force=True)"))
+
+    def event_goodbye(self, core: Core) -> None:
+        """A driver that leaves in order, but not the one that started the session."""
+        core.leaving = True
+
+    def _schedule(self, event: Any) -> None:
+        self._node.feed(self._node.scheduler, event)
+
+
+class _Conversation:
+    """One connection: unregistered, then a core."""
+
+    def __init__(self, requests: Requests, peer: Any) -> None:
+        self._requests = requests
+        self._peer = peer
+        self._core: Core | None = None
+        peer.on_rpc, peer.on_event, peer.on_close = self._on_rpc, self._on_event, self._on_close
+
+    def _on_rpc(self, method: str, args: tuple[Any, ...]) -> Any:
+        if self._core is not None:
+            return self._requests.rpc(self._core, method, args)
+        if method != "register" or len(args) != 1 or not isinstance(args[0], dict):
+            raise PermissionError(f"{method}: register(info) comes first")
+        self._core, answer = self._requests.register(self._peer, args[0])
+        return answer
+
+    def _on_event(self, name: str, args: tuple[Any, ...]) -> None:
+        if self._core is None:
+            raise PermissionError(f"{name}: register(info) comes first")
+        self._requests.event(self._core, name, args)
+
+    def _on_close(self, why: str) -> None:
+        if self._core is not None:
+            self._requests._node.connection_ended(self._core, why)

@@ -1,0 +1,470 @@
+"""Joins the machines of a node to the world: carries out their actions, feeds them what happens. No decisions here.
+
+Node process, its main thread, on its asyncio loop. What happens (a message, a death, a timer) becomes an event for a
+machine; the actions it answers with are messages, kills, starts, or events for another machine. Those are queued and
+handled in order before the loop goes on (`feed`), so no machine is ever entered twice and every cause is finished before
+the next begins. Who dies, and what follows: a worker, `_worker_ended`; a core's connection, `_core_lost`; the driver
+that started the session, `_founder_gone`: everything ends; store, Redis, fork server: restarted by their keepers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ray._config import Settings
+from ray._launch.session import Session
+from ray._scheduling.node_resources import NodeResources
+
+from . import children, detect
+from . import local_scheduler as ls
+from . import worker_pool as wp
+from .cores import Core, Cores, Job, startup
+from .head_port import HeadPort
+from .log_tail import Line, LogTail
+from .requests import Requests
+from .store_process import StoreProcess
+
+logger = logging.getLogger("ray.node")
+
+CAUSE_WAIT_S = 5.0
+
+
+class Node:
+    """One node. Built by main, which starts its parts in the order that gets it ready soonest."""
+
+    def __init__(
+        self,
+        session: Session,
+        config: dict[str, Any],
+        settings: Settings,
+        resources: NodeResources,
+        pool: wp.WorkerPool,
+        logs: LogTail,
+        store: StoreProcess | None,
+        node_id: bytes,
+    ) -> None:
+        self.session = session
+        self.config = config
+        self.settings = settings
+        self.node_id = node_id
+        self.loop = asyncio.get_running_loop()
+        self.pool = pool
+        self.logs = logs
+        logs.attach(self.loop, self.send_lines)
+        self.store = store
+        cpus = max(1, resources.total.get("CPU", 0) // 10_000)
+        self.scheduler = ls.LocalScheduler(
+            resources,
+            starvation_s=settings.lease_starvation_s,
+            actors_starting_max=settings.actors_starting_max or 4 * cpus,
+        )
+        self.cores = Cores()
+        self.head_port = HeadPort(self)
+        self.requests = Requests(self)
+        self.head: Any = None  # HeadService, once main has imported it
+        self.fork_link: children.ForkServerLink
+        self.server: Any = None
+        self.redis: Any = None
+        self.started_at = time.time()
+        self.reaper = children.Reaper(self.loop, self._look_for_forks, lambda: self.redis.pids if self.redis else ())
+        self.ending: asyncio.Task[None] | None = None
+        self.ended: asyncio.Future[None] = self.loop.create_future()
+        self._queue: deque[tuple[Any, Any]] = deque()
+        self._pumping = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float | None = None
+        self._waiting_for_exit: list[asyncio.Future[None]] = []
+        self._cause_waiters: dict[bytes, list[asyncio.Future[str]]] = {}
+        self._log_drains: set[bytes] = set()  # tags of drivers whose backlog is waited for
+        self._oom_kills = detect.oom_kills()
+        self.bugs = 0
+        self._carry_out: dict[type, Callable[[Any], None]] = {
+            ls.Grant: self._grant,
+            ls.Infeasible: lambda a: self._tell(a.tag, "lease_infeasible", a.req_id, a.message),
+            ls.LeaseWanted: lambda a: self._tell(a.tag, "lease_wanted"),
+            ls.LeaseLost: lambda a: self._tell(a.tag, "lease_lost", a.lease_id, a.cause),
+            ls.AcquireWorker: lambda a: self.feed(self.pool, wp.Acquire(a.ticket, a.job_id)),
+            ls.CancelAcquire: lambda a: self.feed(self.pool, wp.AcquireCancelled(a.ticket)),
+            ls.ReleaseWorker: lambda a: self.feed(self.pool, wp.Released(a.worker_id, a.reusable)),
+            ls.KillWorker: lambda a: self.feed(self.pool, wp.KillAsked(a.worker_id, a.why)),
+            ls.ActorPlaced: lambda a: self.head.actor_placed(a.actor_id, self.node_id),
+            ls.ActorWorker: self._actor_worker,
+            ls.ActorInfeasible: self._actor_infeasible,
+            ls.ActorLost: lambda a: None,  # the head hears of the worker's death itself, by its tag
+            wp.StartWorker: self._start_worker,
+            wp.Assigned: lambda a: self.feed(
+                self.scheduler, ls.WorkerAssigned(a.ticket, a.worker_id, a.tag, a.pid)
+            ),
+            wp.AskToExit: self._ask_to_exit,
+            wp.Kill: lambda a: children.kill_group(a.pid),
+            wp.WorkerGone: self._worker_gone,
+            wp.StartsFailing: self._starts_failing,
+        }  # fmt: skip
+
+    # -- events in, actions out -------------------------------------------------------------------------------
+
+    def feed(self, machine: Any, event: Any) -> None:
+        """Gives a machine an event and carries out what follows; from inside an action: right after the present one."""
+        self._queue.append((machine, event))
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while self._queue:
+                machine, event = self._queue.popleft()
+                try:
+                    for action in machine.handle(event, time.monotonic()):
+                        self._carry_out[type(action)](action)
+                except Exception:  # a bug of ours, with its story; the other events must not suffer for it
+                    self.bugs += 1
+                    logger.exception("%s failed on %r", type(machine).__name__, event)
+        finally:
+            self._pumping = False
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """One timer for both machines, set only while one of them waits for a time."""
+        times = [at for at in (self.scheduler.deadline(), self.pool.deadline()) if at is not None]
+        at = min(times, default=None)
+        if at == self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = None if at is None else self.loop.call_at(at, self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        self._timer = self._timer_at = None
+        self.feed(self.pool, wp.Tick())
+        self.feed(self.scheduler, ls.Tick())
+
+    # -- actions ----------------------------------------------------------------------------------------------
+
+    def _tell(self, tag: bytes, name: str, *args: Any) -> None:
+        core = self.cores.by_tag.get(tag)
+        if core is not None:
+            core.tell(name, *args)
+
+    def _grant(self, grant: ls.Grant) -> None:
+        self._tell(
+            grant.tag, "lease_grant", grant.req_id, grant.lease_id, grant.worker_tag, grant.worker_pid, grant.gpu_ids
+        )
+
+    def _actor_worker(self, action: ls.ActorWorker) -> None:
+        self.head.actor_worker_started(action.actor_id, action.worker_tag, action.worker_pid, action.gpu_ids)
+
+    def _actor_infeasible(self, action: ls.ActorInfeasible) -> None:
+        job_id = self.head_port.job_of(action.actor_id)
+        self.head_port.error(job_id, "infeasible_actor", action.message, {"actor_id": action.actor_id})
+
+    def _start_worker(self, action: wp.StartWorker) -> None:
+        job = self.cores.jobs[action.job_id]
+        descriptors = self.logs.open(action.worker_id, action.job_id)
+        self.fork_link.request(action.worker_id, startup(self.session, self.settings, job), descriptors)
+
+    def _ask_to_exit(self, action: wp.AskToExit) -> None:
+        core = self.cores.by_worker.get(action.worker_id)
+        if core is not None:
+            core.tell("exit")
+        # else its connection has ended: it is exiting, or will be killed at its deadline
+
+    def _starts_failing(self, action: wp.StartsFailing) -> None:
+        text = f"{action.tries} workers in a row died while starting. The last one {action.cause}"
+        logger.error("%s", text)
+        self.head_port.error(action.job_id, "worker_start", text, {})
+
+    def _worker_gone(self, gone: wp.WorkerGone) -> None:
+        """Its last words have been forwarded already. Resources come back first, then everybody hears of it."""
+        core = self.cores.by_worker.get(gone.worker_id)
+        if core is not None:
+            self._core_lost(core, "its process has ended")
+        if gone.was_assigned:
+            self.feed(self.scheduler, ls.WorkerLost(gone.worker_id, gone.cause))
+        if gone.tag:
+            self.cores.remember_cause(gone.tag, gone.cause)
+            for waiter in self._cause_waiters.pop(gone.tag, ()):
+                if not waiter.done():
+                    waiter.set_result(gone.cause)
+            self.head.worker_died(gone.tag, gone.cause)
+            try:
+                os.unlink(self.session.core_socket(gone.tag))
+            except FileNotFoundError:
+                pass  # it ended in order and removed it itself
+        if not self.pool.workers:
+            for waiting in self._waiting_for_exit:
+                if not waiting.done():
+                    waiting.set_result(None)
+
+    # -- workers: forked, registered, ended -------------------------------------------------------------------
+
+    def attach_fork_server(self, link: children.ForkServerLink) -> None:
+        self.fork_link = link
+
+    def _look_for_forks(self) -> None:
+        self.fork_link.drain()
+
+    def worker_forked(self, worker_id: int, pid: int) -> None:
+        self.cores.worker_of_pid[pid] = worker_id
+        self.logs.started(worker_id, pid)
+        self.reaper.watch(pid, partial(self._worker_ended, worker_id), group=True)
+        self.feed(self.pool, wp.Forked(worker_id, pid))
+
+    def worker_not_forked(self, worker_id: int, cause: str) -> None:
+        self.logs.drain(worker_id)
+        self.feed(self.pool, wp.ForkFailed(worker_id, cause))
+
+    def _worker_ended(self, worker_id: int, result: os.waitid_result) -> None:
+        pid = result.si_pid
+        self.cores.worker_of_pid.pop(pid, None)
+        self.logs.drain(worker_id)  # before anything else: what it printed comes before the news of its death
+        cause = children.describe_exit(result)
+        if result.si_code != os.CLD_EXITED and result.si_status == signal.SIGKILL:
+            kills = detect.oom_kills()
+            if kills > self._oom_kills:
+                cause = "out of memory: killed by the kernel (SIGKILL)"
+            self._oom_kills = kills
+        worker = self.pool.workers.get(worker_id)
+        if worker is not None and not worker.tag:
+            words = self.logs.tail(worker_id, pid)
+            cause += f"; it wrote:\n{words}" if words else ""
+        self.feed(self.pool, wp.Exited(worker_id, cause))
+
+    def register_worker(self, peer: Any, tag: bytes) -> Core:
+        """Raises: PermissionError: not a process that we forked.  RuntimeError: not ready to be leased."""
+        worker_id = self.cores.worker_of_pid.get(peer.pid)
+        if worker_id is None:
+            self.fork_link.drain()  # the answer that names it may be there, not yet looked at
+            worker_id = self.cores.worker_of_pid.get(peer.pid)
+        worker = self.pool.workers.get(worker_id) if worker_id is not None else None
+        if worker is None or worker.tag:
+            raise PermissionError(f"pid {peer.pid} is no worker that this node has started and not yet met")
+        if not os.path.exists(self.session.core_socket(tag)):
+            raise RuntimeError("a worker listens on its own socket before it registers: it may be leased at once")
+        job = self.cores.jobs.get(worker.job_id)
+        if job is None:
+            raise RuntimeError("the job of this worker has ended")
+        core = Core(peer, "worker", tag, worker.job_id, job.namespace)
+        core.worker_id = worker.worker_id
+        self.cores.add(core)
+        self.feed(self.scheduler, ls.CoreJoined(tag, core.job_id))
+        # In the next turn: the answer to `register` leaves first.
+        self.loop.call_soon(self.feed, self.pool, wp.Registered(worker.worker_id, tag))
+        return core
+
+    def register_driver(self, peer: Any, tag: bytes, info: dict[str, Any]) -> Core:
+        job_id: bytes = self.head.register_driver(tag, peer.pid, info)
+        job = Job(job_id, info)
+        early = self.cores.jobs.get(job_id)
+        if early is not None and not early.same_surroundings(job):
+            self.feed(self.pool, wp.JobEnded(job_id))  # a worker started for it already finds other modules: start over
+            early = None
+        if early is None:
+            self.feed(self.pool, wp.JobStarted(job_id))
+        self.cores.jobs[job_id] = job
+        core = Core(peer, "driver", tag, job_id, job.namespace)
+        core.log_to_driver = bool(info.get("log_to_driver", True))
+        self.cores.add(core)
+        self.feed(self.scheduler, ls.CoreJoined(tag, job_id))
+        self.loop.call_soon(self.logs.resume, job_id)  # behind the answer to `register`
+        return core
+
+    # -- cores: lost ------------------------------------------------------------------------------------------
+
+    def connection_ended(self, core: Core, why: str) -> None:
+        if self.cores.by_tag.get(core.tag) is not core:
+            return  # the reaper was faster
+        self._core_lost(core, why)
+        if core.kind == "worker":
+            # Without a connection it is of no use; if it is not just ending, it must not stay.
+            worker_id = core.worker_id
+            self.loop.call_later(
+                self.settings.worker_exit_grace_s,
+                lambda: self.feed(self.pool, wp.KillAsked(worker_id, f"it lost its connection to the node: {why}")),
+            )
+
+    def _core_lost(self, core: Core, why: str) -> None:
+        self.cores.remove(core)
+        self.feed(self.scheduler, ls.CoreLeft(core.tag))
+        if core.kind == "worker":
+            return  # the head hears of it when the process has ended, with the cause
+        self.head.core_gone(core.tag, why)
+        self.head.driver_gone(core.tag, why, core.leaving)
+        self.logs.resume(core.job_id)
+        if not self.cores.drivers_of(core.job_id):
+            self.cores.jobs.pop(core.job_id, None)
+            self.feed(self.pool, wp.JobEnded(core.job_id))
+        if self.config.get("driver_pid") == core.pid and self.config.get("watch_driver", True):
+            self.founder_gone(f"the driver's connection ended: {why}")
+
+    def founder_gone(self, why: str) -> None:
+        """The driver that started the session is gone without shutdown(): nobody needs any of this."""
+        self.end(why, graceful=False).add_done_callback(lambda _: self.leave())
+
+    def leave(self) -> None:
+        """Lets main go on to its last lines."""
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    async def exit_cause(self, tag: bytes) -> str:
+        """Why the worker with that tag ended; waits for its end, which the asker may have seen before us."""
+        known = self.cores.cause_of(tag)
+        if known is not None:
+            return known
+        if not any(worker.tag == tag for worker in self.pool.workers.values()):
+            return "unknown: this node has had no such worker"
+        waiter: asyncio.Future[str] = self.loop.create_future()
+        self._cause_waiters.setdefault(tag, []).append(waiter)
+        try:
+            return await asyncio.wait_for(waiter, CAUSE_WAIT_S)
+        except asyncio.TimeoutError:
+            return "its connection ended, but its process still runs"
+
+    # -- logs -------------------------------------------------------------------------------------------------
+
+    def send_lines(self, job_id: bytes, lines: list[Line]) -> bool:
+        """Forwards to the drivers that want it. False: one of them has too much unread; `logs.resume` will follow."""
+        ready = True
+        for core in self.cores.drivers_of(job_id):
+            if core.log_to_driver and not core.peer.closed:
+                core.tell("log_lines", lines)
+                if core.peer.unsent_bytes > self.settings.log_backlog_bytes_max:
+                    ready = False
+                    if core.tag not in self._log_drains:
+                        self._log_drains.add(core.tag)
+                        self.loop.create_task(self._wait_for_reader(core))
+        return ready
+
+    async def _wait_for_reader(self, core: Core) -> None:
+        try:
+            await core.peer.drain(self.settings.log_backlog_bytes_max // 2)
+        except ConnectionError:
+            logger.info("driver %r ended with output unread", core)
+        finally:
+            self._log_drains.discard(core.tag)
+            self.logs.resume(core.job_id)
+
+    # -- store and control plane ------------------------------------------------------------------------------
+
+    def attach_store(self, started: asyncio.Future[None]) -> None:
+        """From now on the store's life is watched. started: set when it first answers, or fails to."""
+
+        def ready() -> None:
+            if started.done():
+                self.tell_all("store_back")
+            else:
+                started.set_result(None)
+
+        def died(cause: str) -> None:
+            logger.error("%s", cause)
+            if started.done():
+                self.tell_all("store_died")
+            else:
+                assert self.store is not None
+                self.store.stop()  # what it can't do now it can't do in a second either
+                started.set_exception(RuntimeError(f"the object store could not start: {cause}"))
+
+        def given_up(cause: str) -> None:
+            logger.error("%s", cause)
+            for job_id in list(self.cores.jobs):
+                self.head_port.error(job_id, "store_lost", cause, {})
+
+        if self.store is None:
+            started.set_result(None)
+        else:
+            self.store.attach(self.loop, self.reaper.watch, ready, died, given_up)
+
+    def start_head(self) -> None:
+        """What ray/_head decides, in this process. Its tables reach Redis when that is up; nothing waits for it."""
+        from ray._control.redis_server import RedisServers
+        from ray._control.store import Store
+        from ray._head.service import HeadService
+
+        self.redis = RedisServers(
+            self.session.folder,
+            self.config.get("num_redis_shards") or 0,
+            self.config.get("redis_password"),
+            self.config.get("redis_max_memory"),
+        )
+        self.head = HeadService(self.head_port, Store(self.redis.addresses, self.redis.password, self.loop))
+        self.requests.use_head(HeadService.RPCS, HeadService.EVENTS)
+        self.redis.on_exit = lambda name, cause: logger.error("%s %s; it was started again", name, cause)
+        address = self.config.get("node_ip") or "127.0.0.1"
+        self.head.node_up(self.node_id, dict(self.scheduler.resources.total), address, socket.gethostname())
+
+    def start_redis(self) -> None:
+        self.redis.start(self.loop)
+
+    def tell_all(self, name: str, *args: Any) -> None:
+        for core in list(self.cores.by_tag.values()):
+            core.tell(name, *args)
+
+    # -- the end ----------------------------------------------------------------------------------------------
+
+    def end(self, why: str, graceful: bool) -> asyncio.Task[None]:
+        """Ends the session, once. Done when workers have ended and their output is with the driver."""
+        if self.ending is None:
+            logger.info("the session ends: %s", why)
+            self.ending = self.loop.create_task(self._end(graceful))
+        elif not graceful and self._waiting_for_exit:
+            self._kill_all(why)  # in the middle of a graceful end the driver died
+        return self.ending
+
+    async def _end(self, graceful: bool) -> None:
+        if graceful and self.pool.workers:
+            gone: asyncio.Future[None] = self.loop.create_future()
+            self._waiting_for_exit.append(gone)
+            for worker_id in list(self.pool.workers):
+                self.feed(self.pool, wp.ExitAsked(worker_id, "the session ends"))
+            await asyncio.wait([gone], timeout=self.settings.shutdown_grace_s if self.pool.workers else 0)
+            if self.pool.workers:
+                self._kill_all("it did not end within shutdown_grace_s")
+                await asyncio.wait([gone], timeout=1.0)
+        self.logs.close()
+
+    def _kill_all(self, why: str) -> None:
+        for worker_id in list(self.pool.workers):
+            self.feed(self.pool, wp.KillAsked(worker_id, why))
+
+    async def finish(self) -> None:
+        """After `end`: stops everything else. The caller then kills what is left below us and removes the folder."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.fork_link.close()
+        if self.store is not None:
+            self.store.stop()
+        if self.head is not None:
+            await self.head.close()
+        if self.redis is not None:
+            await self.redis.stop()
+        self.reaper.close()
+        if self.server is not None:
+            self.server.close("the session has ended")
+
+    def stats(self) -> dict[str, Any]:
+        """For tests and tools: pids by role, both machines' stats, counters."""
+        return {
+            "pids": {
+                "node": os.getpid(),
+                "fork_server": self.fork_link.pid,
+                "plasma_store": self.store.pid if self.store else 0,
+                "redis": list(self.redis.pids) if self.redis else [],
+                "workers": [worker.pid for worker in self.pool.workers.values() if worker.pid],
+            },
+            "scheduler": self.scheduler.stats(),
+            "pool": self.pool.stats(),
+            "cores": len(self.cores.by_tag),
+            "fork_server_restarts": self.fork_link.restarts,
+            "store_restarts": self.store.restarts if self.store else 0,
+            "orphans_reaped": self.reaper.orphans_reaped,
+            "lines_forwarded": self.logs.lines_forwarded,
+            "bugs": self.bugs,
+        }

@@ -1,0 +1,156 @@
+"""The plasma_store process, seen from the node: started, watched, started again when it dies. Node's main thread.
+
+Its life is bound to ours three times over: by a lifeline pipe whose write end only we have, by what it does about that
+itself (PR_SET_PDEATHSIG), and by our killing it at the end. When it dies, what was only in it is lost: cores are told
+`store_died`, then `store_back` once the new one answers, and rebuild what they need.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from . import children
+
+RESTARTS_IN_A_ROW_MAX = 5
+_STEADY_S = 5.0  # one that lived this long starts a new row
+_LIFELINE_FD, _READY_FD = 3, 4
+
+
+def binary() -> str:
+    return os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "plasma", "plasma_store")
+
+
+class StoreProcess:
+    """States: starting (ready_fd open), serving, down (a restart is due), given up, stopped."""
+
+    def __init__(self, socket_path: str, log: str, memory_bytes: int, directory: str | None, huge_pages: bool) -> None:
+        self._socket_path = socket_path
+        self._log = log
+        self._arguments = ["--memory", str(memory_bytes), "--socket", socket_path]
+        if directory is not None:
+            self._arguments += ["--directory", directory]
+        if huge_pages:
+            self._arguments.append("--huge-pages")
+        self.memory_bytes = memory_bytes
+        self.pid = 0
+        self.restarts = 0
+        self.why_down = "it has not been started"
+        self._lifeline = -1
+        self._ready_fd = -1
+        self._in_a_row = 0
+        self._stopped = False
+        self._loop: Any = None
+
+    def spawn(self) -> None:
+        """Starts the process; needs no event loop yet. Raises: OSError, FileNotFoundError: the binary is not built."""
+        if not os.path.exists(binary()):
+            raise FileNotFoundError(f"{binary()} is missing: build it (pip install . or ninja plasma_store)")
+        lifeline_read, self._lifeline = os.pipe2(os.O_CLOEXEC)
+        self._ready_fd, ready_write = os.pipe2(os.O_CLOEXEC)
+        try:
+            self.pid = children.spawn(
+                [binary(), *self._arguments, "--lifeline-fd", str(_LIFELINE_FD), "--ready-fd", str(_READY_FD)],
+                {_LIFELINE_FD: lifeline_read, _READY_FD: ready_write},
+                log=self._log,
+            )
+        finally:
+            os.close(lifeline_read)
+            os.close(ready_write)
+        os.set_blocking(self._ready_fd, False)
+
+    def attach(
+        self,
+        loop: Any,
+        watch: Callable[..., None],
+        on_ready: Callable[[], None],
+        on_died: Callable[[str], None],
+        on_given_up: Callable[[str], None],
+    ) -> None:
+        """From now on events are delivered: on_ready after each start, on_died after each death but ours."""
+        self._loop, self._watch = loop, watch
+        self._on_ready, self._on_died, self._on_given_up = on_ready, on_died, on_given_up
+        self._watch_this()
+
+    def _watch_this(self) -> None:
+        self._started_at = self._loop.time()
+        self._watch(self.pid, self._ended)
+        self._loop.add_reader(self._ready_fd, self._ready)
+
+    def _ready(self) -> None:
+        try:
+            said = os.read(self._ready_fd, 4096)
+        except BlockingIOError:
+            return
+        self._close_ready()
+        if said:
+            self.why_down = ""
+            self._on_ready()
+        # else it has ended before it could serve: the reaper tells
+
+    def _ended(self, result: os.waitid_result) -> None:
+        self._close_ready()
+        self._close_lifeline()
+        self.pid = 0
+        if self._stopped:
+            return
+        self.why_down = f"plasma_store {describe(result)}{self._last_words()}"
+        lived_s = self._loop.time() - self._started_at
+        self._in_a_row = 1 if lived_s > _STEADY_S else self._in_a_row + 1
+        self._on_died(self.why_down)
+        if self._in_a_row > RESTARTS_IN_A_ROW_MAX:
+            self._on_given_up(f"{self.why_down}; that was death {self._in_a_row} in a row, it is not started again")
+            return
+        self.restarts += 1
+        if self._in_a_row == 1:
+            self._restart()
+        else:
+            self._loop.call_later(0.05 * 2**self._in_a_row, self._restart)
+
+    def _restart(self) -> None:
+        if self._stopped:
+            return
+        try:
+            os.unlink(self._socket_path)  # the dead one's: it would refuse connections until the new one binds
+        except FileNotFoundError:
+            pass  # it had not got that far
+        try:
+            self.spawn()
+        except OSError as error:
+            self._on_given_up(f"plasma_store can't be started again: {error}")
+            return
+        self._watch_this()
+
+    def stop(self) -> None:
+        """Ends it at once: what it holds has no readers any more. Its end is the reaper's to collect."""
+        self._stopped = True
+        self._close_ready()
+        self._close_lifeline()
+        if self.pid:
+            children.kill_group(self.pid)
+
+    def _close_ready(self) -> None:
+        if self._ready_fd >= 0:
+            if self._loop is not None:
+                self._loop.remove_reader(self._ready_fd)
+            os.close(self._ready_fd)
+            self._ready_fd = -1
+
+    def _close_lifeline(self) -> None:
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+    def _last_words(self) -> str:
+        try:
+            with open(self._log, "rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - 2000))
+                text = file.read().decode("utf-8", "replace").strip()
+        except OSError:
+            return ""
+        return f"; its last words: {text}" if text else ""
+
+
+describe = children.describe_exit

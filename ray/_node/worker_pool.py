@@ -1,0 +1,506 @@
+"""Decides when workers start, wait, work and end. Pure: `handle(event, now) -> actions`, no I/O, no clock.
+
+Runs in the node process, on its event loop. A worker belongs to one job for life. It is in exactly one of
+
+    STARTING   asked of the fork server, not yet registered; counts towards the tickets of its job that wait
+    IDLE       registered, of no use to anybody; found in its job's `idle`, the one used last at the end
+    ASSIGNED   has a ticket: a lease of the local scheduler
+    EXITING    asked to end (idle too long, not reusable); killed if it is still there at its deadline
+    (gone)     dead and reaped: forgotten
+
+If a worker dies while ASSIGNED the scheduler is told (WorkerGone), else nobody. Workers that die one after another before
+they register have a common cause (a broken sys.path, no memory): starting is tried again ever more slowly and, after
+`start_retries_max` in a row, a person is told with the reason. If the fork server dies, starts it had not answered fail
+and are asked again of the next one.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .machine import InvalidTransition, Story
+
+STARTING, IDLE, ASSIGNED, EXITING, GONE = "STARTING", "IDLE", "ASSIGNED", "EXITING", "GONE"
+
+BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 10.0
+
+
+# -- events ---------------------------------------------------------------------------------------------------
+
+
+class JobStarted(NamedTuple):
+    job_id: bytes
+
+
+class JobEnded(NamedTuple):  # its driver is gone: its workers are killed, its tickets are forgotten
+    job_id: bytes
+
+
+class Prestart(NamedTuple):
+    job_id: bytes
+    workers: int
+
+
+class Acquire(NamedTuple):
+    ticket: int
+    job_id: bytes
+
+
+class AcquireCancelled(NamedTuple):
+    ticket: int
+
+
+class Released(NamedTuple):
+    worker_id: int
+    reusable: bool
+
+
+class Forked(NamedTuple):  # the fork server made it; it has not registered yet
+    worker_id: int
+    pid: int
+
+
+class ForkFailed(NamedTuple):
+    worker_id: int
+    cause: str
+
+
+class Registered(NamedTuple):
+    worker_id: int
+    tag: bytes
+
+
+class Exited(NamedTuple):
+    worker_id: int
+    cause: str
+
+
+class KillAsked(NamedTuple):
+    worker_id: int
+    why: str
+
+
+class ExitAsked(NamedTuple):
+    worker_id: int
+    why: str
+
+
+class Tick(NamedTuple):
+    """A deadline that `deadline()` gave has passed."""
+
+
+# -- actions --------------------------------------------------------------------------------------------------
+
+
+class StartWorker(NamedTuple):
+    worker_id: int
+    job_id: bytes
+
+
+class Assigned(NamedTuple):
+    ticket: int
+    worker_id: int
+    tag: bytes
+    pid: int
+
+
+class AskToExit(NamedTuple):
+    worker_id: int
+
+
+class Kill(NamedTuple):
+    worker_id: int
+    pid: int
+
+
+class WorkerGone(NamedTuple):
+    """A worker is dead. was_assigned: a lease has lost it."""
+
+    worker_id: int
+    tag: bytes
+    cause: str
+    was_assigned: bool
+
+
+class StartsFailing(NamedTuple):
+    job_id: bytes
+    cause: str
+    tries: int
+
+
+class Worker:
+    __slots__ = ("cause", "deadline", "idle_since", "job_id", "pid", "state", "story", "tag", "ticket", "worker_id")
+
+    def __init__(self, worker_id: int, job_id: bytes) -> None:
+        self.worker_id = worker_id
+        self.job_id = job_id
+        self.state = STARTING
+        self.pid = 0  # 0: not forked yet
+        self.tag = b""
+        self.ticket = 0
+        self.idle_since = 0.0
+        self.deadline: float | None = None  # STARTING: too slow; otherwise: asked to exit, killed then
+        self.cause: str | None = None  # why we kill it, or asked it to exit: a better answer than "killed by SIGKILL"
+        self.story = Story()
+
+    def __repr__(self) -> str:
+        return f"Worker({self.worker_id}, pid={self.pid}, {self.state}, {self.story})"
+
+
+class _Job:
+    __slots__ = ("failures", "idle", "job_id", "prestart", "retry_at", "starting", "tickets")
+
+    def __init__(self, job_id: bytes) -> None:
+        self.job_id = job_id
+        self.idle: OrderedDict[int, Worker] = OrderedDict()
+        self.tickets: OrderedDict[int, None] = OrderedDict()  # waiting for a worker, in order
+        self.starting = 0
+        self.prestart = 0  # wanted although no ticket may be waiting; each that comes up takes one off
+        self.failures = 0  # starts in a row that came to nothing
+        self.retry_at: float | None = None  # no start before this
+
+
+class WorkerPool:
+    """The workers of one node. Call from one thread."""
+
+    def __init__(
+        self,
+        *,
+        idle_kept: int,
+        idle_timeout_s: float = 10.0,
+        starting_max: int = 8,
+        start_timeout_s: float = 30.0,
+        exit_grace_s: float = 5.0,
+        start_retries_max: int = 5,
+    ) -> None:
+        self._idle_kept = idle_kept  # a job
+        self._idle_timeout_s = idle_timeout_s
+        self._starting_max = starting_max
+        self._start_timeout_s = start_timeout_s
+        self._exit_grace_s = exit_grace_s
+        self._start_retries_max = start_retries_max
+        self._jobs: dict[bytes, _Job] = {}
+        self.workers: dict[int, Worker] = {}
+        self._ticket_job: dict[int, bytes] = {}  # of tickets that wait
+        self._starting = 0
+        self._next_id = 1
+        self._actions: list[Any] = []
+        self.ignored = 0
+        self.started = 0
+
+    # -- the gate ---------------------------------------------------------------------------------------------
+
+    def handle(self, event: Any, now: float) -> list[Any]:
+        HANDLERS[type(event)](self, event, now)
+        self._start_what_is_needed(now)
+        actions, self._actions = self._actions, []
+        return actions
+
+    def deadline(self) -> float | None:
+        """When to send a Tick, or None. Only what must end or be tried again has one: an idle pool sets no timer."""
+        times = [worker.deadline for worker in self.workers.values() if worker.deadline is not None]
+        for job in self._jobs.values():
+            if job.retry_at is not None and self._wants(job) > 0:
+                times.append(job.retry_at)
+            surplus = len(job.idle) - self._idle_kept
+            if surplus > 0:
+                times.append(next(iter(job.idle.values())).idle_since + self._idle_timeout_s)
+        return min(times, default=None)
+
+    def _go(self, worker: Worker, event: str, now: float) -> None:
+        step = TRANSITIONS.get((worker.state, event))
+        if step is None:
+            raise InvalidTransition(f"no row for {event} in {worker.state}: {worker!r}")
+        before = worker.state
+        after = step(self, worker, now)
+        worker.state = after
+        worker.story.add(now, before, event, after)
+
+    # -- events -----------------------------------------------------------------------------------------------
+
+    def _job_started(self, event: JobStarted, now: float) -> None:
+        self._jobs.setdefault(event.job_id, _Job(event.job_id))
+
+    def _job_ended(self, event: JobEnded, now: float) -> None:
+        job = self._jobs.pop(event.job_id, None)
+        if job is None:
+            self.ignored += 1
+            return
+        for ticket in job.tickets:
+            del self._ticket_job[ticket]
+        for worker in [worker for worker in self.workers.values() if worker.job_id == event.job_id]:
+            worker.cause = worker.cause or "its job has ended"
+            self._go(worker, "JobEnded", now)
+
+    def _prestart(self, event: Prestart, now: float) -> None:
+        job = self._jobs.get(event.job_id)
+        if job is None:
+            self.ignored += 1
+            return
+        job.prestart = max(job.prestart, event.workers - len(job.idle))
+
+    def _acquire(self, event: Acquire, now: float) -> None:
+        job = self._jobs.get(event.job_id)
+        if job is None:
+            self.ignored += 1  # its job has just ended; so do the leases that wait for it
+            return
+        job.tickets[event.ticket] = None
+        self._ticket_job[event.ticket] = event.job_id
+        if job.idle:
+            worker = job.idle[next(reversed(job.idle))]  # the one used last: its caches are warm
+            self._go(worker, "Assign", now)
+
+    def _acquire_cancelled(self, event: AcquireCancelled, now: float) -> None:
+        job_id = self._ticket_job.pop(event.ticket, None)
+        if job_id is None:
+            self.ignored += 1
+            return
+        del self._jobs[job_id].tickets[event.ticket]  # the worker that starts for it will be idle and reaped in time
+
+    def _released(self, event: Released, now: float) -> None:
+        worker = self.workers.get(event.worker_id)
+        if worker is None or worker.state != ASSIGNED:
+            self.ignored += 1  # it has died meanwhile
+            return
+        # one that was asked to exit or killed must not be lent to anybody else
+        reusable = event.reusable and worker.cause is None and worker.job_id in self._jobs
+        self._go(worker, "Released" if reusable else "Retired", now)
+
+    def _forked(self, event: Forked, now: float) -> None:
+        worker = self.workers.get(event.worker_id)
+        if worker is None:
+            self.ignored += 1
+            return
+        worker.pid = event.pid
+        if worker.state == EXITING:  # killed before it was made: its job ended meanwhile
+            self._actions.append(Kill(worker.worker_id, worker.pid))
+
+    def _fork_failed(self, event: ForkFailed, now: float) -> None:
+        worker = self.workers.get(event.worker_id)
+        if worker is None or worker.pid:
+            self.ignored += 1
+            return
+        worker.cause = worker.cause or event.cause
+        self._go(worker, "Exited", now)
+
+    def _registered(self, event: Registered, now: float) -> None:
+        worker = self.workers.get(event.worker_id)
+        if worker is None or worker.tag:
+            self.ignored += 1
+            return
+        worker.tag = event.tag
+        if worker.state == STARTING:
+            self._go(worker, "Registered", now)
+
+    def _exited(self, event: Exited, now: float) -> None:
+        worker = self.workers.get(event.worker_id)
+        if worker is None:
+            self.ignored += 1
+            return
+        worker.cause = worker.cause or event.cause
+        self._go(worker, "Exited", now)
+
+    def _kill_asked(self, event: KillAsked, now: float) -> None:
+        worker = self.workers.get(event.worker_id)
+        if worker is None:
+            self.ignored += 1
+            return
+        worker.cause = event.why
+        self._kill(worker)
+
+    def _exit_asked(self, event: ExitAsked, now: float) -> None:
+        worker = self.workers.get(event.worker_id)
+        if worker is None or worker.state == EXITING:
+            self.ignored += 1
+            return
+        worker.cause = event.why
+        if worker.state == ASSIGNED:  # stays assigned until it is dead: its lease holds resources
+            worker.deadline = now + self._exit_grace_s
+            self._actions.append(AskToExit(worker.worker_id))
+        else:
+            self._go(worker, "Retired", now)
+
+    def _tick(self, event: Tick, now: float) -> None:
+        for worker in list(self.workers.values()):
+            if worker.deadline is not None and worker.deadline <= now:
+                worker.deadline = None
+                if worker.state == STARTING:
+                    worker.cause = f"it did not register within {self._start_timeout_s:g} s of its start"
+                self._kill(worker)
+        for job in self._jobs.values():
+            if job.retry_at is not None and job.retry_at <= now:
+                job.retry_at = None
+            surplus = len(job.idle) - self._idle_kept
+            for worker in list(job.idle.values())[: max(0, surplus)]:  # the longest idle first
+                if worker.idle_since + self._idle_timeout_s > now:
+                    break
+                worker.cause = "idle"
+                self._go(worker, "Retired", now)
+
+    # -- steps ------------------------------------------------------------------------------------------------
+
+    def _to_idle_or_ticket(self, worker: Worker, now: float) -> str:
+        job = self._jobs[worker.job_id]
+        worker.ticket = 0
+        if job.tickets:
+            return self._assign(worker, now)
+        worker.idle_since = now
+        job.idle[worker.worker_id] = worker
+        return IDLE
+
+    def _assign(self, worker: Worker, now: float) -> str:
+        job = self._jobs[worker.job_id]
+        job.idle.pop(worker.worker_id, None)
+        worker.ticket, _ = job.tickets.popitem(last=False)
+        del self._ticket_job[worker.ticket]
+        self._actions.append(Assigned(worker.ticket, worker.worker_id, worker.tag, worker.pid))
+        return ASSIGNED
+
+    def _welcome(self, worker: Worker, now: float) -> str:
+        worker.deadline = None
+        self._starting_over(worker)
+        job = self._jobs[worker.job_id]
+        job.failures = 0
+        job.prestart = max(0, job.prestart - 1)
+        return self._to_idle_or_ticket(worker, now)
+
+    def _start_failed(self, worker: Worker, now: float) -> str:
+        self._starting_over(worker)
+        self._forget(worker, was_assigned=False)
+        job = self._jobs[worker.job_id]
+        job.failures += 1
+        job.retry_at = now + min(BACKOFF_FIRST_S * 2 ** (job.failures - 1), BACKOFF_MAX_S)
+        job.prestart = 0
+        if job.failures % self._start_retries_max == 0:
+            self._actions.append(StartsFailing(worker.job_id, worker.cause or "unknown", job.failures))
+        return GONE
+
+    def _retire(self, worker: Worker, now: float) -> str:
+        if worker.state == STARTING:
+            self._starting_over(worker)
+        if worker.job_id in self._jobs:
+            self._jobs[worker.job_id].idle.pop(worker.worker_id, None)
+        worker.deadline = now + self._exit_grace_s
+        worker.cause = worker.cause or "retired"
+        if worker.tag:
+            self._actions.append(AskToExit(worker.worker_id))
+        else:
+            self._kill(worker)  # it has no connection to be asked over
+        return EXITING
+
+    def _kill_at_job_end(self, worker: Worker, now: float) -> str:
+        if worker.state == STARTING:
+            self._starting_over(worker)
+        self._kill(worker)
+        return worker.state if worker.state == ASSIGNED else EXITING
+
+    def _bury(self, worker: Worker, now: float) -> str:
+        if worker.state == IDLE:
+            del self._jobs[worker.job_id].idle[worker.worker_id]
+        self._forget(worker, was_assigned=worker.state == ASSIGNED)
+        return GONE
+
+    def _forget(self, worker: Worker, was_assigned: bool) -> None:
+        del self.workers[worker.worker_id]
+        self._actions.append(WorkerGone(worker.worker_id, worker.tag, worker.cause or "unknown", was_assigned))
+
+    def _kill(self, worker: Worker) -> None:
+        worker.deadline = None
+        if worker.pid:
+            self._actions.append(Kill(worker.worker_id, worker.pid))
+
+    def _starting_over(self, worker: Worker) -> None:
+        self._starting -= 1
+        if worker.job_id in self._jobs:
+            self._jobs[worker.job_id].starting -= 1
+
+    # -- starting ---------------------------------------------------------------------------------------------
+
+    def _wants(self, job: _Job) -> int:
+        return max(len(job.tickets), job.prestart) - job.starting
+
+    def _start_what_is_needed(self, now: float) -> None:
+        """Starts workers until each waiting ticket has one on the way, a job in turn, within starting_max."""
+        while self._starting < self._starting_max:
+            wanting = [job for job in self._jobs.values() if self._wants(job) > 0 and (job.retry_at or 0.0) <= now]
+            if not wanting:
+                return
+            job = min(wanting, key=lambda job: job.starting)
+            worker = Worker(self._next_id, job.job_id)
+            self._next_id += 1
+            self.workers[worker.worker_id] = worker
+            worker.deadline = now + self._start_timeout_s
+            worker.story.add(now, "-", "Started", STARTING)
+            job.starting += 1
+            job.retry_at = None
+            self._starting += 1
+            self.started += 1
+            self._actions.append(StartWorker(worker.worker_id, job.job_id))
+            if job.failures:
+                return  # after a failure one at a time, until one has come up
+
+    # -- for tests and tools ----------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        counts = {STARTING: 0, IDLE: 0, ASSIGNED: 0, EXITING: 0}
+        for worker in self.workers.values():
+            counts[worker.state] += 1
+        waiting = sum(len(job.tickets) for job in self._jobs.values())
+        return {"workers": counts, "tickets_waiting": waiting, "started": self.started, "ignored": self.ignored}
+
+    def check(self) -> None:
+        """Re-derives every index from the workers. Raises: AssertionError."""
+        for job in self._jobs.values():
+            mine = [worker for worker in self.workers.values() if worker.job_id == job.job_id]
+            assert set(job.idle) == {worker.worker_id for worker in mine if worker.state == IDLE}
+            assert job.starting == sum(worker.state == STARTING for worker in mine), job.job_id
+            assert all(self._ticket_job[ticket] == job.job_id for ticket in job.tickets)
+            assert not (job.tickets and job.idle), "a ticket waits beside an idle worker"
+        assert self._starting == sum(worker.state == STARTING for worker in self.workers.values())
+        assert self._starting <= self._starting_max
+        assert len(self._ticket_job) == sum(len(job.tickets) for job in self._jobs.values())
+        tickets = [worker.ticket for worker in self.workers.values() if worker.state == ASSIGNED]
+        assert len(tickets) == len(set(tickets)) and not set(tickets) & self._ticket_job.keys()
+        for worker in self.workers.values():
+            assert worker.state in (ASSIGNED, EXITING) or worker.job_id in self._jobs, worker
+
+    def __repr__(self) -> str:
+        return f"WorkerPool({self.stats()})"
+
+
+_Step = Callable[[WorkerPool, Worker, float], str]
+
+TRANSITIONS: dict[tuple[str, str], _Step] = {
+    (STARTING, "JobEnded"): WorkerPool._kill_at_job_end,
+    (IDLE, "JobEnded"): WorkerPool._retire,
+    (ASSIGNED, "JobEnded"): WorkerPool._kill_at_job_end,
+    (EXITING, "JobEnded"): WorkerPool._kill_at_job_end,
+    (STARTING, "Exited"): WorkerPool._start_failed,
+    (IDLE, "Exited"): WorkerPool._bury,
+    (ASSIGNED, "Exited"): WorkerPool._bury,
+    (EXITING, "Exited"): WorkerPool._bury,
+    (STARTING, "Retired"): WorkerPool._retire,
+    (IDLE, "Retired"): WorkerPool._retire,
+    (ASSIGNED, "Retired"): WorkerPool._retire,
+    (STARTING, "Registered"): WorkerPool._welcome,
+    (IDLE, "Assign"): WorkerPool._assign,
+    (ASSIGNED, "Released"): WorkerPool._to_idle_or_ticket,
+}
+
+HANDLERS: dict[type, Callable[[WorkerPool, Any, float], None]] = {
+    JobStarted: WorkerPool._job_started,
+    JobEnded: WorkerPool._job_ended,
+    Prestart: WorkerPool._prestart,
+    Acquire: WorkerPool._acquire,
+    AcquireCancelled: WorkerPool._acquire_cancelled,
+    Released: WorkerPool._released,
+    Forked: WorkerPool._forked,
+    ForkFailed: WorkerPool._fork_failed,
+    Registered: WorkerPool._registered,
+    Exited: WorkerPool._exited,
+    KillAsked: WorkerPool._kill_asked,
+    ExitAsked: WorkerPool._exit_asked,
+    Tick: WorkerPool._tick,
+}
