@@ -177,7 +177,7 @@ def wait(
         given = "a single ObjectRef: put it into a list" if isinstance(object_refs, ObjectRef) else repr(object_refs)
         raise TypeError(f"ray.wait: expected a list of ObjectRefs, got {given}")
     if type(num_returns) is not int:
-        raise TypeError(f"ray.wait: num_returns={num_returns!r}: expected a whole number")
+        num_returns = _whole("wait", "num_returns", num_returns)
     if not object_refs:
         return [], []
     if not 0 < num_returns <= len(object_refs):
@@ -187,7 +187,11 @@ def wait(
     running = current()
     if running is None:
         running = _engine_for("wait", object_refs)
-    return running.wait(object_refs, num_returns, timeout)
+    try:
+        return running.wait(object_refs, num_returns, timeout)
+    except TypeError:
+        _check_refs("wait", object_refs, TypeError)  # names the element, if that is what it was
+        raise
 
 
 def _older(function: str, object_refs: Any, older: dict[str, Any]) -> Any:
@@ -203,6 +207,12 @@ def _older(function: str, object_refs: Any, older: dict[str, Any]) -> Any:
     if object_refs is _MISSING:
         raise TypeError(f"ray.{function}() missing 1 required positional argument: 'object_refs'")
     return object_refs
+
+
+def _whole(function: str, name: str, value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"ray.{function}: {name}={value!r}: expected a whole number")
+    return int(value.__index__())
 
 
 def _timeout(function: str, timeout: Any) -> float:

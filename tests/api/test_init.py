@@ -199,8 +199,8 @@ def test_importing_ray_imports_nothing_heavy():
     done = run_program(
         """
         import sys, ray
-        heavy = {"numpy", "asyncio", "redis", "pyarrow", "cloudpickle", "logging", "typing", "inspect", "ray._core.engine"}
-        print(sorted(heavy & set(sys.modules)))
+        heavy = {"numpy", "asyncio", "redis", "pyarrow", "cloudpickle", "logging", "typing", "inspect",
+        "ray._core.engine"} print(sorted(heavy & set(sys.modules)))
         """
     )
     assert done.stdout == "[]\n", done.stderr

@@ -117,7 +117,9 @@ def test_a_generator_without_num_returns_is_refused_until_it_is_built():
         ray.remote(f)
 
 
-@pytest.mark.parametrize("options", [{"num_cpus": -1}, {"num_cpus": "one"}, {"resources": {"x": float("nan")}}], ids=repr)
+@pytest.mark.parametrize(
+    "options", [{"num_cpus": -1}, {"num_cpus": "one"}, {"resources": {"x": float("nan")}}], ids=repr
+)
 def test_a_wrong_option_is_an_error_where_it_is_given(options):
     with pytest.raises((ValueError, TypeError), match=next(iter(options))):
         ray.remote(**options)(lambda: 1)

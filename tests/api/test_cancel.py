@@ -1,0 +1,132 @@
+"""ray.cancel."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+import ray
+from ray.exceptions import TaskCancelledError, WorkerCrashedError
+from tests.wait import wait_until
+
+
+@ray.remote
+def spin(started=None):
+    if started is not None:
+        started.touch()
+    while True:
+        time.sleep(0.01)
+
+
+@ray.remote
+def spin_in_c(started):
+    started.touch()
+    time.sleep(1000)
+
+
+def test_a_queued_task_never_runs(ray_start, tmp_path):
+    blockers = [spin.remote(tmp_path / f"blocker{i}") for i in range(2)]
+    wait_until(lambda: all((tmp_path / f"blocker{i}").exists() for i in range(2)))
+    queued = spin.remote(tmp_path / "queued")
+    ray.cancel(queued)
+    with pytest.raises(TaskCancelledError):
+        ray.get(queued, timeout=10)
+    for ref in blockers:
+        ray.cancel(ref)
+        with pytest.raises(TaskCancelledError):
+            ray.get(ref, timeout=30)
+    assert not (tmp_path / "queued").exists()
+
+
+def test_a_running_task_is_interrupted(ray_shared, tmp_path):
+    ref = spin.remote(tmp_path / "started")
+    wait_until((tmp_path / "started").exists)
+    ray.cancel(ref)
+    with pytest.raises(TaskCancelledError):
+        ray.get(ref, timeout=30)
+
+
+def test_a_task_may_clean_up_when_it_is_interrupted(ray_shared, tmp_path):
+    @ray.remote
+    def careful():
+        try:
+            (tmp_path / "started").touch()
+            while True:
+                time.sleep(0.01)
+        finally:
+            (tmp_path / "cleaned").touch()
+
+    ref = careful.remote()
+    wait_until((tmp_path / "started").exists)
+    ray.cancel(ref)
+    with pytest.raises(TaskCancelledError):
+        ray.get(ref, timeout=30)
+    assert (tmp_path / "cleaned").exists()
+
+
+def test_force_ends_a_task_that_does_not_listen(ray_shared, tmp_path):
+    ref = spin_in_c.remote(tmp_path / "started")
+    wait_until((tmp_path / "started").exists)
+    ray.cancel(ref, force=True)
+    with pytest.raises((TaskCancelledError, WorkerCrashedError)):
+        ray.get(ref, timeout=30)
+
+
+def test_recursive_cancels_the_tasks_it_has_submitted(ray_start, tmp_path):
+    @ray.remote
+    def parent():
+        ray.get(spin.remote(tmp_path / "child"))
+
+    @ray.remote(num_cpus=2)
+    def whole_machine():
+        return "free"
+
+    ref = parent.remote()
+    wait_until((tmp_path / "child").exists)
+    ray.cancel(ref, recursive=True)
+    with pytest.raises(TaskCancelledError):
+        ray.get(ref, timeout=30)
+    assert ray.get(whole_machine.remote(), timeout=30) == "free"  # the child has let go of its CPU
+
+
+def test_a_task_that_waits_for_its_argument_is_cancelled(ray_shared, tmp_path):
+    blocker = spin.remote(tmp_path / "started")
+    waiting = spin.remote(blocker)
+    ray.cancel(waiting)
+    with pytest.raises(TaskCancelledError):
+        ray.get(waiting, timeout=10)
+    ray.cancel(blocker)
+    with pytest.raises(TaskCancelledError):
+        ray.get(blocker, timeout=30)
+
+
+def test_a_finished_task_keeps_its_result(ray_shared):
+    @ray.remote
+    def f():
+        return 1
+
+    ref = f.remote()
+    assert ray.get(ref) == 1
+    ray.cancel(ref)
+    assert ray.get(ref) == 1
+
+
+@pytest.mark.parametrize("thing", [1, None, "ref", [1]], ids=repr)
+def test_cancel_of_something_else_is_an_error(ray_shared, thing):
+    with pytest.raises(TypeError, match="expected an ObjectRef"):
+        ray.cancel(thing)
+
+
+def test_cancel_of_an_actor_points_to_kill(ray_shared):
+    @ray.remote
+    class Actor: ...
+
+    with pytest.raises(TypeError, match=r"ray\.kill"):
+        ray.cancel(Actor.remote())
+
+
+@pytest.mark.parametrize("option", ["force", "recursive"])
+def test_options_must_be_bools(ray_shared, option):
+    with pytest.raises(TypeError, match=option):
+        ray.cancel(ray.put(1), **{option: "yes"})
