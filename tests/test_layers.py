@@ -150,7 +150,7 @@ def test_each_exception_is_still_needed() -> None:
     [
         ("_core", "_native", True),
         ("_core", "_node", False),
-        ("_native", "_core", False),
+        ("_native", "_node", False),
         ("api", "_core", True),
         ("api", "actor", True),
         ("_node", "", False),
