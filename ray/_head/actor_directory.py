@@ -178,8 +178,7 @@ class ActorDirectory:
             return actions
         return [SaveRow(actor.row()), *actions]
 
-    # -- events about more than one actor
-    # -------------------------------------------------------------------------------
+    # -- events about more than one actor -----------------------------------------------------------------------------
 
     def _created(self, event: Created, now: float) -> list[Action]:
         if event.actor_id in self._actors:
@@ -239,8 +238,7 @@ class ActorDirectory:
         """Actors of a job that are not DEAD, or whose worker is still to die."""
         return sum(1 for a in self._actors.values() if a.job_id == job_id and (a.state != DEAD or a.worker_tag))
 
-    # -- rows of TRANSITIONS: (actor, event, now) -> (next state, actions), or None
-    # ----------------------------------------
+    # -- rows of TRANSITIONS: (actor, event, now) -> (next state, actions), or None -----------------------------------
 
     def _to_creation(self, actor: Actor, event: Placed, now: float) -> Step:
         actor.node_id = event.node_id
@@ -338,8 +336,7 @@ class ActorDirectory:
         self.late += 1
         return None
 
-    # -- steps shared by the rows
-    # ---------------------------------------------------------------------------------------
+    # -- steps shared by the rows -------------------------------------------------------------------------------------
 
     def _place(self, actor: Actor) -> Place:
         return Place(actor.actor_id, {**actor.spec, "creation": actor.creation}, actor.incarnation)
@@ -402,8 +399,7 @@ class ActorDirectory:
         del self._actors[actor.actor_id]
         self._dead.pop(actor.actor_id, None)
 
-    # -- a head that restarts
-    # ---------------------------------------------------------------------------------------------
+    # -- a head that restarts -----------------------------------------------------------------------------------------
 
     def restore(self, saved: Iterable[tuple[ActorRow, bytes]]) -> None:
         """Takes the rows that an earlier head wrote. Only on an empty directory; `reconcile` must follow."""
@@ -436,8 +432,7 @@ class ActorDirectory:
             actions += self._core_gone(CoreGone(owner_tag, "it died while the head was away"), now)
         return actions
 
-    # -- proofs
-    # -----------------------------------------------------------------------------------------------------------
+    # -- proofs -------------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Re-derives every index from the actors. Raises: AssertionError."""

@@ -145,8 +145,7 @@ class JobTable:
         self._by_driver[event.driver_tag] = row.job_id
         return [SaveJob(row)]
 
-    # -- rows of TRANSITIONS
-    # --------------------------------------------------------------------------------------------
+    # -- rows of TRANSITIONS ------------------------------------------------------------------------------------------
 
     def _end(self, job: Job, event: DriverGone, now: float) -> tuple[str, list[Action]]:
         del self._by_driver[event.driver_tag]
@@ -162,7 +161,7 @@ class JobTable:
             actions.append(DropJobRow(oldest))
         return (DIED if job.row.cause else FINISHED), actions
 
-    # -------------------------------------------------------------------------------------------------------------------
+    # -- saved and proved ---------------------------------------------------------------------------------------------
 
     def restore(self, rows: Iterable[JobRow]) -> None:
         """Takes what an earlier head wrote, onto an empty table."""

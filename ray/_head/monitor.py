@@ -144,8 +144,7 @@ class NodeMonitor:
         self._nodes[event.row.node_id] = node
         return [SaveNode(node.row)]
 
-    # -- rows of TRANSITIONS
-    # --------------------------------------------------------------------------------------------
+    # -- rows of TRANSITIONS ------------------------------------------------------------------------------------------
 
     def _hear(self, node: Node, event: Heartbeat, now: float) -> tuple[str, list[Action]]:
         node.heard_s = now
@@ -176,7 +175,7 @@ class NodeMonitor:
             actions.append(DropNode(oldest))
         return DEAD, actions
 
-    # -------------------------------------------------------------------------------------------------------------------
+    # -- saved and proved ---------------------------------------------------------------------------------------------
 
     def restore(self, rows: Iterable[NodeRow], watched: Mapping[bytes, bool], now: float) -> None:
         """Takes what an earlier head wrote, onto an empty monitor; each node has a full period to be heard of."""

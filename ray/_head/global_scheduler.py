@@ -1,0 +1,172 @@
+"""Gives what a node cannot place itself - actors, later placement groups and spilled tasks - to a node. Pure.
+
+Runs in the head, on its loop's thread: `handle(event) -> actions`, no I/O, no clock. A request is in exactly one of
+
+    WAITING   no node that is there could ever hold it; found in `_waiting`, in the order they came; looked at again
+    when a node joins ASSIGNED  given to a node, whose local scheduler queues it and holds its resources; found under
+    that node
+
+and is forgotten once it has ended. If a node leaves, its assignments are lost: whoever asked is told, and asks again.
+What is free on a node is what it last reported, less what was assigned since then; with no reports (one machine) that
+is its total.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Union
+
+from ray._protocol.resources import describe
+from ray._scheduling.policies import Default, NodeAffinity, NodeView, Spread, Strategy, choose
+
+UNKNOWN_STRATEGY = "scheduling_strategy must be None, 'DEFAULT', 'SPREAD' or a node affinity, not {!r}"
+
+
+class NodeJoined(NamedTuple):
+    node_id: bytes
+    total: Mapping[str, int]
+
+
+class NodeLeft(NamedTuple):
+    node_id: bytes
+    cause: str
+
+
+class ResourcesReported(NamedTuple):
+    node_id: bytes
+    available: Mapping[str, int]
+
+
+class Requested(NamedTuple):
+    request_id: bytes
+    ask: Mapping[str, int]
+    strategy: Strategy
+    name: str = ""
+
+
+class Ended(NamedTuple):
+    """Cancelled, or its resources have been given back."""
+
+    request_id: bytes
+
+
+class Assign(NamedTuple):
+    request_id: bytes
+    node_id: bytes
+
+
+class Infeasible(NamedTuple):
+    """It waits for a node that may never come; said once per request."""
+
+    request_id: bytes
+    message: str
+
+
+class Unassign(NamedTuple):
+    """Its node has left."""
+
+    request_id: bytes
+    cause: str
+
+
+Event = Union[NodeJoined, NodeLeft, ResourcesReported, Requested, Ended]
+Action = Union[Assign, Infeasible, Unassign]
+
+
+class _Node:
+    __slots__ = ("assigned", "available", "total")
+
+    def __init__(self, total: Mapping[str, int]) -> None:
+        self.total = dict(total)
+        self.available = dict(total)
+        self.assigned: dict[bytes, Mapping[str, int]] = {}
+
+
+class GlobalScheduler:
+    def __init__(self) -> None:
+        self._nodes: dict[bytes, _Node] = {}
+        self._waiting: dict[bytes, Requested] = {}
+        self._assigned: dict[bytes, bytes] = {}
+
+    def handle(self, event: Event) -> list[Action]:
+        if isinstance(event, Requested):
+            if event.request_id in self._waiting or event.request_id in self._assigned:
+                return []  # said twice
+            return self._place(event, say_infeasible=True)
+        if isinstance(event, Ended):
+            self._end(event.request_id)
+            return []
+        if isinstance(event, NodeJoined):
+            if event.node_id in self._nodes:
+                return []
+            self._nodes[event.node_id] = _Node(event.total)
+            waiting, self._waiting = self._waiting, {}
+            return [action for request in waiting.values() for action in self._place(request, say_infeasible=False)]
+        node = self._nodes.get(event.node_id)
+        if node is None:
+            return []  # a late report
+        if isinstance(event, ResourcesReported):
+            node.available = dict(event.available)
+            return []
+        del self._nodes[event.node_id]
+        lost = list(node.assigned)
+        for request_id in lost:
+            del self._assigned[request_id]
+        return [Unassign(request_id, event.cause) for request_id in lost]
+
+    def assigned_to(self, request_id: bytes) -> bytes | None:
+        return self._assigned.get(request_id)
+
+    def _place(self, request: Requested, say_infeasible: bool) -> list[Action]:
+        views = [NodeView(i, n.total, n.available, len(n.assigned)) for i, n in self._nodes.items()]
+        node_id = choose(views, request.ask, request.strategy)
+        if node_id is None:
+            self._waiting[request.request_id] = request
+            return [Infeasible(request.request_id, self._why_infeasible(request))] if say_infeasible else []
+        node = self._nodes[node_id]
+        node.assigned[request.request_id] = request.ask
+        for name, units in request.ask.items():
+            node.available[name] = node.available.get(name, 0) - units
+        self._assigned[request.request_id] = node_id
+        return [Assign(request.request_id, node_id)]
+
+    def _end(self, request_id: bytes) -> None:
+        self._waiting.pop(request_id, None)
+        node_id = self._assigned.pop(request_id, None)
+        if node_id is not None:
+            node = self._nodes[node_id]
+            for name, units in node.assigned.pop(request_id).items():
+                node.available[name] = min(node.available[name] + units, node.total.get(name, 0))
+
+    def _why_infeasible(self, request: Requested) -> str:
+        what = f"{request.name or 'a request'} needs {describe(dict(request.ask))}"
+        if isinstance(request.strategy, NodeAffinity) and request.strategy.node_id not in self._nodes:
+            return f"{what} on node {request.strategy.node_id.hex()}, and there is no such node (any more)"
+        largest: dict[str, int] = {}
+        for node in self._nodes.values():
+            for name, units in node.total.items():
+                largest[name] = max(largest.get(name, 0), units)
+        return (
+            f"{what}, which no node of the cluster can ever offer: the most of any node is {describe(largest)}. "
+            "It stays queued until such a node joins"
+        )
+
+    def check(self) -> None:
+        """Re-derives the indexes. Raises: AssertionError."""
+        assert self._assigned == {r: i for i, node in self._nodes.items() for r in node.assigned}
+        assert not set(self._assigned) & set(self._waiting)
+        for node in self._nodes.values():
+            assert all(units <= node.total.get(name, 0) for name, units in node.available.items()), node.available
+
+
+def parse_strategy(given: object) -> Strategy:
+    """Of what a core sent as `strategy`: None, "DEFAULT", "SPREAD" or ("node", node_id, soft).
+
+    Raises: ValueError: anything else."""
+    if given is None or given == "DEFAULT":
+        return Default()
+    if given == "SPREAD":
+        return Spread()
+    if isinstance(given, (tuple, list)) and len(given) == 3 and given[0] == "node" and isinstance(given[1], bytes):
+        return NodeAffinity(given[1], bool(given[2]))
+    raise ValueError(UNKNOWN_STRATEGY.format(given))

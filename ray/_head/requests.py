@@ -1,0 +1,262 @@
+"""What cores may ask the head and tell it: the names of the contract, arguments checked, answered from the machines.
+
+In the head, on its loop's thread. A core that sends nonsense gets an exception (RPC) or is counted and logged (event);
+nothing of it reaches a machine. What comes from a process whose job has ended is late, and is dropped: it would bring
+back what was forgotten.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ray._head import actor_messages as am
+from ray._head import events, global_scheduler, monitor
+from ray._protocol.frames import ACTOR_ID_BYTES, FUNCTION_ID_BYTES
+from ray._protocol.resources import UNITS
+
+if TYPE_CHECKING:
+    from ray._head.service import HeadService
+
+logger = logging.getLogger(__name__)
+
+KV_BYTES_MAX = 512 * 1024 * 1024  # Redis's bound of a value
+
+
+class Caller(Protocol):
+    """A core process, as the shell knows it."""
+
+    tag: bytes
+    pid: int
+    kind: str  # "driver" | "worker"
+    job_id: bytes
+    namespace: str
+
+
+class Requests:
+    """`rpc` and `event` on behalf of a core."""
+
+    def __init__(self, head: HeadService) -> None:
+        self._head = head
+        self.malformed = 0  # events that made no sense
+
+    async def rpc(self, caller: Caller, method: str, args: tuple[Any, ...]) -> Any:
+        handler = _RPC_HANDLERS.get(method)
+        if handler is None:
+            raise LookupError(f"the head has no method {method!r}")
+        return await handler(self, caller, *args)
+
+    def event(self, caller: Caller, name: str, args: tuple[Any, ...]) -> None:
+        handler = _EVENT_HANDLERS.get(name)
+        try:
+            if handler is None:
+                raise LookupError("no such event")
+            handler(self, caller, *args)
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            self.malformed += 1
+            logger.warning("event %r from %s pid %d: %s", name, caller.kind, caller.pid, error, exc_info=True)
+
+    # -- told ---------------------------------------------------------------------------------------------------------
+
+    def _on_create_actor(self, caller: Caller, actor_id: bytes, spec: dict[str, Any]) -> None:
+        _check_id("actor_id", actor_id, ACTOR_ID_BYTES)
+        _check_spec(spec)
+        if not self._head.job_lives(caller.job_id):
+            raise ValueError("create_actor: the job of the process that asks has ended")
+        created = am.Created(actor_id, spec, caller.job_id, spec.get("owner_tag") or caller.tag)
+        self._head.actor_event(created)
+
+    async def _rpc_create_actor(self, caller: Caller, actor_id: bytes, spec: dict[str, Any]) -> None:
+        _check_spec(spec)
+        if self._head.actors.get(actor_id) is None:
+            refusal = self._head.actors.name_refusal(spec)
+            if refusal is not None:
+                raise ValueError(refusal)
+        self._on_create_actor(caller, actor_id, spec)
+
+    def _on_actor_ready(self, caller: Caller, actor_id: bytes) -> None:
+        self._head.actor_event(am.Ready(actor_id, caller.tag))
+
+    def _on_actor_failed(self, caller: Caller, actor_id: bytes, error: bytes) -> None:
+        if not isinstance(error, bytes) or not error:
+            raise TypeError(f"actor_failed: error must be an encoded exception, not {type(error).__name__}")
+        self._head.actor_event(am.InitFailed(actor_id, caller.tag, error))
+
+    def _on_actor_exiting(self, caller: Caller, actor_id: bytes, why: str) -> None:
+        self._head.actor_event(am.Exiting(actor_id, caller.tag, str(why)))
+
+    def _on_kill_actor(self, caller: Caller, actor_id: bytes, no_restart: bool) -> None:
+        self._head.actor_event(am.Kill(actor_id, bool(no_restart)))
+
+    def _on_actor_out_of_scope(self, caller: Caller, actor_id: bytes) -> None:
+        actor = self._head.actors.get(actor_id)
+        if actor is not None and not actor.detached:
+            self._head.actor_event(am.OutOfScope(actor_id))
+
+    def _on_actor_subscribe(self, caller: Caller, actor_id: bytes) -> None:
+        self._head.actor_event(am.Subscribe(actor_id, caller.tag))
+
+    def _on_actor_unsubscribe(self, caller: Caller, actor_id: bytes) -> None:
+        self._head.actor_event(am.Unsubscribe(actor_id, caller.tag))
+
+    def _on_export_function(self, caller: Caller, function_id: bytes, blob: bytes) -> None:
+        _check_id("function_id", function_id, FUNCTION_ID_BYTES)
+        if not isinstance(blob, bytes):
+            raise TypeError(f"export_function: blob must be bytes, not {type(blob).__name__}")
+        if self._head.job_lives(caller.job_id):
+            self._head.functions.put(caller.job_id, function_id, blob)
+
+    def _on_push_error(self, caller: Caller, kind: str, message: str, extra: dict[str, Any]) -> None:
+        self._head.report_error(caller.job_id, kind, message, extra, caller.pid)
+
+    def _on_task_events(self, caller: Caller, batch: list[Any]) -> None:
+        if not isinstance(batch, list):
+            raise TypeError(f"task_events takes a list, not {type(batch).__name__}")
+        if self._head.job_lives(caller.job_id):
+            self._head.keep_task_events(caller.job_id, batch)
+
+    # -- asked --------------------------------------------------------------------------------------------------------
+
+    async def _rpc_function(self, caller: Caller, function_id: bytes) -> bytes | None:
+        _check_id("function_id", function_id, FUNCTION_ID_BYTES)
+        return await self._head.functions.get(caller.job_id, function_id)
+
+    async def _rpc_actor_by_name(
+        self, caller: Caller, name: str, namespace: str | None = None
+    ) -> dict[str, Any] | None:
+        actor = self._head.actors.named(name, caller.namespace if namespace is None else namespace)
+        if actor is None:
+            return None
+        state, worker_tag, incarnation = actor.public_state()
+        return {
+            **actor.spec,
+            "actor_id": actor.actor_id,
+            "job_id": actor.job_id,
+            "state": state,
+            "worker_tag": worker_tag,
+            "incarnation": incarnation,
+        }
+
+    async def _rpc_actors(self, caller: Caller) -> list[dict[str, Any]]:
+        return [_readable(actor.row()) for actor in self._head.actors.all()]
+
+    async def _rpc_jobs(self, caller: Caller) -> list[dict[str, Any]]:
+        return [_readable(row) for row in self._head.jobs.all()]
+
+    async def _rpc_errors(self, caller: Caller, job_id: bytes | None = None) -> list[dict[str, Any]]:
+        return [
+            {**row.extra, "type": row.kind, "message": row.message, "job_id": row.job_id.hex(), "pid": row.pid,
+             "timestamp": row.time_s}
+            for row in self._head.errors.of_job(job_id)
+        ]  # fmt: skip
+
+    async def _rpc_nodes(self, caller: Caller) -> list[dict[str, Any]]:
+        return [
+            {
+                "NodeID": row.node_id.hex(),
+                "Alive": row.state != monitor.DEAD,
+                "NodeManagerAddress": row.address,
+                "NodeManagerHostname": row.hostname,
+                "NodeName": row.address,
+                "Resources": {name: units / UNITS for name, units in row.resources.items()} if not row.died_s else {},
+                "Labels": row.labels,
+                "DeathReason": row.cause,
+            }
+            for row in self._head.monitor.all()
+        ]
+
+    async def _rpc_task_table(self, caller: Caller, job_id: bytes | None = None) -> list[dict[str, Any]]:
+        self._head.flush_events()  # the question sees what was told before it
+        tables = self._head.need_tables()
+        return events.merge(await tables.events.all(caller.job_id if job_id is None else job_id))
+
+    async def _rpc_object_locations(self, caller: Caller, object_id: bytes) -> dict[str, Any] | None:
+        row = await self._head.need_tables().objects.get(caller.job_id, object_id)
+        return None if row is None else _readable(row)
+
+    async def _rpc_kv_put(
+        self, caller: Caller, key: bytes, value: bytes, overwrite: bool = True, namespace: bytes | str | None = None
+    ) -> bool:
+        """Returns whether the key is new."""
+        data = _kv_bytes("value", value)
+        if len(data) > KV_BYTES_MAX:
+            raise ValueError(
+                f"kv_put: the value has {len(data)} bytes; at most {KV_BYTES_MAX} fit. Use ray.put for large data"
+            )
+        return await self._head.need_tables().kv.put(_space(namespace), _kv_bytes("key", key), data, bool(overwrite))
+
+    async def _rpc_kv_get(self, caller: Caller, key: bytes, namespace: bytes | str | None = None) -> bytes | None:
+        return await self._head.need_tables().kv.get(_space(namespace), _kv_bytes("key", key))
+
+    async def _rpc_kv_del(self, caller: Caller, key: bytes, namespace: bytes | str | None = None) -> bool:
+        return await self._head.need_tables().kv.delete(_space(namespace), _kv_bytes("key", key))
+
+    async def _rpc_kv_exists(self, caller: Caller, key: bytes, namespace: bytes | str | None = None) -> bool:
+        return await self._head.need_tables().kv.exists(_space(namespace), _kv_bytes("key", key))
+
+    async def _rpc_kv_keys(self, caller: Caller, prefix: bytes, namespace: bytes | str | None = None) -> list[bytes]:
+        return await self._head.need_tables().kv.keys(_space(namespace), _kv_bytes("prefix", prefix))
+
+    async def _rpc_head_stats(self, caller: Caller) -> dict[str, Any]:
+        return self._head.stats()
+
+
+_R = Requests
+_RPC_HANDLERS: dict[str, Callable[..., Awaitable[Any]]] = {
+    name: getattr(_R, "_rpc_" + name)
+    for name in (
+        "actor_by_name", "actors", "create_actor", "errors", "function", "head_stats", "jobs", "kv_del",
+        "kv_exists", "kv_get", "kv_keys", "kv_put", "nodes", "object_locations", "task_table",
+    )
+}  # fmt: skip
+_EVENT_HANDLERS: dict[str, Callable[..., None]] = {
+    name: getattr(_R, "_on_" + name)
+    for name in (
+        "actor_exiting", "actor_failed", "actor_out_of_scope", "actor_ready", "actor_subscribe", "actor_unsubscribe",
+        "create_actor", "export_function", "kill_actor", "push_error", "task_events",
+    )
+}  # fmt: skip
+RPCS = frozenset(_RPC_HANDLERS)
+EVENTS = frozenset(_EVENT_HANDLERS)
+
+
+def _check_id(name: str, given: object, size: int) -> None:
+    if not isinstance(given, bytes) or len(given) != size:
+        raise ValueError(f"{name} must be {size} bytes, not {given!r}")
+
+
+def _check_spec(spec: object) -> None:
+    """Of create_actor: what the machines rely on. Raises: TypeError, ValueError: naming the field."""
+    if not isinstance(spec, dict):
+        raise TypeError(f"create_actor: spec must be a dict, not {type(spec).__name__}")
+    if not isinstance(spec.get("creation"), bytes):
+        raise TypeError("create_actor: spec['creation'] must be bytes")
+    for field, kind in (("class_name", str), ("name", str), ("namespace", str), ("owner_tag", bytes)):
+        if not isinstance(spec.get(field) or kind(), kind):
+            raise TypeError(f"create_actor: spec[{field!r}] must be {kind.__name__}, not {spec[field]!r}")
+    restarts = spec.get("max_restarts") or 0
+    if not isinstance(restarts, int) or restarts < -1:
+        raise ValueError(f"create_actor: max_restarts must be -1 (always) or 0 and up, not {restarts!r}")
+    for field in ("resources", "placement_resources"):
+        amounts = spec.get(field) or {}
+        if not isinstance(amounts, dict) or not all(isinstance(u, int) and u >= 0 for u in amounts.values()):
+            raise ValueError(f"create_actor: spec[{field!r}] must be a dict of units >= 0, not {amounts!r}")
+    global_scheduler.parse_strategy(spec.get("strategy"))
+
+
+def _kv_bytes(what: str, given: object) -> bytes:
+    if isinstance(given, str):
+        return given.encode()
+    if not isinstance(given, bytes):
+        raise TypeError(f"kv: {what} must be bytes or str, not {type(given).__name__}")
+    return given
+
+
+def _space(namespace: bytes | str | None) -> bytes:
+    return b"" if namespace is None else _kv_bytes("namespace", namespace)
+
+
+def _readable(row: Any) -> dict[str, Any]:
+    """For people and tools: ids in hexadecimal."""
+    return {key: value.hex() if isinstance(value, bytes) else value for key, value in row._asdict().items()}

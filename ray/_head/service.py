@@ -1,0 +1,431 @@
+"""The head as its shell sees it: cores ask and tell, the machines decide, actions go out through a `Port` and into
+Redis.
+
+Runs in the node process (on a cluster: the head process), on its asyncio loop's thread only. Owns the machines -
+actors, jobs, errors, events, nodes, placement - and the tables; opens no socket to a core. What the shell must offer,
+and when to call what, is drawn in README.md.
+
+Events are carried out to completion one after another: if carrying out an action makes the shell report something at
+once, that waits its turn, so nobody sees an actor ALIVE before it was RESTARTING. A core that dies is reported by the
+shell; a core that sends nonsense is answered (as an RPC) or counted and logged (as an event), and nothing of it sticks.
+If Redis dies, all of this goes on from memory; writes wait for its return, and only `kv_*` and looking at old task
+events do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+from ray._control.rows import ActorRow, NodeRow
+from ray._control.store import Store
+from ray._control.tables import Tables
+from ray._head import actor_messages as am
+from ray._head import events, global_scheduler, jobs, monitor
+from ray._head.actor_directory import ActorDirectory
+from ray._head.actor_record import DEAD, Actor
+from ray._head.errors import ErrorLog
+from ray._head.function_cache import FunctionCache
+from ray._head.requests import EVENTS, RPCS, Caller, Requests
+
+logger = logging.getLogger(__name__)
+
+NODE_PERIOD_S = 2.0  # of heartbeats, on a cluster
+
+
+class Port(Protocol):
+    """What the shell does for the head. No method blocks or raises; what concerns a dead process is ignored."""
+
+    def place_actor(self, actor_id: bytes, spec: dict[str, Any], incarnation: int) -> None: ...
+    def cancel_placement(self, actor_id: bytes) -> None: ...
+    def become_actor(
+        self, worker_tag: bytes, actor_id: bytes, creation: bytes, incarnation: int, gpu_ids: list[int | str]
+    ) -> None: ...
+    def actor_state(
+        self, core_tag: bytes, actor_id: bytes, state: str, worker_tag: bytes, incarnation: int, cause: str | bytes
+    ) -> None: ...
+    def kill_worker(self, worker_tag: bytes, why: str) -> None: ...
+    def ask_to_exit(self, worker_tag: bytes, why: str) -> None: ...
+    def expect_exit(self, worker_tag: bytes, why: str) -> None: ...
+    def release_actor(self, actor_id: bytes) -> None: ...
+    def error(self, job_id: bytes, kind: str, message: str, extra: dict[str, Any]) -> None: ...
+
+
+class HeadService:
+    """See the module. `rpc` and `event` are what cores may call; the other methods are the shell's."""
+
+    def __init__(
+        self,
+        port: Port,
+        store: Store | None,
+        *,
+        clock: Callable[[], float] = time.time,
+        errors_kept: int = 1000,
+        task_events_kept: int = 10_000,
+    ) -> None:
+        self._port = port
+        self._store = store
+        self.tables = Tables(store, errors_kept) if store is not None else None
+        self._clock = clock
+        self.actors = ActorDirectory()
+        self.jobs = jobs.JobTable()
+        self.errors = ErrorLog(errors_kept)
+        self.events = events.TaskEventLog(task_events_kept)
+        self.monitor = monitor.NodeMonitor(NODE_PERIOD_S)
+        self.placing = global_scheduler.GlobalScheduler()
+        self.functions = FunctionCache(self.tables.functions if self.tables is not None else None)
+        self._queue: collections.deque[Callable[[], Iterable[Any]]] = collections.deque()
+        self._running = False
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._requests = Requests(self)
+        if store is not None:
+            store.on_gap = self._write_anew
+            store.on_problem = self.control_plane_problem
+
+    # -- what the shell tells -----------------------------------------------------------------------------------------
+
+    def node_up(
+        self,
+        node_id: bytes,
+        resources: Mapping[str, int],
+        address: str,
+        hostname: str,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """extra: "pid", "labels"."""
+        given = extra or {}
+        row = NodeRow(
+            node_id,
+            address=address,
+            hostname=hostname,
+            resources=dict(resources),
+            labels=dict(given.get("labels") or {}),
+            pid=int(given.get("pid") or 0),
+        )
+        self._run(lambda: self.monitor.handle(monitor.NodeUp(row, watched=True), self._clock()))
+        self._run(lambda: self.placing.handle(global_scheduler.NodeJoined(node_id, row.resources)))
+
+    def node_down(self, node_id: bytes, cause: str) -> None:
+        self._run(lambda: self.monitor.handle(monitor.NodeGone(node_id, cause), self._clock()))
+
+    def register_driver(self, tag: bytes, pid: int, info: Mapping[str, Any]) -> bytes:
+        """Returns the job's id. Said twice, the same again."""
+        self._run(lambda: self.jobs.handle(jobs.DriverRegistered(tag, pid, info), self._clock()))
+        job_id = self.jobs.of_driver(tag)
+        assert job_id is not None
+        return job_id
+
+    def driver_gone(self, tag: bytes, cause: str, intended: bool) -> None:
+        self._run(lambda: self.jobs.handle(jobs.DriverGone(tag, cause, intended), self._clock()))
+        self.core_gone(tag, cause)
+
+    def core_gone(self, tag: bytes, cause: str) -> None:
+        self.actor_event(am.CoreGone(tag, cause))
+
+    def worker_died(self, tag: bytes, cause: str) -> None:
+        self.actor_event(am.WorkerDied(tag, cause))
+        self.core_gone(tag, cause)
+
+    def actor_placed(self, actor_id: bytes, node_id: bytes) -> None:
+        self.actor_event(am.Placed(actor_id, node_id))
+
+    def actor_worker_started(
+        self, actor_id: bytes, worker_tag: bytes, worker_pid: int, gpu_ids: Iterable[int | str]
+    ) -> None:
+        self.actor_event(am.WorkerStarted(actor_id, worker_tag, worker_pid, list(gpu_ids)))
+
+    def actor_placement_lost(self, actor_id: bytes, cause: str) -> None:
+        self._run(lambda: self.placing.handle(global_scheduler.Ended(actor_id)))
+        self.actor_event(am.PlacementLost(actor_id, cause))
+
+    def actor_infeasible(self, actor_id: bytes, message: str) -> None:
+        actor = self.actors.get(actor_id)
+        if actor is not None and actor.state != DEAD:
+            self.report_error(actor.job_id, "actor_infeasible", message, {"actor_id": actor_id.hex()})
+
+    def report_error(self, job_id: bytes, kind: str, message: str, extra: Mapping[str, Any], pid: int = 0) -> None:
+        """Keeps an error and shows it to the job's driver."""
+        row, entry_id = self.errors.push(job_id, kind, message, extra, pid, self._clock())
+        if self.tables is not None and self.job_lives(job_id):
+            self.tables.errors.add(row, entry_id)
+        self._port.error(job_id, row.kind, row.message, row.extra)
+
+    def job_lives(self, job_id: bytes) -> bool:
+        """Whether anything may still be kept for this job. After its end, a late word of a worker must not bring its
+        keys back."""
+        row = self.jobs.get(job_id)
+        return row is not None and row.state in (jobs.RUNNING, jobs.ENDING)
+
+    def control_plane_problem(self, text: str) -> None:
+        """Redis refuses a write, or was given up: everybody should know, once for each reason."""
+        logger.error("%s", text)
+        for job_id in self.jobs.in_state(jobs.RUNNING):
+            row, _ = self.errors.push(job_id, "control_plane", text, {}, 0, self._clock())  # in memory only
+            self._port.error(job_id, row.kind, row.message, row.extra)
+
+    # -- what cores ask and tell --------------------------------------------------------------------------------------
+
+    async def rpc(self, caller: Caller, method: str, args: tuple[Any, ...]) -> Any:
+        """Raises: what the core should see: ValueError, TypeError, StoreUnavailable, LookupError for no such method."""
+        return await self._requests.rpc(caller, method, args)
+
+    def event(self, caller: Caller, name: str, args: tuple[Any, ...]) -> None:
+        """Never raises for what a core sent."""
+        self._requests.event(caller, name, args)
+
+    # -- carrying out -------------------------------------------------------------------------------------------------
+
+    def actor_event(self, event: am.Event) -> None:
+        self._run(lambda: self.actors.handle(event, self._clock()))
+
+    def _run(self, decide: Callable[[], Iterable[Any]]) -> None:
+        """One event of one machine, and its actions, after those that came before it."""
+        self._queue.append(decide)
+        if self._running:
+            return
+        self._running = True
+        try:
+            while self._queue:
+                for action in self._queue.popleft()():
+                    _ACTION_HANDLERS[type(action)](self, action)
+        finally:
+            self._running = False
+
+    def _do_place(self, action: am.Place) -> None:
+        spec = action.spec
+        ask = spec.get("placement_resources") or spec.get("resources") or {}
+        request = global_scheduler.Requested(
+            action.actor_id,
+            ask,
+            global_scheduler.parse_strategy(spec.get("strategy")),
+            f"actor {spec.get('class_name', '?')} ({action.actor_id.hex()})",
+        )
+        self._run(lambda: self.placing.handle(request))
+
+    def _do_assign(self, action: global_scheduler.Assign) -> None:
+        actor = self.actors.get(action.request_id)
+        if actor is not None and actor.state != DEAD:
+            spec = {**actor.spec, "creation": actor.creation, "job_id": actor.job_id, "node_id": action.node_id}
+            self._port.place_actor(actor.actor_id, spec, actor.incarnation)
+
+    def _do_infeasible(self, action: global_scheduler.Infeasible) -> None:
+        self.actor_infeasible(action.request_id, action.message)
+
+    def _do_unassign(self, action: global_scheduler.Unassign) -> None:
+        """Nothing: NodeDead reaches the directory as well, which places again whatever was there."""
+
+    def _do_cancel_placement(self, action: am.CancelPlacement) -> None:
+        self.placing.handle(global_scheduler.Ended(action.actor_id))
+        self._port.cancel_placement(action.actor_id)
+        self._look_at_job(self.actors.get(action.actor_id))
+
+    def _do_become(self, action: am.Become) -> None:
+        self._port.become_actor(*action)
+
+    def _do_publish(self, action: am.Publish) -> None:
+        self._port.actor_state(*action)
+
+    def _do_kill_worker(self, action: am.KillWorker) -> None:
+        self._port.kill_worker(*action)
+
+    def _do_ask_to_exit(self, action: am.AskToExit) -> None:
+        self._port.ask_to_exit(*action)
+
+    def _do_expect_exit(self, action: am.ExpectExit) -> None:
+        self._port.expect_exit(*action)
+
+    def _do_release(self, action: am.Release) -> None:
+        self.placing.handle(global_scheduler.Ended(action.actor_id))
+        self._port.release_actor(action.actor_id)
+        self._look_at_job(self.actors.get(action.actor_id))
+
+    def _do_save_row(self, action: am.SaveRow) -> None:
+        if self.tables is not None:
+            self.tables.actors.put(action.row)
+            if action.row.state == DEAD:
+                self.tables.actors.remove_creation(action.row)
+
+    def _do_save_creation(self, action: am.SaveCreation) -> None:
+        if self.tables is not None:
+            self.tables.actors.put_creation(action.row, action.creation)
+
+    def _do_save_name(self, action: am.SaveName) -> None:
+        if self.tables is not None:
+            self.tables.actors.put_name(*action)
+
+    def _do_drop_name(self, action: am.DropName) -> None:
+        if self.tables is not None:
+            self.tables.actors.remove_name(*action)
+
+    def _do_drop_row(self, action: am.DropRow) -> None:
+        if self.tables is not None:
+            self.tables.actors.remove(action.row)
+
+    def _do_save_job(self, action: jobs.SaveJob) -> None:
+        if self.tables is not None:
+            self.tables.jobs.put(action.row)
+
+    def _do_drop_job_row(self, action: jobs.DropJobRow) -> None:
+        if self.tables is not None:
+            self.tables.jobs.remove(action.job_id)
+
+    def _do_end_actors(self, action: jobs.EndActors) -> None:
+        self.actor_event(am.JobEnded(action.job_id, action.cause))
+        self._run(lambda: self._emptied(action.job_id))
+
+    def _look_at_job(self, actor: Actor | None) -> None:
+        """An actor has left for good: was it the last that held up the end of its job?"""
+        if actor is not None and actor.state == DEAD:
+            job_id = actor.job_id
+            self._run(lambda: self._emptied(job_id))
+
+    def _emptied(self, job_id: bytes) -> Iterable[Any]:
+        row = self.jobs.get(job_id)
+        if row is None or row.state != jobs.ENDING or self.actors.living_of_job(job_id):
+            return []
+        return self.jobs.handle(jobs.Emptied(job_id), self._clock())
+
+    def _do_forget_job(self, action: jobs.ForgetJob) -> None:
+        self.actors.forget_job(action.job_id)
+        self.errors.forget_job(action.job_id)
+        self.events.forget_job(action.job_id)
+        self.functions.forget_job(action.job_id)
+        if self.tables is not None:
+            self.tables.forget_job(action.job_id)
+
+    def _do_save_node(self, action: monitor.SaveNode) -> None:
+        if self.tables is not None:
+            self.tables.nodes.put(action.row)
+
+    def _do_drop_node(self, action: monitor.DropNode) -> None:
+        if self.tables is not None:
+            self.tables.nodes.remove(action.node_id)
+
+    def _do_node_dead(self, action: monitor.NodeDead) -> None:
+        self._run(lambda: self.placing.handle(global_scheduler.NodeLeft(action.node_id, action.cause)))
+        self.actor_event(am.NodeDied(action.node_id, f"its node died: {action.cause}"))
+
+    def keep_task_events(self, job_id: bytes, batch: list[Any]) -> None:
+        if self.events.add(job_id, batch):
+            self.flush_events()
+        elif self._flush_timer is None and self.events.waiting:
+            self._flush_timer = asyncio.get_running_loop().call_later(events.FLUSH_S, self.flush_events)
+
+    def flush_events(self) -> None:
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        for append in self.events.flush(self._clock()):
+            if self.tables is not None:
+                self.tables.events.add(*append)
+
+    def need_tables(self) -> Tables:
+        if self.tables is None:
+            raise RuntimeError("this head runs without a control plane (a test): kv and task events need Redis")
+        return self.tables
+
+    # -- starting again, ending ---------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Reads back what an earlier head of this session wrote; `reconcile` then says what is still there.
+
+        Raises: StoreUnavailable."""
+        tables = self.need_tables()
+        job_rows = await tables.jobs.all()
+        self.jobs.restore(job_rows)
+        self.actors.restore(await tables.actors.all([row.job_id for row in job_rows]))
+        now = self._clock()
+        self.monitor.restore(await tables.nodes.all(), {}, now)
+        for node in self.monitor.all():
+            if node.state != monitor.DEAD:
+                self.placing.handle(global_scheduler.NodeJoined(node.node_id, node.resources))
+        for row in job_rows:
+            self.errors.restore(await tables.errors.all(row.job_id))
+
+    def reconcile(self, living_workers: Iterable[bytes], living_cores: Iterable[bytes]) -> None:
+        """After `load`: tags of the workers and of all cores (drivers too) that are still connected."""
+        cores = set(living_cores)
+        for row in [row for row in self.jobs.all() if row.state == jobs.RUNNING and row.driver_tag not in cores]:
+            self.driver_gone(row.driver_tag, "it died while the head was away", False)
+        self._run(lambda: self.actors.reconcile(living_workers, cores, self._clock()))
+        for job_id in self.jobs.in_state(jobs.ENDING):
+            self._run(lambda job_id=job_id: self._emptied(job_id))  # type: ignore[misc]
+
+    def _write_anew(self, shard: int) -> None:
+        """Redis is back, and writes were dropped while it was away: everything that memory holds is written again."""
+        logger.warning(
+            "control plane: writes were dropped while server %d was away; its tables are written anew", shard
+        )
+        tables = self.need_tables()
+        self.functions.write_anew()
+        if shard != 0:
+            return
+        for node in self.monitor.all():
+            tables.nodes.put(node)
+        for job in self.jobs.all():
+            tables.jobs.put(job)
+        for actor in self.actors.all():
+            row: ActorRow = actor.row()
+            tables.actors.put(row)
+            if actor.state != DEAD:
+                tables.actors.put_creation(row, actor.creation)
+                if actor.name:
+                    tables.actors.put_name(actor.namespace, actor.name, actor.actor_id)
+
+    async def close(self) -> None:
+        """Writes what waits. The store is its maker's to close."""
+        self.flush_events()
+        self.functions.close()
+
+    def check(self) -> None:
+        """All machines' invariants. Raises: AssertionError."""
+        self.actors.check()
+        self.jobs.check()
+        self.monitor.check()
+        self.placing.check()
+
+    def stats(self) -> dict[str, Any]:
+        """actors by state, jobs, functions, task_events, malformed, and the store's connections."""
+        return {
+            "actors": self.actors.stats(),
+            "jobs": dict(collections.Counter(row.state for row in self.jobs.all())),
+            "functions": self.functions.stats(),
+            "task_events": self.events.stats(),
+            "malformed": self._requests.malformed,
+            "store": self._store.stats() if self._store is not None else None,
+        }
+
+    RPCS = RPCS
+    EVENTS = EVENTS
+
+
+_H = HeadService
+_ACTION_HANDLERS: dict[type, Callable[[HeadService, Any], None]] = {
+    am.Place: _H._do_place,
+    am.CancelPlacement: _H._do_cancel_placement,
+    am.Become: _H._do_become,
+    am.Publish: _H._do_publish,
+    am.KillWorker: _H._do_kill_worker,
+    am.AskToExit: _H._do_ask_to_exit,
+    am.ExpectExit: _H._do_expect_exit,
+    am.Release: _H._do_release,
+    am.SaveRow: _H._do_save_row,
+    am.SaveCreation: _H._do_save_creation,
+    am.SaveName: _H._do_save_name,
+    am.DropName: _H._do_drop_name,
+    am.DropRow: _H._do_drop_row,
+    jobs.SaveJob: _H._do_save_job,
+    jobs.DropJobRow: _H._do_drop_job_row,
+    jobs.EndActors: _H._do_end_actors,
+    jobs.ForgetJob: _H._do_forget_job,
+    monitor.SaveNode: _H._do_save_node,
+    monitor.DropNode: _H._do_drop_node,
+    monitor.NodeDead: _H._do_node_dead,
+    global_scheduler.Assign: _H._do_assign,
+    global_scheduler.Infeasible: _H._do_infeasible,
+    global_scheduler.Unassign: _H._do_unassign,
+}
