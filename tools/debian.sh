@@ -5,12 +5,12 @@
 # What is missing is installed with apt-get when that is possible without asking (root, or sudo without a password);
 # otherwise the script stops with the command to type.
 
-python() { echo "${PYTHON:-python3}"; }
+chosen_python() { echo "${PYTHON:-python3}"; }
 
 # Prints the Debian packages that this machine lacks.
 missing_packages() {
   local python version
-  python=$(python)
+  python=$(chosen_python)
   if ! command -v "$python" >/dev/null; then
     echo python3 python3-venv python3-dev
   else
