@@ -138,7 +138,7 @@ def test_plain_calls_say_remote(ray_shared):
 
 def test_a_method_that_is_not_there_is_an_attribute_error_with_a_hint(ray_shared):
     counter = Counter.remote()
-    with pytest.raises(AttributeError, match="has no method 'incremnt'; did you mean 'increment'"):
+    with pytest.raises(AttributeError, match=r"has no method 'incremnt'; did you mean 'increment'"):
         counter.incremnt.remote()
     with pytest.raises(AttributeError, match="'value'"):
         counter.value.remote()
@@ -395,7 +395,7 @@ def test_calls_to_an_actor_that_died_fail_with_the_cause(ray_shared, how):
     else:
         os.kill(pid, signal.SIGKILL)
         ref = counter.increment.remote()
-    with pytest.raises(ActorDiedError, match="9|SIGKILL"):
+    with pytest.raises(ActorDiedError, match=r"9|SIGKILL"):
         ray.get(ref, timeout=30)
     with pytest.raises(RayActorError):
         ray.get(counter.increment.remote(), timeout=30)

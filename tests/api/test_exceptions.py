@@ -106,8 +106,12 @@ def test_the_same_failed_ref_raises_each_time(ray_shared):
 
 
 @pytest.mark.parametrize(
-    "older, newer", [("RayTimeoutError", "GetTimeoutError"), ("RayActorError", "RayActorError"), ("RayTaskError", "
-    ""RayTaskError")]
+    "older, newer",
+    [
+        ("RayTimeoutError", "GetTimeoutError"),
+        ("RayActorError", "RayActorError"),
+        ("RayTaskError", "RayTaskError"),
+    ],
 )
 def test_older_names(older, newer):
     assert getattr(ray.exceptions, older) is getattr(ray.exceptions, newer)

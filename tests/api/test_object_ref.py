@@ -88,7 +88,7 @@ def test_a_ref_lives_in_objects_closures_and_actors(ray_shared):
     ray.get(keeper.keep.remote([ref]))
     outer = ray.put({"inner": ref})
     assert ray.get(by_closure.remote()) == "value"
-    del ref
+    ref = None
     assert ray.get(keeper.read.remote()) == "value"
     assert ray.get(ray.get(outer)["inner"]) == "value"
 
