@@ -213,9 +213,7 @@ class _Server:
 
     def _spawn(self) -> None:
         self._restart = None
-        _unlink(
-            self.servers.addresses[self.index]
-        )  # a killed server's socket would refuse connections until the new one binds
+        _unlink(self.servers.addresses[self.index])  # a killed server's, which would only refuse connections
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(write_end, True)
         node_pid = os.getpid()
@@ -235,8 +233,8 @@ class _Server:
                 stdout=write_end,
                 stderr=write_end,
                 cwd=self.folder,
-                # user settings are none of its business; the mark is how the sweep of a dead session finds its processes
-            env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "RAY_SESSION_DIR": self.servers.session_dir},
+                # A user's settings are none of its business; the mark is how the sweep of a dead session finds it.
+                env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "RAY_SESSION_DIR": self.servers.session_dir},
                 start_new_session=True,  # Ctrl-C in the driver's terminal is for the driver
                 preexec_fn=bind_to_node,
             )

@@ -65,14 +65,19 @@ class Store:
 
     @classmethod
     def of_servers(cls, servers: RedisServers, loop: asyncio.AbstractEventLoop) -> Store:
-        """A store that hears from the servers' own process watch when to try and when to give up."""
+        """A store that hears from those who watch the servers' processes when to try again, and when never."""
         store = cls(servers.addresses, servers.password, loop)
 
         def on_event(index: int, what: str) -> None:
             if what == "line":
                 store.kick(index)
 
+        def on_given_up(name: str, cause: str) -> None:
+            store.give_up(cause)
+            store.on_problem(cause)
+
         servers.on_event = on_event
+        servers.on_given_up = on_given_up
         return store
 
     @property

@@ -39,6 +39,7 @@ class Table(Generic[Row]):
         self._store = store
         self._key = key
         self._kind: type[Row] = kind
+        self.channel = key + ":changed"  # of `pubsub.announce`
 
     def put(self, row: Row) -> None:
         self._store.write(MAIN, "HSET", self._key, row[0].hex(), dumps(row))

@@ -376,10 +376,12 @@ class HeadService:
                 if actor.name:
                     tables.actors.put_name(actor.namespace, actor.name, actor.actor_id)
 
-    async def close(self) -> None:
-        """Writes what waits. The store is its maker's to close."""
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Ends the connection to Redis. On one machine the tables go with the session: nothing is waited for."""
         self.flush_events()
         self.functions.close()
+        if self._store is not None:
+            await self._store.close(drain_s)
 
     def check(self) -> None:
         """All machines' invariants. Raises: AssertionError."""
