@@ -79,6 +79,7 @@ cdef class ObjectRef:
     cdef object waiters        # None, a Waiter, or a list of them
     cdef object producer       # owner: the call that makes it, while it may be needed (again)
     cdef object hold           # whatever must outlive this ref (an ActorRef's state, a protecting container)
+    cdef uint64_t mark         # scratch of ray.wait: the call that saw it last
     cdef int64_t size          # bytes of the encoded value, 0 while unknown
     cdef object site           # "file:line" that created it, if recorded
     cdef object __weakref__

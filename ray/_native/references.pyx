@@ -52,7 +52,8 @@ cdef class ObjectRef:
     def __dealloc__(self):
         if self.interned:
             interned.erase(self.id)
-        if dropped_hook != NULL and (self.state == PLASMA or self.producer is not None or not self.owned):
+        if dropped_hook != NULL and (
+                self.state == PLASMA or self.producer is not None or self.hold is not None or not self.owned):
             dropped_hook(self)
 
     cdef bytes key(self):

@@ -1,0 +1,325 @@
+# Actor handles: ordered calls, restarts. Included by engine.pyx.
+#
+# An ActorRef is this process's one record of an actor. Calls go straight to the actor's worker over its Link, in the order
+# they were made here: the queue is the order, and its head waits for its arguments before anything behind it is sent. The
+# node tells every holder the actor's state (actor_state events): PENDING, ALIVE with the worker's tag, RESTARTING, DEAD.
+#
+# Who can reach the actor is counted by an ordinary ObjectRef, `handle`, owned by the creator: it travels inside every pickled
+# ActorRef, and each call in flight holds its ActorRef. When the handle's last copy anywhere is gone, nothing can be in
+# flight, and the creator tells the node (actor_unreachable).
+#
+# The worker dies: calls in flight wait in `lost` until the node says RESTARTING (those with tries left go to the front of the
+# queue, others fail with ActorUnavailableError) or DEAD (all fail with ActorDiedError).
+
+cdef class ActorRef:
+    def __cinit__(self):
+        self.state = "PENDING"
+        self.lost = []
+
+    def __dealloc__(self):
+        while not self.queue.empty():
+            Py_DECREF(<object>self.queue.front())
+            self.queue.pop_front()
+
+    def __repr__(self):
+        return f"<ActorRef {self.class_name} {self.actor_id.hex()[:8]} {self.state}>"
+
+    def __reduce__(self):
+        return _actor_from_parts, (self.actor_id, self.class_name, self.handle, self.max_task_retries)
+
+    def method(self, str name, int num_returns=1, dict options=None):
+        """A callable that calls this method: submit(*args, **kwargs) -> ref."""
+        cdef ActorMethod out = ActorMethod.__new__(ActorMethod)
+        out.actor = self
+        out.name = name
+        options = dict(options or {})
+        options.setdefault("num_returns", num_returns)
+        options.setdefault("max_retries", self.max_task_retries)
+        out.set_options(options)
+        return out.submit
+
+    cdef object death(self):
+        if type(self.cause) is bytes:
+            return self.cause
+        return exceptions.ActorDiedError(
+            f"the actor {self.class_name} (id {self.actor_id.hex()}) is dead: {self.cause or 'it was killed'}")
+
+    cdef int pump(self) except -1:
+        """Sends the queue's head as far as arguments are there, if the actor is alive."""
+        cdef Task task
+        cdef bytes error
+        cdef bint sent = False
+        if self.state == "DEAD":
+            return self.fail_queue()
+        if self.state != "ALIVE" or self.link is None or not self.link.alive:
+            return 0
+        while not self.queue.empty():
+            task = <Task>self.queue.front()
+            if task.deps > 0:
+                break
+            self.queue.pop_front()
+            Py_DECREF(task)
+            if task.cancelled:
+                continue
+            error = failed_argument(self.engine, task)
+            if error is not None:
+                fail_task(task, error)
+                continue
+            send_task(self.engine, self.link, task)
+            sent = True
+        if sent:
+            if self.link.calls.size() <= 2:
+                self.link.flush()
+            else:
+                self.link.later()
+        return 0
+
+    cdef int calls_lost(self, list tasks) except -1:
+        self.lost.extend(tasks)
+        self.link = None
+        if self.state == "ALIVE":
+            self.state = "PENDING"  # until the node says more
+        if self.engine.closed or not self.engine.node.alive:
+            for task in self.lost:
+                fail_task(<Task>task, self.engine.node_died())
+            self.lost = []
+        elif self.state == "DEAD":
+            self.fail_queue()
+        return 0
+
+    def fail_queue(self):
+        cdef Task task
+        for task in self.lost:
+            fail_task(task, self.death())
+        self.lost = []
+        while not self.queue.empty():
+            task = <Task>self.queue.front()
+            self.queue.pop_front()
+            Py_DECREF(task)
+            fail_task(task, self.death())
+        return 0
+
+    def resume(self):
+        """The worker was lost and another is to come: calls in flight are sent again or given up."""
+        cdef Task task
+        again = []
+        for task in self.lost:
+            if task.retries_left != 0 and not task.cancelled:
+                if task.retries_left > 0:
+                    task.retries_left -= 1
+                task.attempt += 1
+                again.append(task)
+            else:
+                fail_task(task, exceptions.ActorUnavailableError(
+                    f"the worker of actor {self.class_name} (id {self.actor_id.hex()}) died while {task.callee.name}() was in "
+                    "flight; the actor is being restarted. The call may or may not have run; max_task_retries sends it again."))
+        self.lost = []
+        for task in reversed(again):
+            task.state = QUEUED
+            Py_INCREF(task)
+            self.queue.push_front(<void*>task)
+
+
+cdef ActorRef actor_record(Engine self, bytes actor_id, str class_name, ObjectRef handle, int64_t max_task_retries):
+    """The one ActorRef of this id here."""
+    cdef ActorRef actor
+    found = self.actors.get(actor_id)
+    actor = found() if found is not None else None
+    if actor is None:
+        actor = ActorRef.__new__(ActorRef)
+        actor.engine, actor.actor_id, actor.class_name = self, actor_id, class_name
+        actor.handle, actor.max_task_retries = handle, max_task_retries
+        self.actors[actor_id] = weakref.ref(actor, functools.partial(forget_actor, self.actors, actor_id))
+    return actor
+
+
+def forget_actor(table, key, _):
+    found = table.get(key)
+    if found is not None and found() is None:
+        del table[key]
+
+
+def _actor_from_parts(actor_id, class_name, handle, max_task_retries):
+    cdef Engine self = engine_or_raise()
+    cdef ActorRef actor = actor_record(self, actor_id, class_name, handle, max_task_retries)
+    if not actor.subscribed:
+        actor.subscribed = True
+        self.event("actor_subscribe", actor_id)
+    return actor
+
+
+cdef int actor_unreachable(Engine self, bytes handle_key) except -1:
+    actor_id = self.actor_handles.pop(handle_key, None)
+    if actor_id is not None and self.node.alive:
+        self.event("actor_out_of_scope", actor_id)
+    return 0
+
+
+cdef int actor_state_changed(Engine self, bytes actor_id, str state, bytes worker_tag, int incarnation, cause) except -1:
+    cdef ActorRef actor
+    if state == "DEAD":
+        self.creating.pop(actor_id, None)
+    found = self.actors.get(actor_id)
+    actor = found() if found is not None else None
+    if actor is None or actor.state == "DEAD" or incarnation < actor.incarnation:
+        return 0
+    actor.incarnation = incarnation
+    actor.cause = cause
+    if state == "ALIVE":
+        if actor.link is not None and actor.link.alive and actor.link.tag == worker_tag and actor.state == "ALIVE":
+            return 0
+        actor.resume()
+        actor.link = self.dial(worker_tag)
+        if actor.link is None:
+            actor.state = "PENDING"  # it died again already; the node will say so
+            return 0
+        actor.link.actor = actor
+        actor.state = "ALIVE"
+        actor.pump()
+    elif state == "DEAD":
+        actor.state = "DEAD"
+        actor.fail_queue()  # calls sent may still be answered; the link's end fails the rest
+    elif state == "RESTARTING":
+        if actor.state == "ALIVE" and actor.link is not None and not actor.link.calls.empty() and actor.link.alive:
+            actor.state = "RESTARTING"  # resumed when the link has closed and the next ALIVE comes
+        else:
+            actor.state = "RESTARTING"
+            actor.resume()
+    return 0
+
+
+cdef class ActorMethod(Callee):
+    """One method of one actor, with its options; `submit` is what handle.method.remote is."""
+
+    cdef int define(self) except -1:
+        cdef Engine engine = engine_or_raise()
+        cdef bytes name = self.name.encode()
+        if self.actor.engine is not engine:
+            raise exceptions.RaySystemError(f"this handle of actor {self.actor.class_name} belongs to an earlier ray.init()")
+        number = engine.method_numbers.get(self.name)
+        if number is None:
+            number = engine.method_numbers[self.name] = len(engine.callees)
+            engine.callees.append(self.name)
+        self.number = number
+        self.definition = b"".join((b"\1", bytes(16), bytes(4), len(name).to_bytes(4, "little"), name, bytes(4)))
+        self.engine = engine
+        return 0
+
+    cdef int dispatch(self, Task task) except -1:
+        cdef ActorRef actor = self.actor
+        if not task.cancelled and actor.queue.empty() and actor.state == "ALIVE" and actor.link is not None and actor.link.alive \
+                and task.slots is None:
+            # The usual call: straight out.
+            send_task(self.engine, actor.link, task)
+            if actor.link.calls.size() <= 2:
+                actor.link.flush()
+            else:
+                actor.link.later()
+            return 0
+        if task.state == WAITING and task.link is None and not self.is_queued(task):
+            self.enqueue(task)
+        return actor.pump()
+
+    cdef bint is_queued(self, Task task):
+        return task.order != 0
+
+    cdef int enqueue(self, Task task) except -1:
+        self.actor.next_order += 1
+        task.order = self.actor.next_order
+        Py_INCREF(task)
+        self.actor.queue.push_back(<void*>task)
+        return 0
+
+    cdef int finished(self, Task task, Link link, uint32_t exec_us, uint8_t flags) except -1:
+        cdef uint16_t i
+        cdef ObjectRef ref
+        for i in range(task.num_returns):
+            if task.returns[i] != NULL:
+                # An actor's results can't be made again: no lineage.
+                ref = <ObjectRef>task.returns[i]
+                task.returns[i] = NULL
+                ref.producer = None
+        task.slots = None
+        return 0
+
+    def submit(self, *args, **kwargs):
+        """Makes the call; returns its ref (or refs) at once."""
+        cdef Task task
+        cdef Py_ssize_t n
+        if self.engine is not the_engine or the_engine is None:
+            self.define()
+        if self.check is not None:
+            n = PyTuple_GET_SIZE(args)
+            if kwargs or n < self.arity_min or (self.arity_max >= 0 and n > self.arity_max):
+                self.check(args, kwargs)
+        if not self.engine.dropped.empty():
+            drain_dropped(self.engine)
+        task = make_task(self.engine, self, args, kwargs, self.num_returns)
+        out = make_returns(self.engine, task)
+        if task.deps == 0:
+            self.dispatch(task)
+        else:
+            self.enqueue(task)
+        if task.link is not None and task.link.conn.pending_bytes() > BACKLOG_BYTES_MAX:
+            relieve(self.engine, task.link)
+        return out
+
+
+cdef class ActorTemplate:
+    """An actor class with one set of options."""
+    cdef object cls
+    cdef readonly str name
+    cdef dict options
+    cdef bytes blob
+    cdef list refs
+    cdef Engine engine
+
+    def __init__(self, cls, str name, methods, dict options):
+        self.cls, self.name, self.options = cls, name, options
+
+    def create(self, tuple args, dict kwargs):
+        """Asks for a new actor; returns its ActorRef at once."""
+        cdef Engine self_engine = engine_or_raise()
+        cdef Task task
+        cdef ActorRef actor
+        cdef ObjectRef handle, ref
+        cdef Callee callee = Callee.__new__(Callee)
+        if self.engine is not self_engine:
+            self.blob, self.refs = encode_function(self.cls, self.name)
+            self.engine = self_engine
+        callee.name = f"{self.name}.__init__"
+        callee.engine = self_engine
+        task = make_task(self_engine, callee, args, kwargs, 1)
+        frame = task.frame
+        pins = [task.pins, self.refs]
+        if task.slots is not None:
+            frame = assemble(self_engine, task, True)
+            pins.append([x for x in task.slots if type(x) is ObjectRef])
+        for group in pins:
+            for ref in group or ():
+                if ref.owned:
+                    intern(ref)
+        actor_id = os.urandom(16)
+        handle = new_ref(make_id(self_engine, self_engine.next_seq, 0), True)
+        self_engine.next_seq += 1
+        handle.value, handle.state, handle.hold = None, VALUE, actor_id
+        intern(handle)
+        self_engine.creating[actor_id] = pins
+        actor = actor_record(self_engine, actor_id, self.name, handle, self.options.get("max_task_retries", 0))
+        actor.subscribed = True
+        options = self.options
+        if not options.get("detached"):
+            self_engine.actor_handles[handle.key()] = actor_id
+        creation = pickle.dumps({
+            "class_name": self.name, "blob": self.blob, "refs": b"".join([(<ObjectRef>x).key() for x in self.refs or ()]),
+            "frame": frame, "max_concurrency": options.get("max_concurrency", 0), "is_async": options.get("is_async", False),
+            "max_task_retries": options.get("max_task_retries", 0)})
+        self_engine.event("create_actor", actor_id, {
+            "class_name": self.name, "resources": options.get("resources") or {},
+            "placement_resources": options.get("placement_resources") or options.get("resources") or {},
+            "max_restarts": options.get("max_restarts", 0), "max_task_retries": options.get("max_task_retries", 0),
+            "max_concurrency": options.get("max_concurrency", 1), "name": options.get("name"),
+            "namespace": options.get("namespace"), "detached": bool(options.get("detached")), "owner_tag": self_engine.tag,
+            "creation": creation})
+        self_engine.event("actor_subscribe", actor_id)
+        return actor

@@ -1,0 +1,29 @@
+"""Makes this process a driver: one call from ray.init, main thread or not, once the node process is ready."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from ray import _driver_output
+from ray._core.engine import Engine
+from ray._native import serialization
+from ray._native.references import ObjectRef
+
+if TYPE_CHECKING:
+    from ray._launch.node_process import NodeProcess
+
+serialization.set_ref_type(ObjectRef)
+
+
+def start(session_dir: str, node_socket: str, token: bytes, info: dict[str, Any], node: NodeProcess) -> Engine:
+    """Connects this process to the node process as the session's driver.
+
+    Args: info: what `register` takes (docs/internals/contract.md); node: kept alive by the caller.
+    Raises: ConnectionError: the node process does not answer.
+    """
+    engine = Engine(session_dir, token, os.urandom(16), True)
+    engine.connect(
+        node_socket, {**info, "kind": "driver"}, on_log_lines=_driver_output.on_log_lines, on_error=_driver_output.on_error
+    )
+    return engine

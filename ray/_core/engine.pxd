@@ -1,0 +1,316 @@
+"""The engine inside every driver and worker: who owns which field, in which unit. See engine.pyx for the walk-through."""
+cimport cython
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libcpp.deque cimport deque
+from libcpp.unordered_map cimport unordered_map
+from libcpp.vector cimport vector
+
+from ray._native.channel cimport CConnection, Identity, Poller, Standby
+from ray._native.plasma cimport PlasmaClient
+from ray._native.references cimport ObjectId, ObjectRef, Waiter
+
+cdef extern from "ray/_core/wire.h" namespace "ray::wire" nogil:
+    cdef cppclass TaskHeader:
+        uint64_t seq
+        uint64_t parent
+        uint32_t function
+        uint32_t first_index
+        uint16_t num_returns
+        uint16_t num_args
+        uint16_t num_keywords
+        uint8_t flags
+        uint8_t attempt
+    cdef cppclass Reader:
+        const uint8_t* p
+        bint ok
+        Reader()
+        Reader(const uint8_t* data, size_t n)
+        uint8_t U8()
+        uint16_t U16()
+        uint32_t U32()
+        uint64_t U64()
+        TaskHeader Header()
+        const uint8_t* Take(size_t n)
+        size_t left()
+    uint8_t* PutU8(uint8_t* out, uint8_t v)
+    uint8_t* PutU16(uint8_t* out, uint16_t v)
+    uint8_t* PutU32(uint8_t* out, uint32_t v)
+    uint8_t* PutU64(uint8_t* out, uint64_t v)
+    int64_t NowNs()
+    cdef cppclass RoundGate:
+        uint32_t round
+        uint32_t sleepers
+        void Wait(uint32_t seen, int64_t timeout_ms)
+        void Advance()
+
+cdef extern from "ray/_core/wire.h" namespace "ray::wire" nogil:
+    cdef cppclass Dropped:
+        uint8_t id[28]
+        uint8_t owned
+        uint32_t registered
+
+ctypedef unordered_map[uint64_t, void*] CallMap
+
+# ---------------------------------------------------------------- link.pxi
+cdef class Link:
+    """One connection to another process of the session. Closed means: that process died, or broke the protocol."""
+    cdef CConnection* conn        # owned
+    cdef Engine engine
+    cdef readonly bytes tag       # of the peer; b"" until its hello was read
+    cdef readonly int role
+    cdef uint64_t key             # in the poller, and in engine.links
+    cdef bint alive               # False: on_link_closed has run
+    cdef bint dialed
+    cdef bint dirty               # has unsent bytes, listed in engine.dirty
+    cdef bint want_write          # the poller watches for room
+    cdef CallMap calls            # seq -> Task (owned reference): calls sent here and not answered
+    cdef set functions_sent       # function numbers the peer knows on this connection
+    cdef dict functions           # number -> Function that the peer defined
+    cdef dict holds               # seq -> what we keep for the peer until its ACK
+    cdef Lease lease              # the lease whose worker this is, if any
+    cdef list gpu_ids_sent
+    cdef object actor             # ActorRef whose worker this is, if any
+    cdef uint64_t cancel_mark
+
+    cdef uint8_t* begin(self, uint8_t type, uint8_t flags, uint32_t n) except NULL
+    cdef int flush(self) except -1
+    cdef int later(self) except -1
+
+# ---------------------------------------------------------------- submit.pxi
+cdef enum TaskState:
+    WAITING = 0      # for arguments
+    QUEUED = 1       # in its lease pool's or actor's queue
+    SENT = 2         # in link.calls
+    FINISHED = 3
+
+@cython.final
+cdef class Task(Waiter):
+    """One call, from its submission to its results (and as lineage after them)."""
+    cdef uint64_t seq
+    cdef uint64_t parent          # seq of the submitting task here
+    cdef Callee callee
+    cdef bytes frame              # the whole payload, if no argument is a ref
+    cdef list slots               # else: encoded slots (bytes) and ObjectRefs, to be laid out when sent
+    cdef tuple keywords           # names of the last arguments (with slots)
+    cdef list pins                # refs and handles inside arguments: kept until the answer
+    cdef int deps                 # arguments still PENDING
+    cdef uint16_t num_returns
+    cdef void** returns           # ObjectRefs, borrowed: NULL once the user dropped it
+    cdef void* first              # storage for the usual single return
+    cdef int64_t retries_left     # -1: no end
+    cdef uint8_t attempt
+    cdef uint8_t state
+    cdef bint cancelled
+    cdef bint rebuilding
+    cdef Link link                # while SENT
+    cdef uint64_t order           # actor calls: their place
+
+cdef class Callee:
+    """What a call runs: a remote function with its options, or one method of an actor."""
+    cdef Engine engine
+    cdef uint32_t number          # this process's number for it
+    cdef readonly str name
+    cdef bytes definition         # payload of the FUNCTION frame after its number
+    cdef list definition_refs
+    cdef int num_returns
+    cdef int64_t max_retries
+    cdef object retry_exceptions
+    cdef int arity_min
+    cdef int arity_max            # -1: no bound
+    cdef object check             # callable(args, kwargs) raising TypeError like a plain call, or None
+    cdef int define(self) except -1
+    cdef int dispatch(self, Task task) except -1     # all arguments are there
+    cdef int finished(self, Task task, Link link, uint32_t exec_us, uint8_t flags) except -1
+    cdef int set_options(self, dict options) except -1
+
+cdef class LeasePool:
+    """The leases of one scheduling class in this process, and the tasks that wait for one."""
+    cdef Engine engine
+    cdef dict resources
+    cdef object strategy
+    cdef readonly str name
+    cdef deque[void*] queue       # Tasks (owned references)
+    cdef list leases
+    cdef dict requests            # req_id -> True, not granted yet
+    cdef double average_us        # of the tasks' run time, -1 before the first
+    cdef int submit(self, Task task) except -1
+    cdef int pump(self) except -1
+    cdef int push(self, Lease lease) except -1
+    cdef int depth(self, Lease lease) except -1
+    cdef int request(self) except -1
+
+cdef class Lease:
+    cdef LeasePool pool
+    cdef readonly int lease_id
+    cdef bytes worker_tag
+    cdef Link link
+    cdef list gpu_ids
+    cdef int in_flight
+    cdef int64_t idle_since_ns    # 0 while busy
+    cdef bint draining            # takes no more tasks; given back when nothing is in flight
+    cdef bint retired             # the worker reached max_calls: not to be reused
+    cdef bint over
+    cdef bint stuck               # it handed unstarted tasks back: one task at a time until it answers
+
+cdef class TaskTemplate(Callee):
+    cdef LeasePool pool
+    cdef object function
+    cdef dict resources
+    cdef object strategy
+    cdef int max_calls
+
+# ---------------------------------------------------------------- actors.pxi
+cdef class ActorRef:
+    cdef Engine engine
+    cdef readonly bytes actor_id
+    cdef readonly str class_name
+    cdef ObjectRef handle         # counts who can reach the actor; owned by its creator
+    cdef list lost                # calls that were in flight when its worker died, until the node says what follows
+    cdef readonly str state
+    cdef int incarnation
+    cdef Link link
+    cdef deque[void*] queue       # Tasks in order, owned references; the head may still wait for arguments
+    cdef list pins                # creator: refs in the constructor's arguments
+    cdef object cause             # of death: text or encoded error
+    cdef bint subscribed
+    cdef bint ended               # the creator has told the node that nobody refers to it
+    cdef int64_t max_task_retries
+    cdef uint64_t next_order
+    cdef object __weakref__
+    cdef int pump(self) except -1
+    cdef int calls_lost(self, list tasks) except -1
+    cdef object death(self)
+
+cdef class ActorMethod(Callee):
+    cdef ActorRef actor
+    cdef bint is_queued(self, Task task)
+    cdef int enqueue(self, Task task) except -1
+
+# ---------------------------------------------------------------- engine.pyx
+cdef class Engine:
+    cdef Poller* poller
+    cdef Standby* standby
+    cdef RoundGate gate
+    cdef Identity identity
+    cdef readonly bytes tag
+    cdef uint64_t tag0, tag1
+    cdef uint64_t next_seq
+    cdef readonly object session_dir
+    cdef readonly bint is_driver
+    cdef readonly bint closed
+    cdef readonly dict info           # the node's answer to register
+    cdef int listener_fd
+    cdef object listener
+    # links
+    cdef dict links                   # key -> Link
+    cdef dict peers                   # tag -> Link to use for what we start
+    cdef readonly Link node
+    cdef uint64_t next_key
+    cdef list dirty                   # links with unsent bytes
+    # receiving
+    cdef bint receiving
+    cdef unsigned long receiver       # thread id
+    cdef int foreground               # threads inside get/wait/serve
+    cdef object background            # the thread that receives when nobody else does
+    cdef list callbacks               # to run after a round, without the receiver's role
+    cdef int64_t deadline_flush_ns, deadline_idle_ns, deadline_stuck_ns, timer_ns
+    # objects
+    cdef PlasmaClient store
+    cdef dict borrowers               # tag -> {ObjectRef: count}: what others hold of ours
+    cdef deque[Dropped] dropped       # refs whose deallocation the owner or the store must hear of
+    cdef uint64_t wait_mark
+    cdef dict loop_batches            # asyncio loop -> [(future, ref)] finished in this round
+    cdef dict gets                    # request number -> ObjectRef asked of its owner
+    cdef dict acks                    # request number -> Countdown
+    cdef uint64_t next_request
+    # control
+    cdef dict rpcs                    # request id -> [done, ok, value]
+    cdef dict handlers                # event name -> callable
+    # submission
+    cdef list callees                 # names, by number
+    cdef dict method_numbers          # (method name) -> number
+    cdef dict actor_handles           # key of an actor's handle ref -> actor id, at its creator
+    cdef dict pools                   # key -> LeasePool
+    cdef dict lease_requests          # req_id -> LeasePool
+    cdef dict leases                  # lease_id -> Lease
+    cdef dict actors                  # actor_id -> weakref to ActorRef
+    cdef dict creating                # actor_id -> pins of the constructor's arguments
+    cdef readonly object on_log_lines
+    cdef readonly object on_error
+    # execution (workers)
+    cdef Executor executor
+    cdef uint64_t current_seq         # main thread's task, 0 in a driver
+
+    cdef Link dial(self, bytes tag)
+    cdef int add_link(self, Link link) except -1
+    cdef int step(self, int64_t timeout_ms) except -1
+    cdef int enter(self) except -1
+    cdef int leave(self) except -1
+    cdef int flush_dirty(self) except -1
+    cdef int set_deadline(self, int which, int64_t at_ns) except -1
+
+# ---------------------------------------------------------------- execute.pxi
+cdef class Function:
+    """What a function number of a peer means."""
+    cdef str name
+    cdef bytes function_id
+    cdef int max_calls
+    cdef bytes blob               # None once decoded, and for methods
+    cdef list refs
+    cdef object target            # the callable; for methods the name in the actor
+
+@cython.final
+cdef class Call:
+    """One TASK received and not answered yet."""
+    cdef Link link
+    cdef bytes frame
+    cdef uint64_t seq
+    cdef Function function
+    cdef list met                 # borrowed refs that came with the arguments
+    cdef int64_t started_ns
+    cdef bint cancelled
+    cdef object running           # asyncio task, or thread ident
+
+cdef class Executor:
+    """The worker's side of calls. One per worker process."""
+    cdef Engine engine
+    cdef deque[void*] queue       # Calls (owned references), in order
+    cdef readonly Call current    # on the main thread
+    cdef readonly str current_name
+    cdef bint stopping
+    cdef bint retiring
+    cdef readonly bint blocked    # the node was told that we wait
+    cdef Call tick_call           # the call that the stuck timer saw last
+    cdef bint flush_scheduled
+    cdef int threads_idle, threads
+    cdef object context_var       # the Call of this coroutine or thread
+    cdef object creation
+    cdef unsigned long main_thread
+    cdef dict calls_of            # function id -> times run, for max_calls
+    cdef list gpu_ids
+    # actors
+    cdef object actor             # the instance
+    cdef readonly object actor_id
+    cdef dict bound               # method name -> bound method
+    cdef int max_concurrency
+    cdef object pool_queue        # SimpleQueue of Calls, with max_concurrency > 1
+    cdef object loop              # asyncio loop of an async actor
+    cdef object semaphore
+    cdef dict running             # (link, seq) -> Call: in threads or coroutines
+    cdef object become            # (actor_id, creation, incarnation, gpu_ids) to act on
+
+    cdef int on_task(self, Link link, const uint8_t* data, uint32_t size, uint8_t flags) except -1
+    cdef int on_cancel(self, Link link, uint64_t seq, uint8_t flags) except -1
+    cdef int on_gpus(self, Link link, Reader* r) except -1
+    cdef int on_stuck_timer(self, int64_t now) except -1
+    cdef bint may_lend(self)
+    cdef int block(self) except -1
+    cdef int unblock(self) except -1
+    cdef int hand_back(self) except -1
+    cdef int run_one(self, Call call) except -1
+    cdef tuple arguments(self, Call call)
+    cdef int answer(self, Call call, object value) except -1
+    cdef int answer_error(self, Call call, BaseException error, uint8_t flags) except -1
+    cdef int finish(self, Call call, uint8_t flags, list objects) except -1
+    cdef list kept(self, Call call)
+    cdef int answered(self, Call call) except -1

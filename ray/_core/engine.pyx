@@ -1,0 +1,585 @@
+# cython: language_level=3, binding=False
+"""The engine inside every driver and worker: calls out, calls in, objects and references. LIBRARY.
+
+One `Engine` a process, reached by `current()`. Its state is touched only under the GIL, which is its one lock; the GIL is
+let go while a thread sleeps for events and during big copies, nowhere else. There is no thread between a caller and
+the socket: whoever calls sends, and a thread that waits (in get, wait, or a worker between tasks) receives for everybody.
+Only when nobody waits does the background thread receive (Standby in cpp/channel gates it).
+
+Read in this order; each part is one idea, compiled together so that a call never leaves C:
+
+    link.pxi       a connection to another process: frames out and in, what is owed to the peer
+    receive.pxi    the round: wait, read, dispatch, wake; timers
+    objects.pxi    put, get, wait; owners, borrowers, what is freed when
+    submit.pxi     remote functions: encode the call, lease a worker, send, complete, retry
+    actors.pxi     actor handles: ordered calls, restarts
+    execute.pxi    the worker's side: decode, run, reply
+
+If a peer process dies, its Link closes, and that is an event for each part (on_link_closed): calls sent there are retried
+or failed, objects owned there fail, references lent there come back. If the node process dies, the session is over:
+everything pending fails with LocalRayletDiedError.
+"""
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.list cimport PyList_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_REFCNT, PyObject
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
+from cython.operator cimport dereference as deref, preincrement as inc
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
+from libcpp.memory cimport unique_ptr
+from libcpp.string cimport string
+
+from ray._native cimport channel as c_channel
+from ray._native.channel cimport CConnection, CListener, Event, Frame, Identity, Poller, Standby, Status, kTimerKey
+from ray._native.plasma cimport PlasmaBuffer, PlasmaClient
+from ray._native cimport references
+from ray._native.references cimport (BLOB, FAILED, PENDING, PLASMA, VALUE, ObjectId, ObjectRef, Waiter, add_waiter,
+                                     find_ref, intern, load_id, new_ref, remove_waiter, set_dropped_hook, settle,
+                                     store_id)
+from ray._native cimport serialization
+from ray._native.serialization cimport (KIND_BYTES, KIND_PICKLE, Encoded, decode, decode_function, decode_raw, encode,
+                                        encode_error, encode_function, encode_into, is_error_kind)
+
+import functools
+import os
+import pickle
+import sys
+import threading
+import time
+import traceback
+import weakref
+from _thread import get_ident
+
+from ray import exceptions
+from ray._native.plasma import PlasmaStoreDied, PlasmaStoreFull
+from ray._native.references import ObjectRef as _ObjectRef
+
+# Frame types of the engine (docs/internals/wire_format.md).
+cdef enum:
+    F_RPC = 1
+    F_REPLY = 2
+    F_EVENT = 3
+    F_TASK = 16         # header, arguments
+    F_RESULT = 17       # answer to TASK
+    F_FUNCTION = 18     # number, then what it means: before the first TASK that names it
+    F_RETURNED = 19     # list of seqs: handed back unstarted
+    F_CANCEL = 20       # seq, flags
+    F_GET = 21          # request, object id
+    F_GOT = 22          # request, the object
+    F_RELEASE = 23      # list of (object id, count): the borrower's last copies are gone
+    F_BORROW = 24       # request, object id: count me
+    F_ACK = 25          # request: a BORROW is counted
+    F_HAVE = 26         # seq of a RESULT or request of a GOT: everything in it is pinned or registered here
+    F_GPUS = 27         # ids for the tasks that follow
+
+# Flags of RESULT.
+cdef enum:
+    R_ERROR = 1         # the call raised: every return is the error
+    R_HOLD = 2          # the worker keeps pins and refs until HAVE
+    R_RETIRE = 4        # the worker reached max_calls
+    R_CANCELLED = 8
+    R_KEPT = 16         # a list of borrowed refs that the worker kept follows
+    T_NAMED = 1         # flag of a TASK: actor call
+
+# How an object is given in a frame.
+cdef enum:
+    G_BLOB = 0
+    G_PLASMA = 1
+    G_FETCH = 2         # ask its owner
+    G_ERROR = 3         # the blob is an encoded exception
+
+cdef int64_t INLINE_BYTES_MAX = 100 * 1024   # larger values go to the store
+cdef int64_t IDLE_LEASE_NS = 10_000_000      # a lease is given back after so long without work
+cdef int64_t FLUSH_NS = 500_000              # unsent frames of a burst leave at the latest after this
+cdef int64_t STUCK_NS = 5_000_000            # a worker busy with one task for so long hands back the tasks behind it
+cdef int FLUSH_BYTES = 16 * 1024             # unsent bytes of a burst that are sent at once
+cdef size_t BACKLOG_BYTES_MAX = 8 << 20      # unsent bytes to one peer at which a caller waits
+
+cdef enum:
+    D_FLUSH = 0
+    D_IDLE = 1
+    D_STUCK = 2
+
+cdef Engine the_engine = None
+
+
+def current():
+    """This process's Engine, or None before init, after shutdown, and in a forked child."""
+    return the_engine
+
+
+cdef Engine engine_or_raise():
+    if the_engine is None or the_engine.closed:
+        raise exceptions.RaySystemError("ray is not running in this process: call ray.init() first (a process forked from a "
+                                        "driver or worker must call it itself)")
+    return the_engine
+
+
+include "link.pxi"
+include "receive.pxi"
+include "objects.pxi"
+include "submit.pxi"
+include "actors.pxi"
+include "execute.pxi"
+
+
+cdef class Engine:
+    """See the module's text. Made by ray._core.driver.start and ray._core.worker_main."""
+
+    def __cinit__(self):
+        self.poller = new Poller()
+        self.standby = new Standby(self.poller.fd())
+
+    def __dealloc__(self):
+        del self.standby
+        del self.poller
+
+    def __init__(self, session_dir, bytes token, bytes tag, bint is_driver):
+        if len(token) != 32 or len(tag) != 16:
+            raise ValueError("Engine: token is 32 bytes and tag is 16 bytes")
+        memcpy(self.identity.token, PyBytes_AS_STRING(token), 32)
+        memcpy(self.identity.tag, PyBytes_AS_STRING(tag), 16)
+        self.identity.role = 0 if is_driver else 1
+        self.tag = tag
+        memcpy(&self.tag0, PyBytes_AS_STRING(tag), 8)
+        memcpy(&self.tag1, PyBytes_AS_STRING(tag) + 8, 8)
+        self.session_dir = os.fspath(session_dir)
+        self.is_driver = is_driver
+        self.next_seq = 1
+        self.next_key = 16
+        self.next_request = 1
+        self.links, self.peers = {}, {}
+        self.dirty, self.callbacks = [], []
+        self.borrowers, self.gets, self.acks, self.rpcs, self.handlers = {}, {}, {}, {}, {}
+        self.callees, self.pools, self.lease_requests, self.leases = [], {}, {}, {}
+        self.actors, self.creating, self.loop_batches = {}, {}, {}
+        self.method_numbers, self.actor_handles = {}, {}
+        self.info = {}
+        self.handlers.update(
+            lease_grant=self.on_lease_grant, lease_infeasible=self.on_lease_infeasible,
+            lease_wanted=self.on_lease_wanted, lease_lost=self.on_lease_lost, actor_state=self.on_actor_state,
+            log_lines=self.on_log_lines_event, error=self.on_error_event, store_died=self.on_store_died,
+            store_back=self.on_store_back)
+
+    def connect(self, node_socket, info, on_log_lines=None, on_error=None):
+        """Listens, dials the node and registers. Blocks until the node has answered."""
+        global the_engine
+        cdef Status status
+        self.on_log_lines, self.on_error = on_log_lines, on_error
+        self.listen()
+        cdef unique_ptr[CConnection] conn = CConnection.Dial(os.fsencode(node_socket), self.identity, &status)
+        if not conn.get():
+            raise ConnectionError(f"cannot reach the node process at {node_socket}: {status.message().decode()}")
+        cdef Link node = Link.__new__(Link)
+        node.engine, node.conn, node.dialed = self, conn.release(), True
+        self.node = node
+        self.add_link(node)
+        the_engine = self
+        set_dropped_hook(on_ref_dropped)
+        self.background = threading.Thread(target=self.receive_in_background, name="ray-receiver", daemon=True)
+        self.background.start()
+        try:
+            self.info = self.rpc("register", dict(info, tag=self.tag, pid=os.getpid()))
+            self.store = PlasmaClient(self.info["plasma_socket"])
+        except BaseException:
+            self.close()
+            raise
+        serialization.parallel_copy = copy_in_parallel
+
+    # ------------------------------------------------------------------ links
+    def listen_path(self):
+        return os.path.join(self.session_dir, "c", self.tag.hex())
+
+    def listen(self):
+        """Opens the socket on which other processes of the session reach this one."""
+        cdef Status status
+        cdef _Listener listener = _Listener.__new__(_Listener)
+        listener.socket = CListener.Listen(os.fsencode(self.listen_path()), 4096, &status)
+        if not listener.socket.get():
+            raise OSError(f"cannot listen on {self.listen_path()}: {status.message().decode()}")
+        self.listener = listener
+        self.listener_fd = listener.socket.get().fd()
+        self.poller.Add(self.listener_fd, LISTENER_KEY)
+
+    cdef int add_link(self, Link link) except -1:
+        link.key = self.next_key
+        self.next_key += 1
+        self.links[link.key] = link
+        self.poller.Add(link.conn.fd(), link.key)
+        return 0
+
+    cdef Link dial(self, bytes tag):
+        """The link to the process `tag`, made if there is none. None: that process is gone."""
+        cdef Status status
+        cdef Link link
+        cdef unique_ptr[CConnection] conn
+        found = self.peers.get(tag)
+        if found is not None:
+            return <Link>found
+        if self.closed or tag == self.tag:
+            return None
+        conn = CConnection.Dial(os.fsencode(os.path.join(self.session_dir, "c", tag.hex())), self.identity, &status)
+        if not conn.get():
+            return None
+        link = Link.__new__(Link)
+        link.engine, link.conn, link.dialed, link.tag = self, conn.release(), True, tag
+        self.peers[tag] = link
+        self.add_link(link)
+        return link
+
+    def report_bad_peer(self, Link link, int frame_type):
+        print(f"ray: process {link.conn.peer_pid()} sent a malformed frame (type {frame_type}); its connection was closed",
+              file=sys.stderr)
+
+    def link_closed(self, Link link):
+        """The process behind link is gone. Runs once per link."""
+        cdef Link other
+        if not link.alive:
+            return
+        link.alive = False
+        if link.conn.fd() >= 0:
+            self.poller.Remove(link.conn.fd())
+            link.conn.Close("peer gone")
+        self.links.pop(link.key, None)
+        for held in link.holds.values():
+            if isinstance(held, _HeldPins):
+                (<_HeldPins>held).orphaned = True
+        link.holds.clear()
+        if link is self.node:
+            self.node_closed()
+            return
+        if self.peers.get(link.tag) is link:
+            del self.peers[link.tag]
+            for other in self.links.values():
+                if other.tag == link.tag and other.alive:
+                    self.peers[link.tag] = other
+                    break
+        if link.lease is not None:
+            link_lost_lease(self, link.lease)
+        lost_calls(self, link)
+        if link.tag not in self.peers:
+            peer_gone(self, link)
+
+    def node_closed(self):
+        """The node process died: the session is over, and everything that waits must hear it."""
+        cdef LeasePool pool
+        cdef Task task
+        cdef Link link
+        cdef ActorRef actor
+        if self.closed:
+            error = exceptions.RaySystemError("ray was shut down")
+        else:
+            error = self.node_died()
+        for slot in list(self.rpcs.values()):
+            if callable(slot):
+                slot(False, None)
+            else:
+                slot[1], slot[2] = False, error
+                slot[0] = True
+        for link in list(self.links.values()):
+            lost_calls(self, link)
+        for pool in list(self.pools.values()):
+            while not pool.queue.empty():
+                task = <Task>pool.queue.front()
+                pool.queue.pop_front()
+                Py_DECREF(task)
+                fail_task(task, error)
+        for found in list(self.actors.values()):
+            actor = found()
+            if actor is not None:
+                actor.cause = str(error)
+                actor.state = "DEAD"
+                actor.fail_queue()
+        for ref in list(self.gets.values()):
+            fail_ref(<ObjectRef>ref, error)
+        self.gets.clear()
+        if self.executor is not None:
+            self.executor.on_exit()
+
+    # ------------------------------------------------------------------ receiving
+    cdef int step(self, int64_t timeout_ms) except -1:
+        """Waits up to timeout_ms (-1: for ever) for one round of events; 0 if there was none. Releases the GIL."""
+        cdef int n
+        self.flush_dirty()
+        n = poll_events(self, timeout_ms)
+        return n
+
+    cdef int enter(self) except -1:
+        """This thread is going to wait, and so receives for all: the background thread needn't."""
+        self.foreground += 1
+        if self.foreground == 1:
+            self.standby.Disarm()
+        return 0
+
+    cdef int leave(self) except -1:
+        self.foreground -= 1
+        if self.foreground == 0 and not self.closed:
+            self.standby.Arm()
+        return 0
+
+    cdef int flush_dirty(self) except -1:
+        cdef Link link
+        if not self.dropped.empty():
+            drain_dropped(self)
+        self.deadline_flush_ns = 0
+        if self.dirty:
+            links, self.dirty = self.dirty, []
+            for link in links:
+                link.dirty = False
+                link.flush()
+        return 0
+
+    cdef int set_deadline(self, int which, int64_t at_ns) except -1:
+        if which == D_FLUSH:
+            self.deadline_flush_ns = at_ns
+        elif which == D_IDLE:
+            self.deadline_idle_ns = at_ns
+        else:
+            self.deadline_stuck_ns = at_ns
+        return arm_timer(self)
+
+    def receive_in_background(self):
+        """The receiver when no thread waits: sleeps on the standby gate, which foreground threads keep shut."""
+        cdef int got
+        while not self.closed:
+            if self.foreground == 0:
+                self.standby.Arm()
+            with nogil:
+                got = self.standby.Wait()
+            if self.closed:
+                return
+            try:
+                if not self.receiving:
+                    poll_events(self, 0)
+                self.flush_dirty()
+            except Exception:
+                traceback.print_exc()
+
+    # ------------------------------------------------------------------ objects
+    def get(self, list refs, timeout=None):
+        """The values of refs, in order; raises the first error among them. Blocks; timeout in seconds."""
+        return get_values(self, refs, timeout)
+
+    def get_one(self, ObjectRef ref not None, timeout=None):
+        return get_value(self, ref, timeout)
+
+    def put(self, value):
+        """Stores a value; returns its ref. Small values stay in this process, larger go to the store."""
+        if not self.dropped.empty():
+            drain_dropped(self)
+        return put_value(self, value)
+
+    def wait(self, list refs, Py_ssize_t num_returns=1, timeout=None):
+        """(ready, rest), each in the given order; at most num_returns ready ones."""
+        return wait_refs(self, refs, num_returns, timeout)
+
+    def cancel(self, ObjectRef ref, bint force=False, bint recursive=True):
+        cancel_ref(self, ref, force, recursive)
+
+    def kill_actor(self, ActorRef actor, bint no_restart=True):
+        self.event("kill_actor", actor.actor_id, no_restart)
+
+    def states(self, list refs):
+        """State of each ref by name, for tests and tools."""
+        names = ("PENDING", "VALUE", "BLOB", "PLASMA", "FAILED")
+        return [names[(<ObjectRef>r).state] for r in refs]
+
+    # ------------------------------------------------------------------ events from the node
+    def on_lease_grant(self, req_id, lease_id, worker_tag, worker_pid, gpu_ids):
+        cdef LeasePool pool = self.lease_requests.pop(req_id, None)
+        cdef Lease lease
+        cdef Link link
+        cdef uint8_t* out
+        if pool is None:
+            self.event("lease_return", lease_id, True)
+            return
+        pool.requests.pop(req_id, None)
+        link = self.dial(worker_tag)
+        if link is None:
+            self.event("lease_return", lease_id, False)
+            pool.pump()
+            return
+        lease = Lease.__new__(Lease)
+        lease.pool, lease.lease_id, lease.worker_tag, lease.link = pool, lease_id, worker_tag, link
+        link.lease = lease
+        self.leases[lease_id] = lease
+        pool.leases.append(lease)
+        if (link.gpu_ids_sent or []) != list(gpu_ids):
+            link.gpu_ids_sent = list(gpu_ids)
+            out = PutU32(link.begin(F_GPUS, 0, <uint32_t>(4 + 4 * len(gpu_ids))), <uint32_t>len(gpu_ids))
+            for gpu in gpu_ids:
+                out = PutU32(out, <uint32_t>gpu)
+        pool.pump()
+        if lease.in_flight == 0:
+            lease_idle(self, lease)
+
+    def on_lease_infeasible(self, req_id, message):
+        if self.on_error is not None:
+            self.callbacks.append((self.on_error, ("infeasible", message, {})))
+        else:
+            print(f"ray: {message}", file=sys.stderr)
+
+    def on_lease_wanted(self):
+        """Others wait for resources: idle leases go back now, busy ones after what they have in hand."""
+        cdef Lease lease
+        for lease in list(self.leases.values()):
+            if lease.in_flight == 0:
+                end_lease(self, lease)
+            else:
+                lease.draining = True
+
+    def on_lease_lost(self, lease_id, cause):
+        cdef Lease lease = self.leases.get(lease_id)
+        if lease is not None:
+            link_lost_lease(self, lease)  # its calls are dealt with when the worker's link ends
+
+    def on_actor_state(self, actor_id, state, worker_tag, incarnation, cause):
+        actor_state_changed(self, actor_id, state, worker_tag, incarnation, cause)
+
+    def on_store_died(self):
+        pass  # each object's loss is found, and repaired, when somebody needs it
+
+    def on_store_back(self):
+        try:
+            self.store = PlasmaClient(self.info["plasma_socket"])
+        except Exception as error:
+            print(f"ray: the object store is back but cannot be reached: {error}", file=sys.stderr)
+
+    # ------------------------------------------------------------------ control
+    def rpc(self, str method, *args, timeout=30.0):
+        """Calls a method of the node process and waits for its answer; raises what it raised."""
+        cdef list slot = [False, False, None]
+        cdef uint64_t request = self.next_request
+        cdef int64_t deadline = -1
+        self.next_request += 1
+        self.rpcs[request] = slot
+        try:
+            send_control(self.node, F_RPC, (request, method, args))
+            if timeout is not None:
+                deadline = NowNs() + <int64_t>(timeout * 1e9)
+            self.enter()
+            try:
+                while not slot[0]:
+                    if not self.node.alive:
+                        raise self.node_died()
+                    if self.step(ms_until(deadline)) == 0 and deadline >= 0 and NowNs() >= deadline:
+                        raise exceptions.GetTimeoutError(f"the node process did not answer {method}() within {timeout} s")
+            finally:
+                self.leave()
+        finally:
+            self.rpcs.pop(request, None)
+        if not slot[1]:
+            raise slot[2]
+        return slot[2]
+
+    def event(self, str name, *args):
+        """Tells the node process something; no answer."""
+        send_control(self.node, F_EVENT, (name, args))
+
+    def on_event(self, str name, handler):
+        """handler(*args) runs for each such event from the node, in the receiving thread: it must not block."""
+        self.handlers[name] = handler
+
+    def node_died(self):
+        return exceptions.LocalRayletDiedError(
+            "the node process of this session has died, and with it the workers and the object store; "
+            f"its log is in {self.session_dir}/logs. Call ray.shutdown() and ray.init() to start anew.")
+
+    def on_log_lines_event(self, lines):
+        if self.on_log_lines is not None:
+            self.callbacks.append((self.on_log_lines, (lines,)))
+
+    def on_error_event(self, kind, message, extra):
+        if self.on_error is not None:
+            self.callbacks.append((self.on_error, (kind, message, extra)))
+
+    def context(self):
+        """What ray.get_runtime_context() is made of."""
+        out = {"job_id": self.info.get("job_id", bytes(4)), "node_id": self.info.get("node_id", bytes(16)),
+               "worker_tag": self.tag, "is_driver": bool(self.is_driver), "namespace": self.info.get("namespace", ""),
+               "task_id": None, "actor_id": None, "task_name": None, "gpu_ids": [], "resources": {}}
+        if self.executor is not None:
+            out.update(self.executor.context())
+        return out
+
+    def stats(self):
+        """Counts for tests and tools: links, pending calls, interned refs, borrowed and lent refs, queued tasks."""
+        cdef Link link
+        cdef LeasePool pool
+        pending = 0
+        for link in self.links.values():
+            pending += link.calls.size()
+        queued = 0
+        for pool in self.pools.values():
+            queued += pool.queue.size()
+        return {"links": len(self.links), "calls_in_flight": pending, "tasks_queued": queued,
+                "interned_refs": references.interned_count(), "leases": len(self.leases),
+                "lease_requests": len(self.lease_requests), "lent": sum(len(x) for x in self.borrowers.values()),
+                "gets": len(self.gets)}
+
+    def shutdown(self):
+        """The driver's end of the session: workers end, their last lines are printed, then the node process goes."""
+        if self.closed:
+            return
+        try:
+            if self.node.alive:
+                self.rpc("shutdown", timeout=30.0)
+        except exceptions.RayError:
+            pass  # it died, or hangs: whoever started the node process ends it by force
+        finally:
+            self.close()
+
+    def close(self):
+        """Leaves the session: every connection closes, what is pending fails. Idempotent."""
+        global the_engine
+        cdef Link link
+        if self.closed:
+            return
+        self.closed = True
+        if the_engine is self:
+            the_engine = None
+            set_dropped_hook(NULL)
+        self.standby.Kick()
+        if self.background is not None and self.background is not threading.current_thread():
+            self.background.join()
+        for link in list(self.links.values()):
+            link.conn.Close("shutdown")
+            self.link_closed(link)
+        self.links.clear()
+        self.peers.clear()
+        if self.listener is not None:
+            self.poller.Remove(self.listener_fd)
+            self.listener = None
+            try:
+                os.unlink(self.listen_path())
+            except FileNotFoundError:
+                pass  # the node process removed the whole folder first
+        self.store = None
+
+    def disarm_after_fork(self):
+        """In a forked child: nothing of ours may speak for the parent. Descriptors stay open, nobody uses them."""
+        global the_engine
+        self.closed = True
+        the_engine = None
+        set_dropped_hook(NULL)
+
+
+cdef void copy_in_parallel(void* dest, const void* src, size_t n) noexcept nogil:
+    with gil:
+        engine = the_engine
+        store = engine.store if engine is not None else None
+    if store is None:
+        memcpy(dest, src, n)
+    else:
+        (<PlasmaClient>store).copy(dest, src, n)
+
+
+def _after_fork_in_child():
+    if the_engine is not None:
+        the_engine.disarm_after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,240 @@
+# The round: wait for events, read frames, hand each to its part, wake whoever waits. Included by engine.pyx.
+#
+# At most one thread has the receiver's role (engine.receiving). Others that wait sleep on the gate and look again after each
+# round. User code never runs inside a round: callbacks are collected and run after the role was given up.
+
+cdef int LISTENER_KEY = 1
+
+
+cdef inline int64_t ms_until(int64_t deadline_ns) noexcept:
+    """Milliseconds for a wait, rounded up; -1 if there is no deadline."""
+    cdef int64_t left
+    if deadline_ns < 0:
+        return -1
+    left = deadline_ns - NowNs()
+    return 0 if left <= 0 else (left + 999_999) // 1_000_000
+
+
+cdef class _Listener:
+    """The socket on which other processes of the session reach this one."""
+    cdef unique_ptr[CListener] socket
+
+
+cdef int accept_links(Engine self) except -1:
+    cdef int fd
+    cdef Link link
+    cdef unique_ptr[CConnection] conn
+    while True:
+        fd = (<_Listener>self.listener).socket.get().Accept()
+        if fd < 0:
+            return 0
+        conn = CConnection.Adopt(fd, self.identity)
+        if not conn.get().alive():
+            continue
+        link = Link.__new__(Link)
+        link.engine, link.conn = self, conn.release()
+        self.add_link(link)
+
+
+cdef int read_link(Engine self, Link link) except -1:
+    """Reads what is there, hands out whole frames. A malformed frame or a dead peer closes the link."""
+    cdef Frame frame
+    cdef int got
+    cdef int rounds = 0
+    while rounds < 16:  # a peer that never stops must not keep the others waiting
+        rounds += 1
+        got = link.conn.Fill()
+        if not link.tag and link.conn.greeted():
+            greet(self, link)
+        while link.conn.Next(&frame):
+            if on_frame(self, link, &frame) < 0:
+                link.conn.Close("malformed frame")
+                self.report_bad_peer(link, frame.type)
+                self.link_closed(link)
+                return 0
+        if got < 0:
+            self.link_closed(link)
+            return 0
+        if link.conn.pending_bytes() and not link.want_write and not link.dirty:
+            link.flush()
+        if got < 65536 - 4096:
+            return 0
+    return 0
+
+
+cdef int greet(Engine self, Link link) except -1:
+    link.tag = (<const char*>link.conn.peer_tag())[:16]
+    link.role = link.conn.peer_role()
+    if link is not self.node and link.tag not in self.peers:
+        self.peers[link.tag] = link
+    return 0
+
+
+cdef int on_frame(Engine self, Link link, Frame* frame) except -2:
+    """0, or -1 for a frame that makes no sense."""
+    cdef uint8_t t = frame.type
+    cdef Reader r = Reader(frame.data, frame.size)
+    if t == F_RESULT:
+        on_result(self, link, &r, frame.flags)
+    elif t == F_TASK:
+        if self.executor is None:
+            return -1
+        self.executor.on_task(link, frame.data, frame.size, frame.flags)
+    elif t == F_RETURNED:
+        on_returned(self, link, &r)
+    elif t == F_HAVE:
+        link.holds.pop(r.U64(), None)
+    elif t == F_FUNCTION:
+        on_function(self, link, &r)
+    elif t == F_EVENT or t == F_REPLY:
+        if link is not self.node:
+            return -1
+        on_control(self, t, (<const char*>frame.data)[:frame.size])
+    elif t == F_CANCEL:
+        if self.executor is None:
+            return -1
+        self.executor.on_cancel(link, r.U64(), frame.flags)
+    elif t == F_GET:
+        on_get(self, link, &r)
+    elif t == F_GOT:
+        on_got(self, link, &r, frame.flags)
+    elif t == F_RELEASE:
+        on_release(self, link, &r)
+    elif t == F_BORROW:
+        on_borrow(self, link, &r)
+    elif t == F_ACK:
+        on_ack(self, r.U64())
+    elif t == F_GPUS:
+        if self.executor is None:
+            return -1
+        self.executor.on_gpus(link, &r)
+    else:
+        return -1
+    return 0 if r.ok else -1
+
+
+cdef int on_control(Engine self, uint8_t type, bytes data) except -1:
+    message = pickle.loads(data)
+    if type == F_REPLY:
+        request, ok, value = message
+        slot = self.rpcs.get(request)
+        if slot is not None:
+            if callable(slot):
+                slot(ok, value)
+            else:
+                slot[1], slot[2] = ok, value
+                slot[0] = True
+        return 0
+    name, args = message
+    handler = self.handlers.get(name)
+    if handler is None:
+        print(f"ray: event {name!r} from the node process is unknown here", file=sys.stderr)
+    else:
+        handler(*args)
+    return 0
+
+
+cdef int handle(Engine self, Event* events, int n) except -1:
+    cdef int i
+    cdef Link link
+    for i in range(n):
+        if events[i].key == kTimerKey:
+            on_timer(self)
+            continue
+        if events[i].key == <uint64_t>LISTENER_KEY:
+            accept_links(self)
+            continue
+        found = self.links.get(events[i].key)
+        if found is None:
+            continue
+        link = <Link>found
+        if events[i].writable and link.want_write:
+            if link.conn.Flush() != 1:
+                link.want_write = False
+                self.poller.Want(link.conn.fd(), link.key, True, False)
+        if events[i].readable or events[i].hangup:
+            try:
+                read_link(self, link)
+            except Exception:
+                # Our bug, or a peer's: it must cost one connection, not the process.
+                traceback.print_exc()
+                link.conn.Close("internal error")
+                self.link_closed(link)
+    return 0
+
+
+cdef int on_timer(Engine self) except -1:
+    cdef int64_t now = NowNs()
+    self.timer_ns = 0
+    if self.deadline_flush_ns and now >= self.deadline_flush_ns:
+        self.deadline_flush_ns = 0
+        self.flush_dirty()
+    if self.deadline_idle_ns and now >= self.deadline_idle_ns:
+        self.deadline_idle_ns = 0
+        return_idle_leases(self, now)
+        self.flush_dirty()
+    if self.deadline_stuck_ns and now >= self.deadline_stuck_ns:
+        self.deadline_stuck_ns = 0
+        if self.executor is not None:
+            self.executor.on_stuck_timer(now)
+    arm_timer(self)
+    return 0
+
+
+cdef int arm_timer(Engine self) except -1:
+    cdef int64_t at = 0
+    if self.deadline_flush_ns:
+        at = self.deadline_flush_ns
+    if self.deadline_idle_ns and (at == 0 or self.deadline_idle_ns < at):
+        at = self.deadline_idle_ns
+    if self.deadline_stuck_ns and (at == 0 or self.deadline_stuck_ns < at):
+        at = self.deadline_stuck_ns
+    if at and (self.timer_ns == 0 or at < self.timer_ns):
+        self.timer_ns = at
+        at -= NowNs()
+        self.poller.SetTimer(at if at > 1 else 1)
+    return 0
+
+
+cdef int poll_events(Engine self, int64_t timeout_ms) except -2:
+    """One round, or the wait for another thread's. Returns the number of events, 0 after timeout_ms."""
+    cdef Event events[64]
+    cdef int n = 0
+    cdef uint32_t seen
+    cdef int limit
+    if self.receiving:
+        if self.receiver == <unsigned long>get_ident():
+            raise RuntimeError("ray.get or ray.wait was called where ray is already receiving for this thread (in a __del__ or "
+                               "a signal handler, say): blocking there would never end")
+        self.gate.sleepers += 1
+        seen = self.gate.round
+        with nogil:
+            self.gate.Wait(seen, timeout_ms)
+        self.gate.sleepers -= 1
+        PyErr_CheckSignals()
+        return 1
+    limit = -1 if timeout_ms < 0 else (<int>timeout_ms if timeout_ms < 2_000_000_000 else 2_000_000_000)
+    self.receiving = True
+    self.receiver = <unsigned long>get_ident()
+    try:
+        with nogil:
+            n = self.poller.Wait(limit, events, 64)
+        if n > 0:
+            handle(self, events, n)
+    finally:
+        self.receiving = False
+        self.gate.Advance()
+    if self.callbacks:
+        run_callbacks(self)
+    PyErr_CheckSignals()
+    return 1 if n < 0 else n
+
+
+cdef int run_callbacks(Engine self) except -1:
+    todo, self.callbacks = self.callbacks, []
+    for function, args in todo:
+        try:
+            function(*args)
+        except Exception:
+            traceback.print_exc()
+    return 0

@@ -1,0 +1,70 @@
+"""PROCESS worker: forked by the node's fork server, runs tasks or one actor until the node says exit or dies.
+
+Talks to: the node (one connection, first of all), drivers and other workers (they dial its socket, or it dials theirs).
+Owns: the objects its tasks create. If it dies, the node tells the lease's holder, which retries the tasks; the objects it
+owned fail with OwnerDiedError. If the node dies, the kernel kills it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any, TextIO
+
+from ray._core.engine import Engine, Executor
+from ray._native import serialization
+from ray._native.references import ObjectRef
+from ray._protocol.frames import LOG_NAME_MARK
+
+serialization.set_ref_type(ObjectRef)
+
+
+def warm_up() -> None:
+    """Imports, in the fork server, what the first task of most programs needs."""
+    import cloudpickle  # noqa: F401
+
+
+class _NamedStream:
+    """stdout or stderr that tells the node which function the lines that follow come from."""
+
+    def __init__(self, stream: TextIO, executor: Executor) -> None:
+        self._stream = stream
+        self._executor = executor
+        self._name: str | None = None
+
+    def write(self, text: str) -> int:
+        name = self._executor.current_name
+        if name != self._name and name is not None:
+            self._name = name
+            self._stream.write(f"{LOG_NAME_MARK.decode()}{name}\n")
+        return self._stream.write(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._stream, attribute)
+
+    def __iter__(self) -> Any:
+        return iter(self._stream)
+
+
+def main(startup: dict[str, Any]) -> int:
+    """Serves until told to exit. `startup`: see docs/internals/contract.md."""
+    token = startup["token"]
+    engine = Engine(startup["session_dir"], bytes.fromhex(token) if isinstance(token, str) else token, os.urandom(16), False)
+    executor = Executor(engine)
+    # Only ray.cancel sends it: the terminal's Ctrl-C doesn't reach this process group.
+    signal.signal(signal.SIGINT, executor.on_sigint)
+    sys.stdout = _NamedStream(sys.stdout, executor)  # type: ignore[assignment]
+    sys.stderr = _NamedStream(sys.stderr, executor)  # type: ignore[assignment]
+    engine.connect(startup["node_socket"], {"kind": "worker", "job_id": startup.get("job_id")})
+    try:
+        executor.serve()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        engine.close()
+    return 0
