@@ -1,5 +1,5 @@
-// Time as the whole project counts it: nanoseconds of CLOCK_MONOTONIC, the same in every process of a machine, never set
-// back. Any thread; no system call (vDSO).
+// Time as the whole project counts it: nanoseconds of CLOCK_MONOTONIC, the same in every process of a machine, never
+// set back. Any thread; no system call (vDSO).
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Bounds shared by more than one part. A bound of a single part stands in that part's own header; a relation between two
-// bounds is asserted beside the sentence it protects.
+// Bounds shared by more than one part. A bound of a single part stands in that part's own header; a relation between
+// two bounds is asserted beside the sentence it protects.
 #pragma once
 
 #include <cstddef>

@@ -21,6 +21,7 @@ enum class StatusCode : uint8_t {
   kTimedOut,         // the deadline given by the caller has passed
   kProtocol,         // the peer sent what the protocol forbids
   kPermission,       // the kernel or the peer refused for lack of rights
+  kInterrupted,      // the caller asked to give up while waiting
   kSystem,           // a system call failed for another reason; the text has errno's
 };
 

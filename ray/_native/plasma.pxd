@@ -6,7 +6,7 @@ from libcpp.memory cimport shared_ptr
 
 
 cdef extern from "plasma/client.h" namespace "ray::plasma" nogil:
-    cdef cppclass CClient "ray::plasma::Client":
+    cdef cppclass CClient "ray::plasma::Client":  # plasma.pyx knows more of it
         pass
 
 
@@ -19,7 +19,7 @@ cdef class PlasmaBuffer:
     cdef readonly Py_ssize_t nbytes   # data only, without metadata
     cdef Py_ssize_t metadata_nbytes   # they follow the data
     cdef uint32_t slot                # its place in the object table
-    cdef uint32_t generation          # of that place
+    cdef uint64_t generation          # of that place
     cdef bint created_here            # made by create(): address is in the writable mapping
     cpdef bytes metadata(self)
 

@@ -1,0 +1,162 @@
+// PROCESS plasma_store, one per node: owns the shared memory and whatever clients cannot do in it themselves.
+//
+// Started by the node process (ray._launch) or by hand; talked to by every driver and worker through --socket. Owns the
+// pool, the object table and one journal per client, all unnamed files: when this process and its clients have ended,
+// in whatever way, nothing of them is left but the socket's name (removed here on a normal end, by the session's sweep
+// otherwise). When it dies, clients see it at their next call (layout.h, `life`) and lose the objects; when a client
+// dies, it undoes what that one left. It ends itself when its lifeline closes or the parent that passed it dies.
+#include <fcntl.h>
+#include <getopt.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "plasma/server.h"
+
+namespace {
+
+constexpr uint64_t kMemoryBytesMin = 1 << 20;
+constexpr uint64_t kMemoryBytesMax = uint64_t{1} << 46;
+
+constexpr char kUsage[] =
+    "usage: plasma_store --memory BYTES --socket PATH [--directory DIR] [--huge-pages]\n"
+    "                    [--lifeline-fd N] [--ready-fd N]\n"
+    "  -m, --memory BYTES   size of the store; 512MB, 1GB, 2GiB are understood\n"
+    "  -s, --socket PATH    Unix socket to listen on, at most 107 bytes\n"
+    "  -d, --directory DIR  keep the memory in an unnamed file there (default: a memfd)\n"
+    "  -h, --huge-pages     the memory is huge pages; DIR, if given, is a hugetlbfs mount\n"
+    "      --lifeline-fd N  end when the other end of this pipe is closed, or the parent dies\n"
+    "      --ready-fd N     one byte 1 is written there when serving, or the text of an error\n";
+
+// "1GB", "64MiB", "1.5g", "1048576"; powers of 1024 with "i" or a bare letter, of 1000 with "B" alone after the letter.
+std::optional<uint64_t> ParseBytes(const char* text) {
+  char* rest = nullptr;
+  errno = 0;
+  const double number = std::strtod(text, &rest);
+  if (rest == text || errno != 0 || !(number > 0)) return std::nullopt;
+  std::string unit(rest);
+  for (char& c : unit) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  double factor = 1;
+  const std::string letters = "kmgt";
+  if (!unit.empty() && unit != "b") {
+    const size_t power = letters.find(unit[0]);
+    if (power == std::string::npos) return std::nullopt;
+    const std::string after = unit.substr(1);
+    if (!after.empty() && after != "b" && after != "ib") return std::nullopt;
+    const double base = after == "b" ? 1000 : 1024;
+    for (size_t i = 0; i <= power; ++i) factor *= base;
+  }
+  const double bytes = number * factor;
+  if (bytes < 1 || bytes > static_cast<double>(kMemoryBytesMax)) return std::nullopt;
+  return static_cast<uint64_t>(bytes);
+}
+
+std::optional<int> ParseFd(const char* text) {
+  char* rest = nullptr;
+  const long fd = std::strtol(text, &rest, 10);
+  if (rest == text || *rest != 0 || fd < 0 || fcntl(static_cast<int>(fd), F_GETFD) < 0) return std::nullopt;
+  return static_cast<int>(fd);
+}
+
+void Tell(int ready_fd, const std::string& text) {
+  if (ready_fd < 0) return;
+  if (write(ready_fd, text.data(), text.size()) < 0)
+    std::fprintf(stderr, "plasma_store: --ready-fd: %s\n", std::strerror(errno));
+  close(ready_fd);
+}
+
+int Fail(int ready_fd, const std::string& text) {
+  std::fprintf(stderr, "plasma_store: %s\n", text.c_str());
+  Tell(ready_fd, text);
+  return 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  ray::plasma::ServerOptions options;
+  int ready_fd = -1;
+  std::string wrong;
+  enum { kLifeline = 256, kReady, kHelp };
+  const option longs[] = {{"memory", required_argument, nullptr, 'm'},
+                          {"socket", required_argument, nullptr, 's'},
+                          {"directory", required_argument, nullptr, 'd'},
+                          {"huge-pages", no_argument, nullptr, 'h'},
+                          {"lifeline-fd", required_argument, nullptr, kLifeline},
+                          {"ready-fd", required_argument, nullptr, kReady},
+                          {"help", no_argument, nullptr, kHelp},
+                          {nullptr, 0, nullptr, 0}};
+  for (int o; (o = getopt_long(argc, argv, "m:s:d:h", longs, nullptr)) != -1;) {
+    switch (o) {
+      case 'm':
+        if (const auto bytes = ParseBytes(optarg)) {
+          options.pool.bytes = *bytes;
+        } else {
+          wrong = std::string("--memory ") + optarg + ": not a size; 1GB, 512MiB and 1048576 are";
+        }
+        break;
+      case 's':
+        options.socket_path = optarg;
+        break;
+      case 'd':
+        options.pool.directory = optarg;
+        break;
+      case 'h':
+        options.pool.huge_pages = true;
+        break;
+      case kLifeline:
+        if (const auto fd = ParseFd(optarg)) {
+          options.lifeline_fd = *fd;
+        } else {
+          wrong = std::string("--lifeline-fd ") + optarg + ": not an open file descriptor";
+        }
+        break;
+      case kReady:
+        if (const auto fd = ParseFd(optarg)) {
+          ready_fd = *fd;
+        } else {
+          wrong = std::string("--ready-fd ") + optarg + ": not an open file descriptor";
+        }
+        break;
+      case kHelp:
+        std::fputs(kUsage, stdout);
+        return 0;
+      default:
+        std::fputs(kUsage, stderr);
+        Tell(ready_fd, "unknown option");
+        return 2;
+    }
+  }
+  if (wrong.empty() && optind < argc) wrong = std::string("unexpected argument ") + argv[optind];
+  if (wrong.empty() && options.socket_path.empty()) wrong = "--socket is missing";
+  if (wrong.empty() && options.pool.bytes < kMemoryBytesMin) {
+    wrong = "--memory must be at least " + std::to_string(kMemoryBytesMin) + " bytes";
+  }
+  if (!wrong.empty()) {
+    Fail(ready_fd, wrong);
+    std::fputs(kUsage, stderr);
+    return 2;
+  }
+  if (ready_fd >= 0) fcntl(ready_fd, F_SETFD, FD_CLOEXEC);
+  if (options.lifeline_fd >= 0) fcntl(options.lifeline_fd, F_SETFD, FD_CLOEXEC);
+  // Three descriptors a client.
+  rlimit files{};
+  if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+  }
+  std::unique_ptr<ray::plasma::Server> server;
+  if (const ray::Status s = ray::plasma::Server::Create(options, &server); !s.ok()) return Fail(ready_fd, s.message());
+  Tell(ready_fd, std::string(1, '\x01'));
+  const ray::Status end = server->Run();
+  server.reset();
+  if (!end.ok()) return Fail(-1, end.message());
+  return 0;
+}
