@@ -4,7 +4,7 @@
     python setup.py install           the same: hands over to pip, so that dependencies come and `pip uninstall` works
     python setup.py build_ext -i      extensions and plasma_store into the source tree (what tools/dev_build does)
 
-CMake compiles (CMakeLists.txt says what); this file finds CMake, Ninja, Cython and pybind11, runs it, and lets CMake
+CMake compiles (CMakeLists.txt says what); this file finds CMake, Ninja and Cython, runs it, and lets CMake
 install its results into the package that setuptools assembles. Under pip the tools come from pyproject.toml's build
 requirements. Run by hand in an interpreter that lacks them, this file has pip put them into build/tools first.
 
@@ -32,7 +32,6 @@ BUILD_TOOLS = {
     "Cython": "cython>=3.0",
     "cmake": "cmake>=3.18",
     "ninja": "ninja",
-    "pybind11": "pybind11>=2.11",
 }
 
 
@@ -110,13 +109,10 @@ class BuildWithCMake(build_ext):
         cmake, ninja = tool("cmake"), tool("ninja")
         # One build folder per kind: switching between them would rebuild everything.
         folder = ROOT / "build" / "dev" if self.inplace else Path(self.build_temp).absolute()
-        pybind11 = subprocess.run(
-            [sys.executable, "-m", "pybind11", "--cmakedir"], check=True, text=True, stdout=subprocess.PIPE
-        ).stdout.strip()
         # Every path is given anew each time: pip's build environments, which held the tools last time, are gone.
         configure = [cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(folder), f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-        configure += [f"-DPython3_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11}"]
-        configure += [f"-DRAY_INPLACE={'ON' if self.inplace else 'OFF'}", "-DRAY_TESTS=OFF", "-DRAY_PYTHON=ON"]
+        configure += [f"-DPython3_EXECUTABLE={sys.executable}", f"-DRAY_INPLACE={'ON' if self.inplace else 'OFF'}"]
+        configure += ["-DRAY_TESTS=OFF", "-DRAY_PYTHON=ON", "--no-warn-unused-cli"]
         step(configure)
         step([cmake, "--build", str(folder), "--parallel", str(jobs())])
         if not self.inplace:
