@@ -435,7 +435,7 @@ class ActorPlacementGroupRemoved(RayError):
     FACTS = ("actor_id", "placement_group_id")
 
 
-class ActorAlreadyExistsError(ValueError, RayError):
+class ActorAlreadyExistsError(RayError, ValueError):
     """An actor of that name exists already in the namespace."""
 
     HAPPENED = "An actor of this name exists already."

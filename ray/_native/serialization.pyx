@@ -934,3 +934,26 @@ def registered_changed(dict registered):
     _ndarray_type = NULL
     if _ndarray is not None and _ndarray not in registered:
         _ndarray_type = <PyTypeObject*>_ndarray
+
+
+# ---- for tests: what only Cython code can call -----------------------------------------------------------------------
+
+def encode_small(value, Py_ssize_t room):
+    """The blob that encode_into writes into `room` bytes, or None where it leaves that to encode."""
+    blob = PyBytes_FromStringAndSize(NULL, room)
+    cdef Py_ssize_t n = encode_into(value, <uint8_t*>PyBytes_AS_STRING(blob), room)
+    return blob[:n] if n else None
+
+
+def decode_lent(bytes blob, list refs=None, Py_ssize_t shift=0):
+    """decode_raw of bytes that are gone when it returns; `shift` moves them off their alignment."""
+    cdef Py_ssize_t n = PyBytes_GET_SIZE(blob)
+    cdef void* lent = NULL
+    if posix_memalign(&lent, kBlobAlign, n + shift + 1) != 0:
+        raise MemoryError()
+    try:
+        memcpy(<uint8_t*>lent + shift, PyBytes_AS_STRING(blob), n)
+        return decode_raw(<uint8_t*>lent + shift, n, None, refs)
+    finally:
+        memset(lent, 0xAA, n + shift)
+        free(lent)

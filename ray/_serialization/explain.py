@@ -208,7 +208,8 @@ def _reduced_parts(value: Any) -> Iterator[list[tuple[str, object]]]:
     if not isinstance(reduced, tuple):
         return
     yield [
-        (f".__reduce__()[1][{index}]", part) for index, part in enumerate(reduced[1] or ()) if part is not type(value)
+        (".__class__" if part is type(value) else f".__reduce__()[1][{index}]", part)
+        for index, part in enumerate(reduced[1] or ())
     ]
     state = reduced[2] if len(reduced) > 2 else None
     slots: object = None

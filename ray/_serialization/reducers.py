@@ -1,13 +1,13 @@
-"""How exceptions are pickled: without calling their `__init__` again.
+"""How exceptions are pickled: without calling their `__init__` again, and with what they keep in `__slots__`.
 
 `BaseException.__reduce__` has the copy made by `cls(*args)`. That fails for each class whose `__init__` takes other
 arguments than it hands to `super().__init__`, which is the commonest reason for an error to be lost on its way home.
-Called by the native pickler for each exception met; rebuild_exception is called wherever one is unpickled.
+Called by the native pickler for each exception met; `_rebuild` and `_fill` run wherever one is unpickled.
 """
 
 from __future__ import annotations
 
-from types import FunctionType
+from types import FunctionType, MemberDescriptorType
 from typing import Any
 
 from ray.exceptions import RayTaskError, is_picklable_with, new_exception, rebuild_task_error
@@ -21,17 +21,37 @@ def reduce_exception(error: BaseException) -> Any:
         return rebuild_task_error, error.fields(cause)
     if cls.__reduce__ is not BaseException.__reduce__ or cls.__reduce_ex__ is not object.__reduce_ex__:
         return NotImplemented
-    if not isinstance(cls.__init__, FunctionType):
+    slots = [name for base in cls.__mro__ for name in _slots(base) if hasattr(error, name)]
+    if not slots and not isinstance(cls.__init__, FunctionType):
         return NotImplemented
-    return rebuild_exception, (cls, error.args, error.__dict__ or None)
+    return (
+        _rebuild,
+        (cls, error.args),
+        (error.__dict__, {name: getattr(error, name) for name in slots}),
+        None,
+        None,
+        _fill,
+    )
 
 
-def rebuild_exception(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any] | None) -> BaseException:
-    """An exception with these args and attributes, whose `__init__` (Python code) has not run."""
+def _slots(cls: type) -> list[str]:
+    return [name for name, member in vars(cls).items() if isinstance(member, MemberDescriptorType) and _is_python(cls)]
+
+
+def _is_python(cls: type) -> bool:
+    return cls.__flags__ & (1 << 9) != 0  # Py_TPFLAGS_HEAPTYPE; fields of classes written in C come out of args
+
+
+def _rebuild(cls: type[BaseException], args: tuple[Any, ...]) -> BaseException:
     error: BaseException = new_exception(cls, args)
-    if state:
-        error.__dict__.update(state)
     return error
+
+
+def _fill(error: BaseException, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    # A step of its own, so that an exception may refer to itself.
+    error.__dict__.update(state[0])
+    for name, value in state[1].items():
+        setattr(error, name, value)
 
 
 def _try_pickle(value: object) -> None:
