@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Callable, TypeVar, overload
 
 from ray import _aliases
-from ray._core.engine import ObjectRef, current
+from ray._core.engine import current
 from ray._driver import init, is_initialized, shutdown
+from ray._native.references import ObjectRef
 from ray._options import RESOURCE_UNITS
 
 if TYPE_CHECKING:

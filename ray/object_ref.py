@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ray._core.engine import ObjectRef
+from ray._native.references import ObjectRef
 
 __all__ = ["ObjectRef"]
