@@ -65,6 +65,10 @@ cdef class ActorRef:
             if error is not None:
                 fail_task(task, error)
                 continue
+            if task.slots is not None and repair_arguments(self.engine, task):
+                Py_INCREF(task)
+                self.queue.push_front(<void*>task)
+                break
             send_task(self.engine, self.link, task)
             sent = True
         if sent:

@@ -57,6 +57,8 @@ from ray import exceptions
 from ray._native.plasma import PlasmaStoreDied, PlasmaStoreFull
 from ray._native.references import ObjectRef as _ObjectRef
 
+globals()["ObjectRef"] = _ObjectRef  # the public name; inside this module it is the C type
+
 # Frame types of the engine (docs/internals/wire_format.md).
 cdef enum:
     F_RPC = 1

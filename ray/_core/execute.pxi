@@ -323,12 +323,15 @@ cdef class Executor:
                     if call.met is None:
                         call.met = []
                     call.met.append(inner)
-        if how == G_BLOB:
+        if how == G_BLOB or how == G_ERROR:
             n = r.U32()
             at = r.Take(n)
             if at == NULL:
                 raise exceptions.RaySystemError("malformed TASK frame: argument")
-            return decode_raw(at, n, call.frame, refs)
+            value = decode_raw(at, n, call.frame, refs)
+            if how == G_ERROR:
+                raise value
+            return value
         if how == G_PLASMA:
             if ref.state == PENDING:
                 ref.size = r.U64()

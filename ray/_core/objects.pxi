@@ -42,7 +42,44 @@ cdef bytes blob_of(Encoded e):
 
 
 cdef int to_store(Engine self, bytes key, Encoded e) except -1:
-    """Writes e into the store, sealed and pinned in our journal."""
+    """Writes e into the store, sealed and pinned in our journal. Waits for room, and for a store that is being restarted."""
+    cdef object dead
+    while True:
+        dead = self.store
+        try:
+            return to_this_store(self, key, e)
+        except PlasmaStoreDied:
+            await_store(self, dead)
+
+
+cdef int await_store(Engine self, object dead) except -1:
+    """The store process died; the node starts another and says store_back."""
+    cdef int64_t deadline = NowNs() + <int64_t>(STORE_FULL_TIMEOUT_S * 1e9)
+    if self.receiving and self.receiver == <unsigned long>get_ident():
+        raise exceptions.ObjectStoreFullError("the object store is being restarted")
+    self.enter()
+    try:
+        while self.store is dead:
+            if not self.node.alive:
+                raise self.node_died()
+            if self.step(ms_until(deadline)) == 0 and NowNs() >= deadline:
+                raise exceptions.RaySystemError(
+                    f"the object store process died and was not back within {STORE_FULL_TIMEOUT_S} s")
+    finally:
+        self.leave()
+    return 0
+
+
+cdef bint in_store(Engine self, ObjectRef ref) except -1:
+    if self.store is None:
+        return False
+    try:
+        return self.store.contains(ref.key())
+    except PlasmaStoreDied:
+        return False
+
+
+cdef int to_this_store(Engine self, bytes key, Encoded e) except -1:
     cdef PlasmaBuffer buf
     try:
         buf = self.store.create(key, e.nbytes, b"", STORE_FULL_TIMEOUT_S)
@@ -319,6 +356,8 @@ cdef int on_get(Engine self, Link link, Reader* r) except -1:
         ref.value = exceptions.ObjectFreedError(
             f"object {ref.hex()} was freed by its owner before it was asked for")
         ref.state = FAILED
+    if ref.state == PLASMA and not in_store(self, ref):
+        recover(self, ref)
     if ref.state == PENDING:
         waiter = _RemoteGet.__new__(_RemoteGet)
         waiter.link, waiter.request = link, request

@@ -227,6 +227,19 @@ cdef bytes failed_argument(Engine self, Task task):
     return None
 
 
+cdef bint repair_arguments(Engine self, Task task) except -1:
+    """Arguments that the store has lost are made again; True: the task has to wait for that."""
+    cdef ObjectRef ref
+    for value in task.slots:
+        if type(value) is ObjectRef:
+            ref = <ObjectRef>value
+            if ref.owned and ref.state == PLASMA and not in_store(self, ref):
+                recover(self, ref)
+                task.state = WAITING
+                wait_for_argument(self, task, ref)
+    return task.deps > 0
+
+
 # ------------------------------------------------------------------ sending and completing
 
 cdef int send_task(Engine self, Link link, Task task) except -1:
@@ -477,7 +490,7 @@ cdef int recover(Engine self, ObjectRef ref) except -1:
         for slot in task.slots:
             if type(slot) is ObjectRef:
                 argument = <ObjectRef>slot
-                if argument.state == PLASMA and not self.store.contains(argument.key()):
+                if argument.state == PLASMA and not in_store(self, argument):
                     recover(self, argument)
                 wait_for_argument(self, task, argument)
     if task.deps == 0:
@@ -589,6 +602,8 @@ cdef class LeasePool:
             if error is not None:
                 fail_task(task, error)
                 continue
+            if task.slots is not None and repair_arguments(self.engine, task):
+                continue  # it comes back when they are there
             send_task(self.engine, lease.link, task)
             lease.in_flight += 1
             room -= 1
