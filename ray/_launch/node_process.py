@@ -1,9 +1,9 @@
 """Starts the node process of a session. Runs in the driver, inside ray.init; main thread or not.
 
-One socketpair joins the two: down it the configuration, up it one message, ready or failed, and afterwards nothing. Its
-end tells each side that the other is gone at the latest when it happens (a forked child of the driver may hold a copy,
-so the node watches the driver by pidfd as well). The node's lock on the session folder is a file description that it
-inherits from us, so the session is never without a holder between our creating it and the node's running.
+One socketpair joins the two: down it the configuration, up it one message, ready or failed, and afterwards nothing.
+Its end tells each side that the other is gone at the latest when it happens (a forked child of the driver may hold a
+copy, so the node watches the driver by pidfd as well). The node's lock on the session folder is a file description
+that it inherits from us, so the session is never without a holder between our creating it and the node's running.
 """
 
 from __future__ import annotations

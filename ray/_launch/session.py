@@ -1,10 +1,10 @@
 """The folder of one run: sockets, token, logs. Used by the driver that starts a session and by every process in it.
 
 A session lives in `<base>/s-<8 random chars>/`, mode 0700, where base is `/tmp/ray-<uid>/`. The file `lock` in it is
-flock'ed by an open file description that the driver creates and the node process inherits and keeps: **a session whose
-lock can be taken is dead**, whatever killed it, and whoever starts the next session sweeps it away, together with
-processes that still carry its name in their environment. Creation and sweeping exclude each other by a flock on the base
-folder, so that a half-made session is never mistaken for a dead one.
+flock'ed by an open file description that the driver creates and the node process inherits and keeps: **a session
+whose lock can be taken is dead**, whatever killed it, and whoever starts the next session sweeps it away, together
+with processes that still carry its name in their environment. Creation and sweeping exclude each other by a flock on
+the base folder, so that a half-made session is never mistaken for a dead one.
 """
 
 from __future__ import annotations

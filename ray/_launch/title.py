@@ -1,7 +1,7 @@
 """What `ps` shows for a process, and the one prctl that binds its life to its parent. Any process, main thread.
 
-Both are calls into libc through ctypes (2 ms, 0.3 MB): a compiled module for them would have to be loaded by processes
-that need no other.
+Both are calls into libc through ctypes (2 ms, 0.3 MB): a compiled module for them would have to be loaded by
+processes that need no other.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def set_title(title: str) -> None:
 
 
 def die_with_parent(parent_pid: int) -> bool:
-    """Has the kernel SIGKILL this process when its parent's thread that made it ends. False: the parent is gone already.
+    """Has the kernel SIGKILL this process when the parent thread that made it ends. False: the parent is gone already.
 
     The signal follows the parent *thread*: only what a main thread forks may rely on it. It is cleared in a child and
     by exec of a setuid program.

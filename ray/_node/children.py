@@ -1,8 +1,8 @@
 """The processes below the node process: how they are started, reaped, and all ended. Its main thread only.
 
-The node is a child subreaper: whatever its descendants leave behind becomes its child. So there is one reaper, here, fed
-by SIGCHLD, and one way to end everything: kill children until none is left, since the children of a killed child become
-ours. If the node itself is killed, the kernel kills what was bound to it by PR_SET_PDEATHSIG.
+The node is a child subreaper: whatever its descendants leave behind becomes its child. So there is one reaper, here,
+fed by SIGCHLD, and one way to end everything: kill children until none is left, since the children of a killed child
+become ours. If the node itself is killed, the kernel kills what was bound to it by PR_SET_PDEATHSIG.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The driver and worker processes connected to this node: who they are, which job they belong to. Node's main thread.
+"""The driver and worker processes connected to this node: who they are, which job they belong to. Node's main
+thread.
 
-A connection is nobody until it has registered; then it is a Core, found by its tag, until its connection ends. A worker is
-matched to what we forked by the pid the kernel vouches for. If a core's connection ends, `Cores` forgets it and the
-shell releases what it held; that its *process* has ended is another event, from the reaper.
+A connection is nobody until it has registered; then it is a Core, found by its tag, until its connection ends. A
+worker is matched to what we forked by the pid the kernel vouches for. If a core's connection ends, `Cores` forgets
+it and the shell releases what it held; that its *process* has ended is another event, from the reaper.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What this machine has: CPUs, memory, GPUs. Read once, when the node process starts; plain files and one library call."""
+"""What this machine has: CPUs, memory, GPUs. Read once, when the node process starts; plain files and one library
+call.
+"""
 
 from __future__ import annotations
 

@@ -1,16 +1,17 @@
 """PROCESS fork server, one a node: a warm interpreter with a single thread; a new worker is one fork away.
 
-Forked by the node process before that has any thread or event loop (or, after a death, exec'ed by it: `main`). The node
-alone talks to it, over one SOCK_SEQPACKET pair: a request carries the write ends of the worker's two pipes, the answer
-its pid. It owns nothing. If the node dies the kernel kills it; if it dies the node starts another, and the workers it
-made live on, for they are not its children:
+Forked by the node process before that has any thread or event loop (or, after a death, exec'ed by it: `main`). The
+node alone talks to it, over one SOCK_SEQPACKET pair: a request carries the write ends of the worker's two pipes, the
+answer its pid. It owns nothing. If the node dies the kernel kills it; if it dies the node starts another, and the
+workers it made live on, for they are not its children:
 
     fork server --fork--> short-lived child --fork--> worker        the child ends at once, and the kernel makes
                                                                      the nearest subreaper, the node, the parent
 
 So the node reaps every worker itself, and the worker can bind its life to the node by PR_SET_PDEATHSIG, which works
 inside a C loop, survives nothing but the worker itself, and costs the node no descriptor. The worker waits at a gate
-until its new parent is in place; were the fork server killed in between, it sees that its parent is not the node, and ends.
+until its new parent is in place; were the fork server killed in between, it sees that its parent is not the node,
+and ends.
 """
 
 from __future__ import annotations

@@ -17,21 +17,16 @@ if TYPE_CHECKING:
 class HeadPort:
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._jobs: dict[bytes, bytes] = {}  # of actors that have, or wait for, a place here
-
-    def job_of(self, actor_id: bytes) -> bytes:
-        return self._jobs.get(actor_id, b"")
+        self._placed: set[bytes] = set()  # actors that have, or wait for, a place here
 
     def place_actor(self, actor_id: bytes, spec: dict[str, Any], incarnation: int) -> None:
         node = self._node
-        owner = node.cores.by_tag.get(spec.get("owner_tag", b""))
-        job_id = spec.get("job_id") or (owner.job_id if owner else b"")
-        self._jobs[actor_id] = job_id
+        self._placed.add(actor_id)
         node.feed(
             node.scheduler,
             ls.ActorRequested(
                 actor_id,
-                job_id,
+                spec["job_id"],
                 spec.get("resources") or {},
                 spec.get("placement_resources") or {},
                 f"actor {spec.get('class_name', '')}",
@@ -42,7 +37,8 @@ class HeadPort:
         self.release_actor(actor_id)
 
     def release_actor(self, actor_id: bytes) -> None:
-        if self._jobs.pop(actor_id, None) is not None:
+        if actor_id in self._placed:
+            self._placed.discard(actor_id)
             self._node.feed(self._node.scheduler, ls.ActorReleased(actor_id))
 
     def become_actor(
@@ -68,6 +64,11 @@ class HeadPort:
         worker_id = self._worker_id(worker_tag)
         if worker_id:
             self._node.feed(self._node.pool, wp.ExitAsked(worker_id, why))
+
+    def expect_exit(self, worker_tag: bytes, why: str) -> None:
+        worker_id = self._worker_id(worker_tag)
+        if worker_id:
+            self._node.feed(self._node.pool, wp.ExitAsked(worker_id, why, ask=False))
 
     def error(self, job_id: bytes, kind: str, message: str, extra: dict[str, Any]) -> None:
         for core in self._node.cores.drivers_of(job_id):

@@ -1,7 +1,8 @@
 """Decides who may use the node's resources: leases by resource shape. Pure: `handle(event, now) -> actions`, no I/O.
 
 Runs in the node process, on its event loop; tests run it under a virtual clock. A *lease* gives one core process (a
-driver or worker; or the head, for an actor) one worker and some resources until it is returned. It is in exactly one of
+driver or worker; or the head, for an actor) one worker and some resources until it is returned. It is in exactly one
+of
 
     QUEUED     waiting for resources; found in its scheduling class, in its owner's line
     STAFFING   holds resources, waits for a worker; found in `_staffing` under its ticket
@@ -14,8 +15,8 @@ process with a million tasks does not shut out another with one. A request that 
 owner is told why. Somebody waiting makes every other holder be asked to give back leases it has no work for.
 
 A large request could wait forever behind a stream of small ones: one that has waited long gets windows of time
-(`_holding_back`) in which nobody else may take what it lacks. Windows, not a reservation: what it waits for may itself
-need a small task to finish first.
+(`_holding_back`) in which nobody else may take what it lacks. Windows, not a reservation: what it waits for may
+itself need a small task to finish first.
 """
 
 from __future__ import annotations
@@ -343,7 +344,10 @@ class LocalScheduler:
     # -- events of the worker pool ----------------------------------------------------------------------------
 
     def _worker_assigned(self, event: WorkerAssigned, now: float) -> None:
-        lease = self._staffing[event.ticket]
+        lease = self._staffing.get(event.ticket)
+        if lease is None:  # given up while the pool's answer was on its way
+            self._actions.append(ReleaseWorker(event.worker_id, True))
+            return
         lease.worker_id = event.worker_id
         self._go(lease, "WorkerAssigned", now)
         gpu_ids = self.resources.gpu_ids_of(lease.allocation) if lease.allocation else []
@@ -499,7 +503,7 @@ class LocalScheduler:
     # -- dispatch ---------------------------------------------------------------------------------------------
 
     def _dispatch(self, now: float) -> None:
-        """Gives what is free to who waits, a lease a class in each round; then asks holders for what is still missing."""
+        """Gives what is free to who waits, one lease a class in each round; then asks holders for the rest."""
         self._hold_until = None
         if not self._classes:
             self._wanted_told.clear()

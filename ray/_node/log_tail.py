@@ -1,9 +1,10 @@
 """Reads what workers print: two pipes a worker, to a file and, line by line, to the drivers of its job.
 
 Node process, its event loop's thread. Bounded: a pipe holds 64 KiB, a line that is not finished is kept up to
-`line_bytes_max`, and while a driver doesn't take what it was sent the pipes of its job are not read, so a worker that
-prints too fast blocks in print, as it would on a terminal. If a worker dies, `drain` takes what it had still written
-before anybody hears of its death. Processes it started may hold its pipe: the pipe is read on until they end too.
+`line_bytes_max`, and while a driver doesn't take what it was sent the pipes of its job are not read, so a worker
+that prints too fast blocks in print, as it would on a terminal. If a worker dies, `drain` takes what it had still
+written before anybody hears of its death. Processes it started may hold its pipe: the pipe is read on until they end
+too.
 """
 
 from __future__ import annotations

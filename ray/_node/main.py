@@ -1,13 +1,14 @@
 """PROCESS node, title `ray node`: one a machine. `main` is the whole life of it.
 
-Who starts it: the driver that calls ray.init, with ray/_launch/node_process.py. Who talks to it: every driver and worker
-of the session, over node.sock. What it owns: the machine's resources, the workers, the fork server, plasma_store and
-Redis (its children), the session folder (by the lock on it) and, on one machine, what ray/_head decides. When it dies,
-by whatever cause, the kernel kills all of those, and the driver, whose connection ends, removes the folder.
+Who starts it: the driver that calls ray.init, with ray/_launch/node_process.py. Who talks to it: every driver and
+worker of the session, over node.sock. What it owns: the machine's resources, the workers, the fork server,
+plasma_store and Redis (its children), the session folder (by the lock on it) and, on one machine, what ray/_head
+decides. When it dies, by whatever cause, the kernel kills all of those, and the driver, whose connection ends,
+removes the folder.
 
-The order of the start is what makes `ray.init` fast. Everything that takes time in another process is set going first
-(fork server, store, first worker), our own imports come while those work, and Redis comes last of all: nobody waits for
-it. Until then there is one thread and no event loop here: the fork server is forked out of that.
+The order of the start is what makes `ray.init` fast. Everything that takes time in another process is set going
+first (fork server, store, first worker), our own imports come while those work, and Redis comes last of all: nobody
+waits for it. Until then there is one thread and no event loop here: the fork server is forked out of that.
 """
 
 from __future__ import annotations
@@ -84,11 +85,7 @@ def _run(control: socket.socket, config: dict[str, Any]) -> int:
         config.get("plasma_directory"),
         bool(config.get("huge_pages")),
     )
-    try:
-        store.spawn()
-    except FileNotFoundError as error:  # TEMPORARY
-        print(error, file=sys.stderr)
-        store = None
+    store.spawn()
     pool, logs, job, expected = _first_workers(session, settings, config, total, fork_control)
     milestones["spawned"] = time.monotonic()
 

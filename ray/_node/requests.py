@@ -1,8 +1,8 @@
 """What a connected process may say to the node, and what is done about it. Node's main thread.
 
 Before `register` nothing else is understood. Arguments come from processes of the same session, but may still be
-nonsense (a version mixed up, a bug): what cannot be used raises here, which the channel logs or returns to the asker; no
-machine sees it.
+nonsense (a version mixed up, a bug): what cannot be used raises here, which the channel logs or returns to the
+asker; no machine sees it.
 """
 
 from __future__ import annotations

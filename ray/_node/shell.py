@@ -2,9 +2,10 @@
 
 Node process, its main thread, on its asyncio loop. What happens (a message, a death, a timer) becomes an event for a
 machine; the actions it answers with are messages, kills, starts, or events for another machine. Those are queued and
-handled in order before the loop goes on (`feed`), so no machine is ever entered twice and every cause is finished before
-the next begins. Who dies, and what follows: a worker, `_worker_ended`; a core's connection, `_core_lost`; the driver
-that started the session, `_founder_gone`: everything ends; store, Redis, fork server: restarted by their keepers.
+handled in order before the loop goes on (`feed`), so no machine is ever entered twice and every cause is finished
+before the next begins. Who dies, and what follows: a worker, `_worker_ended`; a core's connection, `_core_lost`; the
+driver that started the session, `_founder_gone`: everything ends; store, Redis, fork server: restarted by their
+keepers.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Node:
             ls.KillWorker: lambda a: self.feed(self.pool, wp.KillAsked(a.worker_id, a.why)),
             ls.ActorPlaced: lambda a: self.head.actor_placed(a.actor_id, self.node_id),
             ls.ActorWorker: self._actor_worker,
-            ls.ActorInfeasible: self._actor_infeasible,
+            ls.ActorInfeasible: lambda a: self.head.actor_infeasible(a.actor_id, a.message),
             ls.ActorLost: lambda a: None,  # the head hears of the worker's death itself, by its tag
             wp.StartWorker: self._start_worker,
             wp.Assigned: lambda a: self.feed(
@@ -162,10 +163,6 @@ class Node:
     def _actor_worker(self, action: ls.ActorWorker) -> None:
         self.head.actor_worker_started(action.actor_id, action.worker_tag, action.worker_pid, action.gpu_ids)
 
-    def _actor_infeasible(self, action: ls.ActorInfeasible) -> None:
-        job_id = self.head_port.job_of(action.actor_id)
-        self.head_port.error(job_id, "infeasible_actor", action.message, {"actor_id": action.actor_id})
-
     def _start_worker(self, action: wp.StartWorker) -> None:
         job = self.cores.jobs[action.job_id]
         descriptors = self.logs.open(action.worker_id, action.job_id)
@@ -180,7 +177,7 @@ class Node:
     def _starts_failing(self, action: wp.StartsFailing) -> None:
         text = f"{action.tries} workers in a row died while starting. The last one {action.cause}"
         logger.error("%s", text)
-        self.head_port.error(action.job_id, "worker_start", text, {})
+        self.head.report_error(action.job_id, "worker_start", text, {})
 
     def _worker_gone(self, gone: wp.WorkerGone) -> None:
         """Its last words have been forwarded already. Resources come back first, then everybody hears of it."""
@@ -296,7 +293,6 @@ class Node:
         self.feed(self.scheduler, ls.CoreLeft(core.tag))
         if core.kind == "worker":
             return  # the head hears of it when the process has ended, with the cause
-        self.head.core_gone(core.tag, why)
         self.head.driver_gone(core.tag, why, core.leaving)
         self.logs.resume(core.job_id)
         if not self.cores.drivers_of(core.job_id):
@@ -375,7 +371,7 @@ class Node:
         def given_up(cause: str) -> None:
             logger.error("%s", cause)
             for job_id in list(self.cores.jobs):
-                self.head_port.error(job_id, "store_lost", cause, {})
+                self.head.report_error(job_id, "store_lost", cause, {})
 
         if self.store is None:
             started.set_result(None)
@@ -394,11 +390,18 @@ class Node:
             self.config.get("redis_password"),
             self.config.get("redis_max_memory"),
         )
-        self.head = HeadService(self.head_port, Store(self.redis.addresses, self.redis.password, self.loop))
+        self.head = HeadService(
+            self.head_port,
+            Store(self.redis.addresses, self.redis.password, self.loop),
+            errors_kept=self.settings.errors_kept,
+            task_events_kept=self.settings.task_events_kept,
+        )
         self.requests.use_head(HeadService.RPCS, HeadService.EVENTS)
         self.redis.on_exit = lambda name, cause: logger.error("%s %s; it was started again", name, cause)
         address = self.config.get("node_ip") or "127.0.0.1"
-        self.head.node_up(self.node_id, dict(self.scheduler.resources.total), address, socket.gethostname())
+        self.head.node_up(
+            self.node_id, dict(self.scheduler.resources.total), address, socket.gethostname(), {"pid": os.getpid()}
+        )
 
     def start_redis(self) -> None:
         self.redis.start(self.loop)

@@ -1,8 +1,8 @@
 """The plasma_store process, seen from the node: started, watched, started again when it dies. Node's main thread.
 
-Its life is bound to ours three times over: by a lifeline pipe whose write end only we have, by what it does about that
-itself (PR_SET_PDEATHSIG), and by our killing it at the end. When it dies, what was only in it is lost: cores are told
-`store_died`, then `store_back` once the new one answers, and rebuild what they need.
+Its life is bound to ours three times over: by a lifeline pipe whose write end only we have, by what it does about
+that itself (PR_SET_PDEATHSIG), and by our killing it at the end. When it dies, what was only in it is lost: cores
+are told `store_died`, then `store_back` once the new one answers, and rebuild what they need.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from . import children
 RESTARTS_IN_A_ROW_MAX = 5
 _STEADY_S = 5.0  # one that lived this long starts a new row
 _LIFELINE_FD, _READY_FD = 3, 4
+_SERVING = b"\1"  # what it writes to its ready descriptor once it serves; text there is an error
 
 
 def binary() -> str:
@@ -37,6 +38,7 @@ class StoreProcess:
         self.pid = 0
         self.restarts = 0
         self.why_down = "it has not been started"
+        self._said = ""
         self._lifeline = -1
         self._ready_fd = -1
         self._in_a_row = 0
@@ -84,10 +86,11 @@ class StoreProcess:
         except BlockingIOError:
             return
         self._close_ready()
-        if said:
+        if said == _SERVING:
             self.why_down = ""
             self._on_ready()
-        # else it has ended before it could serve: the reaper tells
+        else:  # an error, or nothing: it is ending, and the reaper says when
+            self._said = said.decode("utf-8", "replace").strip()
 
     def _ended(self, result: os.waitid_result) -> None:
         self._close_ready()
@@ -95,7 +98,8 @@ class StoreProcess:
         self.pid = 0
         if self._stopped:
             return
-        self.why_down = f"plasma_store {describe(result)}{self._last_words()}"
+        self.why_down = self._said or f"plasma_store {children.describe_exit(result)}{self._last_words()}"
+        self._said = ""
         lived_s = self._loop.time() - self._started_at
         self._in_a_row = 1 if lived_s > _STEADY_S else self._in_a_row + 1
         self._on_died(self.why_down)
@@ -151,6 +155,3 @@ class StoreProcess:
         except OSError:
             return ""
         return f"; its last words: {text}" if text else ""
-
-
-describe = children.describe_exit

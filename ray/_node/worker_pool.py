@@ -8,10 +8,10 @@ Runs in the node process, on its event loop. A worker belongs to one job for lif
     EXITING    asked to end (idle too long, not reusable); killed if it is still there at its deadline
     (gone)     dead and reaped: forgotten
 
-If a worker dies while ASSIGNED the scheduler is told (WorkerGone), else nobody. Workers that die one after another before
-they register have a common cause (a broken sys.path, no memory): starting is tried again ever more slowly and, after
-`start_retries_max` in a row, a person is told with the reason. If the fork server dies, starts it had not answered fail
-and are asked again of the next one.
+If a worker dies while ASSIGNED the scheduler is told (WorkerGone), else nobody. Workers that die one after another
+before they register have a common cause (a broken sys.path, no memory): starting is tried again ever more slowly
+and, after `start_retries_max` in a row, a person is told with the reason. If the fork server dies, starts it had not
+answered fail and are asked again of the next one.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class KillAsked(NamedTuple):
 class ExitAsked(NamedTuple):
     worker_id: int
     why: str
+    ask: bool = True  # False: it said that it exits by itself, and is only watched
 
 
 class Tick(NamedTuple):
@@ -318,7 +319,8 @@ class WorkerPool:
         worker.cause = event.why
         if worker.state == ASSIGNED:  # stays assigned until it is dead: its lease holds resources
             worker.deadline = now + self._exit_grace_s
-            self._actions.append(AskToExit(worker.worker_id))
+            if event.ask:
+                self._actions.append(AskToExit(worker.worker_id))
         else:
             self._go(worker, "Retired", now)
 

@@ -1,9 +1,9 @@
 """What one node has, what is free of it, and which GPUs. No I/O, no clock. Owned by one scheduler, one thread.
 
-Invariant: for every resource, total = available + what the living allocations hold, where an allocation whose CPUs are
-lent out (its task is blocked in ray.get) holds none. Taking lent CPUs back happens at once, so available CPUs may be
-below zero for a while; nothing else ever is. GPUs are counted twice over: as an amount like everything else, and as
-slots, one a GPU, since half of one GPU and half of another are no whole GPU.
+Invariant: for every resource, total = available + what the living allocations hold, where an allocation whose CPUs
+are lent out (its task is blocked in ray.get) holds none. Taking lent CPUs back happens at once, so available CPUs
+may be below zero for a while; nothing else ever is. GPUs are counted twice over: as an amount like everything else,
+and as slots, one a GPU, since half of one GPU and half of another are no whole GPU.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """On which node something should run: feasible -> fits -> score -> choose. Pure; used by the global scheduler.
 
 A node is *feasible* if it could ever hold what is asked, and *fits* if it can now, as far as is known here. Where
-nothing fits, the least loaded feasible node is chosen all the same: its local scheduler queues, and knows more. Ties go
-to the node that joined first, so that a choice depends on nothing but the arguments.
+nothing fits, the least loaded feasible node is chosen all the same: its local scheduler queues, and knows more. Ties
+go to the node that joined first, so that a choice depends on nothing but the arguments.
 """
 
 from __future__ import annotations
