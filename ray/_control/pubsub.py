@@ -40,8 +40,8 @@ class Follower(Generic[Row]):
         self._address = address
         self._password = password
         self._store = store
-        self._table = table
-        self._apply = apply
+        self._table: Table[Row] = table
+        self._apply: Callable[[bytes, Row | None], None] = apply
         self._known: set[bytes] = set()
         self.subscriptions = 0  # made so far: 1, and 1 more after each loss
         self._kick = asyncio.Event()
