@@ -67,6 +67,10 @@ class Client {
   bool UnpinKey(const ObjectId& key);
   // Undoes the pin of a Place. Also after the store's death and in a forked child (no effect).
   void Unpin(uint32_t slot);
+  // One pin more of an object that the caller has pinned.
+  void PinAgain(uint32_t slot) {
+    if (!Forked()) pins_[slot].fetch_add(1, std::memory_order_relaxed);
+  }
   // Whether the object is still the one of that generation, and unsealed.
   bool Unsealed(uint32_t slot, uint64_t generation) const;
   // A forked child holds no store: its parent does.

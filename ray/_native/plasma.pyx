@@ -4,7 +4,7 @@
 Runs in every driver and worker, on any thread. What a call may cost stands in plasma.pxd; how it survives the death of the
 store or of this process in cpp/plasma/client.h. Thin: each method checks its arguments, then makes one or two C++ calls.
 """
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from libc.math cimport isnan
@@ -98,6 +98,7 @@ cdef extern from "plasma/client.h" namespace "ray::plasma" nogil:
         Step TryPin(const ObjectId&)
         cbool UnpinKey(const ObjectId&)
         void Unpin(uint32_t)
+        void PinAgain(uint32_t)
         cbool Unsealed(uint32_t, uint64_t)
         cbool died()
         cbool forked()
@@ -117,6 +118,47 @@ cdef extern from "plasma/client.h" namespace "ray::plasma" nogil:
         uint64_t id()
         int connection_fd()
         int death_fd()
+
+
+cdef class ObjectID:
+    """The name of an object in the store: 20 bytes.
+
+    Args:   object_id: exactly 20 bytes.
+    Raises: TypeError, ValueError.
+    """
+
+    cdef readonly bytes key  # padded, as the store has it
+    cdef bytes id
+
+    def __cinit__(self, bytes object_id not None):
+        if PyBytes_GET_SIZE(object_id) != 20:
+            raise ValueError(f"an ObjectID has 20 bytes, {len(object_id)} were given: {object_id!r}")
+        self.id = object_id
+        self.key = object_id + b"\0\0\0\0\0\0\0\0"
+
+    @staticmethod
+    def from_random():
+        """A new one that nobody else has."""
+        return ObjectID(os.urandom(20))
+
+    def binary(self):
+        """The 20 bytes."""
+        return self.id
+
+    def hex(self):
+        return self.id.hex()
+
+    def __eq__(self, other):
+        return isinstance(other, ObjectID) and self.id == (<ObjectID>other).id
+
+    def __hash__(self):
+        return hash(self.id)
+
+    def __repr__(self):
+        return f"ObjectID({self.id.hex()})"
+
+    def __reduce__(self):
+        return ObjectID, (self.id,)
 
 
 class PlasmaError(Exception):
@@ -203,8 +245,10 @@ cdef int _raise_status(const Status& status, str doing) except -1:
         raise KeyboardInterrupt
     if code == StatusCode.kDisconnected:
         raise PlasmaStoreDied(f"{doing}: {text}")
-    if code == StatusCode.kOutOfMemory or code == StatusCode.kTooLarge:
+    if code == StatusCode.kOutOfMemory:
         raise PlasmaStoreFull(f"{doing}: {text}")
+    if code == StatusCode.kTooLarge:
+        raise PlasmaStoreFull(text)
     if code == StatusCode.kTimedOut:
         raise TimeoutError(f"{doing}: {text}")
     if code == StatusCode.kPermission:
@@ -253,6 +297,29 @@ cdef class PlasmaBuffer:
 
     def to_pybytes(self):
         return PyBytes_FromStringAndSize(<char*>self.address, self.nbytes)
+
+    def __getitem__(self, index):
+        return memoryview(self)[index]
+
+    def __eq__(self, other):
+        if not isinstance(other, (PlasmaBuffer, bytes, bytearray, memoryview)):
+            return NotImplemented
+        return memoryview(self) == memoryview(other)
+
+    __hash__ = None
+
+    def metadata_buffer(self):
+        """The metadata as a buffer of its own, which pins the object too."""
+        cdef PlasmaBuffer b = PlasmaBuffer.__new__(PlasmaBuffer)
+        (<Client*>self.client.get()).PinAgain(self.slot)
+        b.client = self.client
+        b.address = self.address + self.nbytes
+        b.nbytes = self.metadata_nbytes
+        b.metadata_nbytes = 0
+        b.slot = self.slot
+        b.generation = self.generation
+        b.created_here = self.created_here
+        return b
 
     cpdef bytes metadata(self):
         return PyBytes_FromStringAndSize(<char*>self.address + self.nbytes, self.metadata_nbytes)
@@ -494,6 +561,25 @@ cdef class PlasmaClient:
             memcpy(dest, src, n)
         else:
             c.Copy(dest, src, n)
+
+    def copy_into(self, dest, source):
+        """Copies one contiguous buffer into another of the same size, as put does. GIL released if large."""
+        cdef Py_buffer d, b
+        PyObject_GetBuffer(dest, &d, PyBUF_WRITABLE)
+        try:
+            PyObject_GetBuffer(source, &b, PyBUF_SIMPLE)
+            try:
+                if d.len != b.len:
+                    raise ValueError(f"dest has {d.len} bytes, source {b.len}")
+                if <size_t>b.len < COPY_WITHOUT_LOCK_BYTES:
+                    memcpy(d.buf, b.buf, b.len)
+                else:
+                    with nogil:
+                        self.copy(d.buf, b.buf, b.len)
+            finally:
+                PyBuffer_Release(&b)
+        finally:
+            PyBuffer_Release(&d)
 
     def wait_sealed(self, keys, timeout_s=None):
         """Waits until every key of the list has been sealed; False if timeout_s (None: for ever) passed first.
