@@ -79,7 +79,10 @@ std::unique_ptr<Connection> Connection::DialTcp(const std::string& host, uint16_
   const int fd = ConnectTcp(host, port, status);
   if (fd < 0) return nullptr;
   std::unique_ptr<Connection> connection(new Connection(fd));
-  connection->Begin(self, Handshake::Side::kDialled);
+  if (!connection->Begin(self, Handshake::Side::kDialled)) {
+    *status = Status(StatusCode::kPermission, "won't talk to " + host + ": " + connection->why_);
+    return nullptr;
+  }
   connection->Flush();
   return connection;
 }
@@ -286,6 +289,11 @@ bool Connection::Greet() {
     hello_deadline_ns_ = 0;
     peer_tag_ = handshake_->peer_tag();
     peer_role_ = handshake_->peer_role();
+    if (in_head_ % kFrameAlign != 0) {  // the greeting came in odd pieces; from here on the head moves by whole frames
+      std::memmove(in_, in_ + in_head_, in_tail_ - in_head_);
+      in_tail_ -= in_head_;
+      in_head_ = 0;
+    }
   }
   Flush();  // our hello or answer, if it was waiting for this; a failure shows in the next Fill
   return true;

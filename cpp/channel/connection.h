@@ -85,7 +85,8 @@ class Connection {
   // call Flush and go by what it says: the socket may have been too full.
   int Fill();
 
-  // The next whole frame. False: none (more). Never touches the socket.
+  // The next whole frame. False: none (more), or the next one is malformed: then alive() turns false and Fill says -1.
+  // Never touches the socket.
   bool Next(Frame* out) {
     const size_t waiting = in_tail_ - in_head_;
     if (waiting < kFrameHeaderBytes || !verified_) return false;
@@ -113,6 +114,8 @@ class Connection {
   const uint8_t* peer_tag() const { return peer_tag_.bytes; }  // 16 bytes; zeros before its hello was accepted
   uint8_t peer_role() const { return peer_role_; }
   pid_t peer_pid() const { return peer_pid_; }  // of the process that dialled or called listen; 0 over TCP
+
+  size_t buffer_bytes() const { return out_end_ + in_end_; }  // memory held, used or not
 
   int error() const { return error_; }  // errno, EPROTO for a broken protocol; 0 while alive or closed in good order
   const char* why_closed() const { return why_; }  // a literal, "" while alive

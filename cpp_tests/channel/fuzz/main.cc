@@ -1,0 +1,4 @@
+// Runs the fuzz tests linked in.
+#include "testing.h"
+
+RAY_TEST_MAIN()
