@@ -112,7 +112,7 @@ class BuildWithCMake(build_ext):
         # Every path is given anew each time: pip's build environments, which held the tools last time, are gone.
         configure = [cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(folder), f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         configure += [f"-DPython3_EXECUTABLE={sys.executable}", f"-DRAY_INPLACE={'ON' if self.inplace else 'OFF'}"]
-        configure += ["-DRAY_TESTS=OFF", "-DRAY_PYTHON=ON", "--no-warn-unused-cli"]
+        configure += ["-DRAY_TESTS=OFF", "-DRAY_PYTHON=ON"]
         step(configure)
         step([cmake, "--build", str(folder), "--parallel", str(jobs())])
         if not self.inplace:
