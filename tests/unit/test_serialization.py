@@ -280,6 +280,27 @@ sys.stdout.buffer.write(serialization.encode([Thing(2), {"k": helper}]).to_bytes
     assert functions["k"](1, 2) == 3
 
 
+def test_modules_registered_by_value_travel_as_code(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray.cloudpickle
+
+    (tmp_path / "only_here.py").write_text("class Thing:\n    answer = 42\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import only_here  # type: ignore[import-not-found]
+
+    thing = only_here.Thing()
+    by_name = serialization.encode(thing).nbytes
+    ray.cloudpickle.register_pickle_by_value(only_here)
+    try:
+        blob = serialization.encode(thing).to_bytes()
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(only_here)
+        del sys.modules["only_here"]
+    monkeypatch.undo()
+    assert len(blob) > 2 * by_name
+    program = f"from ray._native import serialization\nassert serialization.decode({blob!r}).answer == 42"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_plain_values_need_neither_numpy_nor_cloudpickle() -> None:
     program = """
 import sys
