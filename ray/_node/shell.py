@@ -69,6 +69,7 @@ class Node:
             actors_starting_max=settings.actors_starting_max or 4 * cpus,
         )
         self.cores = Cores()
+        self.founder: Core | None = None  # the driver that started the session and ends it by its own end
         self.head_port = HeadPort(self)
         self.requests = Requests(self)
         self.head: Any = None  # HeadService, once main has imported it
@@ -269,6 +270,8 @@ class Node:
         self.cores.jobs[job_id] = job
         core = Core(peer, "driver", tag, job_id, job.namespace)
         core.log_to_driver = bool(info.get("log_to_driver", True))
+        if self.founder is None and peer.pid == self.config.get("driver_pid") and self.config.get("watch_driver", True):
+            self.founder = core
         self.cores.add(core)
         self.feed(self.scheduler, ls.CoreJoined(tag, job_id))
         self.loop.call_soon(self.logs.resume, job_id)  # behind the answer to `register`
@@ -298,7 +301,7 @@ class Node:
         if not self.cores.drivers_of(core.job_id):
             self.cores.jobs.pop(core.job_id, None)
             self.feed(self.pool, wp.JobEnded(core.job_id))
-        if self.config.get("driver_pid") == core.pid and self.config.get("watch_driver", True):
+        if core is self.founder:
             self.founder_gone(f"the driver's connection ended: {why}")
 
     def founder_gone(self, why: str) -> None:
