@@ -77,6 +77,7 @@ def test_a_server_listens_on_no_port_and_its_files_are_private() -> None:
 def test_dangerous_commands_and_foreign_keys_are_refused() -> None:
     async def test() -> None:
         async with control_plane() as plane:
+            await plane.store.call(0, "PING")
             client = plane.client()
             for command in FORBIDDEN:
                 with pytest.raises(redis.exceptions.ResponseError, match=r"(?i)no permissions|unknown command"):
