@@ -179,24 +179,28 @@ class Requests:
         self, caller: Caller, key: bytes, value: bytes, overwrite: bool = True, namespace: bytes | str | None = None
     ) -> bool:
         """Returns whether the key is new."""
-        data = _kv_bytes("value", value)
+        space, key, data = _space(namespace), _kv_bytes("key", key), _kv_bytes("value", value)
         if len(data) > KV_BYTES_MAX:
             raise ValueError(
                 f"kv_put: the value has {len(data)} bytes; at most {KV_BYTES_MAX} fit. Use ray.put for large data"
             )
-        return await self._head.need_tables().kv.put(_space(namespace), _kv_bytes("key", key), data, bool(overwrite))
+        return await self._head.need_tables().kv.put(space, key, data, bool(overwrite))
 
     async def _rpc_kv_get(self, caller: Caller, key: bytes, namespace: bytes | str | None = None) -> bytes | None:
-        return await self._head.need_tables().kv.get(_space(namespace), _kv_bytes("key", key))
+        space, key = _space(namespace), _kv_bytes("key", key)
+        return await self._head.need_tables().kv.get(space, key)
 
     async def _rpc_kv_del(self, caller: Caller, key: bytes, namespace: bytes | str | None = None) -> bool:
-        return await self._head.need_tables().kv.delete(_space(namespace), _kv_bytes("key", key))
+        space, key = _space(namespace), _kv_bytes("key", key)
+        return await self._head.need_tables().kv.delete(space, key)
 
     async def _rpc_kv_exists(self, caller: Caller, key: bytes, namespace: bytes | str | None = None) -> bool:
-        return await self._head.need_tables().kv.exists(_space(namespace), _kv_bytes("key", key))
+        space, key = _space(namespace), _kv_bytes("key", key)
+        return await self._head.need_tables().kv.exists(space, key)
 
     async def _rpc_kv_keys(self, caller: Caller, prefix: bytes, namespace: bytes | str | None = None) -> list[bytes]:
-        return await self._head.need_tables().kv.keys(_space(namespace), _kv_bytes("prefix", prefix))
+        space, prefix = _space(namespace), _kv_bytes("prefix", prefix)
+        return await self._head.need_tables().kv.keys(space, prefix)
 
     async def _rpc_head_stats(self, caller: Caller) -> dict[str, Any]:
         return self._head.stats()
