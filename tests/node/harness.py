@@ -41,7 +41,9 @@ class Talk:
             raise result
         return result
 
-    def event(self, name: str, matching: Callable[..., bool] = lambda *_: True, timeout_s: float = 10.0) -> tuple[Any, ...]:
+    def event(
+        self, name: str, matching: Callable[..., bool] = lambda *_: True, timeout_s: float = 10.0
+    ) -> tuple[Any, ...]:
         """The next event of that name that nobody has taken yet; those of other names stay."""
         found: list[int] = []
 
@@ -96,6 +98,7 @@ class Worker(Talk):
     def __init__(self, driver: Driver, tag: bytes, pid: int) -> None:
         super().__init__(driver.session.core_socket(tag), driver.session.token, 0)
         self.pid = pid
+        self.worker_tag = tag
 
     def run(self, source: str) -> None:
         self.tell("run", source)
@@ -134,7 +137,9 @@ class Driver(Talk):
 
     def ask(self, resources: dict[str, int], name: str = "f") -> int:
         self._requests += 1
-        self.tell("lease_request", self._requests, resources, {"name": name, "strategy": None, "exclusive_worker": False})
+        self.tell(
+            "lease_request", self._requests, resources, {"name": name, "strategy": None, "exclusive_worker": False}
+        )
         return self._requests
 
     def lease(self, resources: dict[str, int] = CPU1) -> tuple[int, Worker, list[int]]:

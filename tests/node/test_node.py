@@ -198,7 +198,9 @@ def test_redis_holds_the_control_plane_and_nobody_waited_for_it(start: Start) ->
         ({"settings": {"worker_main": 5}}, "worker_main must be str"),
     ],
 )
-def test_a_node_that_cannot_start_says_why_and_leaves_nothing(folder: str, config: dict[str, object], says: str) -> None:
+def test_a_node_that_cannot_start_says_why_and_leaves_nothing(
+    folder: str, config: dict[str, object], says: str
+) -> None:
     with pytest.raises(NodeStartError, match=says):
         Driver(folder, **config)
 
