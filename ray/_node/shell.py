@@ -395,7 +395,7 @@ class Node:
         )
         self.head = HeadService(
             self.head_port,
-            Store(self.redis.addresses, self.redis.password, self.loop),
+            Store.of_servers(self.redis, self.loop),
             errors_kept=self.settings.errors_kept,
             task_events_kept=self.settings.task_events_kept,
         )
