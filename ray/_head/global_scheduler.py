@@ -39,9 +39,10 @@ class ResourcesReported(NamedTuple):
 
 class Requested(NamedTuple):
     request_id: bytes
-    ask: Mapping[str, int]
+    ask: Mapping[str, int]  # what a node must be able to offer
     strategy: Strategy
     name: str = ""
+    hold: Mapping[str, int] | None = None  # what it will hold there once placed; None: what it asks
 
 
 class Ended(NamedTuple):
@@ -124,8 +125,9 @@ class GlobalScheduler:
             self._waiting[request.request_id] = request
             return [Infeasible(request.request_id, self._why_infeasible(request))] if say_infeasible else []
         node = self._nodes[node_id]
-        node.assigned[request.request_id] = request.ask
-        for name, units in request.ask.items():
+        hold = request.ask if request.hold is None else request.hold
+        node.assigned[request.request_id] = hold
+        for name, units in hold.items():
             node.available[name] = node.available.get(name, 0) - units
         self._assigned[request.request_id] = node_id
         return [Assign(request.request_id, node_id)]

@@ -197,12 +197,14 @@ class HeadService:
 
     def _do_place(self, action: am.Place) -> None:
         spec = action.spec
-        ask = spec.get("placement_resources") or spec.get("resources") or {}
+        hold, to_place = spec.get("resources") or {}, spec.get("placement_resources") or {}
+        ask = {name: max(hold.get(name, 0), to_place.get(name, 0)) for name in {**hold, **to_place}}
         request = global_scheduler.Requested(
             action.actor_id,
             ask,
             global_scheduler.parse_strategy(spec.get("strategy")),
             f"actor {spec.get('class_name', '?')} ({action.actor_id.hex()})",
+            hold,
         )
         self._run(lambda: self.placing.handle(request))
 
