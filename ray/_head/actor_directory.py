@@ -1,5 +1,4 @@
-"""Which actors there are, where each runs, and what becomes of it when something dies. Pure: `handle(event, now) ->
-actions`.
+"""Which actors there are, where each runs, what becomes of it when something dies. Pure: `handle(event, now) -> actions`.
 
 Runs in the head (on one machine: in the node process), on its loop's thread; no I/O, no clock. An actor is in exactly
 one of
@@ -9,8 +8,7 @@ one of
     ALIVE              __init__ is over, calls are taken; its worker is found in `_by_worker`
     RESTARTING         its worker died and it may come back; waits for resources as in PENDING_PLACEMENT
     DEAD               for ever, with its cause; in `_dead`, oldest forgotten first. A worker that has still to die
-    stays
-                       in `_by_worker` until it has, and only then are the resources released
+                       stays in `_by_worker` until it has, and only then are the resources released
 
 What a core sees of this is coarser: PENDING, ALIVE, RESTARTING, DEAD. If its worker dies, an actor is started again up
 to `max_restarts` times (-1: always) as a new *incarnation*; if its owner dies, it dies too, unless it is detached; an
@@ -247,12 +245,16 @@ class ActorDirectory:
     def _become(self, actor: Actor, event: WorkerStarted, now: float) -> Step:
         if actor.worker_tag:  # it has one: the shell handed out two
             self.late += 1
-            return actor.state, [KillWorker(event.worker_tag, "the actor already has a worker")]
+            return PENDING_CREATION, [KillWorker(event.worker_tag, "the actor already has a worker")]
         actor.worker_tag, actor.worker_pid, actor.gpu_ids = event.worker_tag, event.worker_pid, list(event.gpu_ids)
         actor.placements_lost = 0
         self._by_worker[event.worker_tag] = actor.actor_id
         become = Become(event.worker_tag, actor.actor_id, actor.creation, actor.incarnation, actor.gpu_ids)
         return PENDING_CREATION, [become]
+
+    def _refuse_second(self, actor: Actor, event: WorkerStarted, now: float) -> Step:
+        self.late += 1
+        return ALIVE, [KillWorker(event.worker_tag, "the actor already has a worker")]
 
     def _place_again(self, actor: Actor, event: PlacementLost, now: float) -> Step:
         if actor.worker_tag:
@@ -508,7 +510,7 @@ TRANSITIONS: dict[tuple[str, type], Row] = {
     (ALIVE, Exiting): _D._exits,
     (ALIVE, Ready): _D._ignore,  # said twice
     (ALIVE, InitFailed): _D._ignore,  # a worker that contradicts itself
-    (ALIVE, WorkerStarted): _D._become,
+    (ALIVE, WorkerStarted): _D._refuse_second,  # the shell handed out two
     (ALIVE, Subscribe): _D._join,
     (ALIVE, Unsubscribe): _D._leave,
     # Final. Only its worker's death still changes anything.

@@ -1,7 +1,6 @@
-"""What happened to each task, for the timeline, the state API and the dashboard. No I/O, no clock; in the head, on its
-loop.
+"""What happened to each task, for the timeline, the state API and the dashboard. No I/O, no clock.
 
-Cores send lists of events now and then (never one by one, never waiting); here they are checked, gathered and written
+In the head, on its loop's thread. Cores send lists of events now and then (never one by one, never waiting); here they are checked, gathered and written
 to Redis in batches of BATCH_MAX or each FLUSH_S, whichever comes first. Nothing is kept in memory but the batch being
 gathered: who wants to look reads Redis. A job keeps its newest `kept` events; older batches leave with the write that
 adds a new one.
@@ -12,9 +11,8 @@ An event is a tuple, `(task_id, state, time_s)` or `(task_id, state, time_s, fie
     state     SUBMITTED | RUNNING | FINISHED | FAILED | CANCELLED | RETRIED
     time_s    seconds since the epoch, when it got into that state
     fields    any of FIELDS below; the sender leaves out what it does not know. `merge` puts a task's events together,
-    so the
-              submitter may say the name and the worker the pid. `times` adds earlier states to a late event, so that
-              one event a task is enough: {"times": {"SUBMITTED": 1.0, "RUNNING": 1.1}}.
+              so the submitter may say the name and the worker the pid. `times` adds earlier states to a late event,
+              so that one event a task is enough: {"times": {"SUBMITTED": 1.0, "RUNNING": 1.1}}
 """
 
 from __future__ import annotations

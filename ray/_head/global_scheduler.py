@@ -3,8 +3,8 @@
 Runs in the head, on its loop's thread: `handle(event) -> actions`, no I/O, no clock. A request is in exactly one of
 
     WAITING   no node that is there could ever hold it; found in `_waiting`, in the order they came; looked at again
-    when a node joins ASSIGNED  given to a node, whose local scheduler queues it and holds its resources; found under
-    that node
+              when a node joins
+    ASSIGNED  given to a node, whose local scheduler queues it and holds its resources; found under that node
 
 and is forgotten once it has ended. If a node leaves, its assignments are lost: whoever asked is told, and asks again.
 What is free on a node is what it last reported, less what was assigned since then; with no reports (one machine) that

@@ -4,10 +4,10 @@ Runs in the head, on its loop's thread. A job is in exactly one of
 
     RUNNING   its driver is connected; found in `_by_driver`
     ENDING    its driver is gone; something that needs its code or its tables is still there: actors whose workers have
-    yet to
-              die, or detached actors, which may outlive it for as long as they like
+              yet to die, or detached actors, which may outlive it for as long as they like
     FINISHED  the driver left on purpose, and nothing of the job is left but its row; in `_ended`, oldest forgotten
-    first DIED      the same, after a driver that was killed or crashed
+              first
+    DIED      the same, after a driver that was killed or crashed
 
 A driver's death ends its job; so does its `ray.shutdown`. Only how it is written in the row differs.
 """

@@ -1,13 +1,11 @@
-"""Which nodes are there and which are to be believed dead. Pure: `handle(event, now) -> actions`, `deadline()`; no
-clock.
+"""Which nodes are there and which are to be believed dead. Pure: `handle(event, now) -> actions`, `deadline()`.
 
 Runs in the head, on its loop's thread. A node is in exactly one of
 
     ALIVE    heard of within `period_s`, or watched directly (the head's own machine: its process says when it ends)
     SUSPECT  silent for longer than that: gets no new work, keeps what it has
     DEAD     silent for `period_s * MISSES_MAX`, or its connection ended, or it said goodbye; final: a node that was
-    merely cut
-             off and comes back is told to start afresh, since its work has been given to others
+             merely cut off and comes back is told to start afresh, since its work has been given to others
 
 Whoever hears NodeDead acts on it: actors restart elsewhere, the scheduler places nothing there.
 """
