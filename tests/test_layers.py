@@ -18,12 +18,12 @@ RAY = Path(__file__).resolve().parents[1] / "ray"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_config", "_protocol", "_version", "exceptions"),
     ("_native",),
-    ("_serialization", "_scheduling", "_control", "_transport", "_launch", "runtime_env"),
+    ("_serialization", "_scheduling", "_control", "_transport", "_launch", "_driver_output", "runtime_env"),
     ("_core", "_node", "_head"),
     (
         *("", "api", "remote_function", "actor", "object_ref", "runtime_context", "plasma", "_aliases"),
         *("context", "job_config", "types", "cloudpickle"),
-        *("_driver", "_driver_output", "_init_options", "_options", "_signature"),  # what api.py is made of
+        *("_driver", "_init_options", "_options", "_signature"),  # what api.py is made of
     ),
     ("cli", "dashboard", "client", "cluster_utils"),
     ("util", "rllib", "experimental"),

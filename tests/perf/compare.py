@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.leaks import describe, mark_this_process, marked_processes
+from tests.perf import limits
 
 ROOT = Path(__file__).resolve().parents[2]
 PEER_VERSION = "2.60.0"
@@ -134,15 +135,13 @@ def row_names(engine: Engine) -> list[str]:
     return [line for line in output.splitlines() if line]
 
 
-def limits() -> dict[str, Any]:
-    """What the machine itself can do, measured now (tests/perf/limits.py): {name: number}."""
-    if not (ROOT / "tests" / "perf" / "limits.py").exists():
+def machine_limits() -> dict[str, float]:
+    """What the machine itself can do, measured now: {name, with its unit at the end: number}."""
+    try:
+        return limits.measure()
+    except RuntimeError as error:
+        print(f"the machine's own limits could not be measured: {error}", flush=True)
         return {}
-    with tempfile.NamedTemporaryFile(suffix=".json") as result:
-        command = [sys.executable, "-m", "tests.perf.limits", "--json", result.name]
-        done = subprocess.run(command, cwd=ROOT, check=False)
-        text = Path(result.name).read_text()
-    return json.loads(text) if done.returncode == 0 and text else {}
 
 
 def median(values: Sequence[float | None]) -> float | None:
@@ -187,8 +186,8 @@ def table(results: dict[str, Any]) -> str:
             line(f"{label}{f', {unit}' if unit else ''}", theirs, ours, times(theirs, ours))
     text = "\n".join(lines)
     if results.get("limits"):
-        text += "\n\nWhat the machine itself does, in the same run: "
-        text += "; ".join(f"{name} {number(value)}" for name, value in results["limits"].items()) + "."
+        text += "\n\n| what the machine itself does, in the same run | |\n|---|---:|"
+        text += "".join(f"\n| {key.replace('_', ' ')} | {number(value)} |" for key, value in results["limits"].items())
     return f"{text}\n\nMeasured on {results['machine']}. Rates are per second; a ratio above 1 is in our favour."
 
 
@@ -210,7 +209,7 @@ def measure(options: argparse.Namespace, keep: Path) -> dict[str, Any]:
     if not options.no_ours:
         engines.append(Engine("this", options.ours, from_tree=True))
     results: dict[str, Any] = {"machine": machine(), "engines": [e.name for e in engines], "load": [os.getloadavg()[0]]}
-    results |= {"limits": limits(), "rows": {}, "start": {e.name: [] for e in engines}, "failures": {}}
+    results |= {"limits": machine_limits(), "rows": {}, "start": {e.name: [] for e in engines}, "failures": {}}
     rows = [r for r in row_names(engines[0]) if options.only in r]
     if not rows:
         sys.exit(f"compare.py: no row's name contains {options.only!r}")
