@@ -10,6 +10,7 @@ def _pickler_init(self, file, buffer_callback):
 
 
 cdef object _pickler_base_init = None
+cdef object _plain_dump = None
 cdef object _cloudpickle_override = None
 cdef object _by_value_modules = None    # what register_pickle_by_value has been called with
 
@@ -66,12 +67,13 @@ def _ref_at(Py_ssize_t index):
 
 
 cdef int _load_pickler() except -1:
-    global _Pickler, _cloudpickle_reducers, _pickler_base_init, _cloudpickle_override, _by_value_modules
+    global _Pickler, _cloudpickle_reducers, _pickler_base_init, _cloudpickle_override, _by_value_modules, _plain_dump
     from pickle import Pickler
 
     import cloudpickle
 
     _pickler_base_init = Pickler.__init__
+    _plain_dump = Pickler.dump
     _cloudpickle_override = cloudpickle.Pickler.reducer_override
     _by_value_modules = getattr(cloudpickle.cloudpickle, "_PICKLE_BY_VALUE_MODULES", None)
     _cloudpickle_reducers = cloudpickle.Pickler._dispatch_table
@@ -128,7 +130,7 @@ cdef class _Press:
         self.chunks = []
         self.views = []
         self.pickler = _Pickler(self, self.keep)
-        self.dump = self.pickler.dump
+        self.dump = _plain_dump.__get__(self.pickler)   # cloudpickle's only adds a word to RecursionError
         self.clear_memo = self.pickler.clear_memo
 
     def write(self, chunk):
@@ -138,6 +140,18 @@ cdef class _Press:
 
     def keep(self, buffer):
         self.views.append(buffer.raw())   # BufferError if it isn't contiguous: the exporter's fault, and it says so
+
+    cdef int empty(self) except -1:
+        # At once, not when the collector finds the cycle that press and pickler are: a memo keeps the whole value, its
+        # references included.
+        self.clear_memo()
+        self.chunks = []
+        self.views = []
+        if self.pickler.refs is not None:
+            self.pickler.refs = None
+        if self.pickler.globals_ref:
+            self.pickler.globals_ref = {}
+        return 0
 
 
 cdef list _idle_presses = []
@@ -155,10 +169,15 @@ cdef Encoded _pickled(object value, str name):
     try:
         press.dump(value)
     except MemoryError:
+        press.empty()
         raise
     except Exception as error:
+        press.empty()
         from ray._serialization.explain import unpicklable
         raise unpicklable(value, name, error) from error
+    except BaseException:
+        press.empty()
+        raise
     stream = press.chunks[0] if len(press.chunks) == 1 and type(press.chunks[0]) is bytes else b"".join(press.chunks)
     views = press.views
     if not views:
@@ -169,18 +188,11 @@ cdef Encoded _pickled(object value, str name):
             end = _align(end) + view.nbytes
         encoded = _new(KIND_PICKLE5, end)
         encoded.buffers = views
-        press.views = []
     encoded.inband = stream
     encoded.refs = press.pickler.refs
-    # Empty before it is put back: it must not keep the value, and a cleared memo of a big value is still big.
+    press.empty()
+    # The table of a big value's memo stays big when it is cleared: such a pickler is dropped.
     if PyBytes_GET_SIZE(stream) <= PRESS_STREAM_BYTES_MAX and len(_idle_presses) < PRESSES_IDLE_MAX:
-        press.clear_memo()
-        press.chunks.clear()
-        pickler = press.pickler
-        if pickler.refs is not None:
-            pickler.refs = None
-        if pickler.globals_ref:
-            pickler.globals_ref = {}
         _idle_presses.append(press)
     return encoded
 

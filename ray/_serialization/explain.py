@@ -37,6 +37,7 @@ _HINTS = {
     "memoryview": "pass bytes(view), or the array that it shows",
     "module": "import it where it is used",
 }
+_NESTED = "What to try: a flat structure (a list of nodes, say), or a larger sys.setrecursionlimit() on both sides."
 _ADVICE = "leave it out with __getstate__ or __reduce__, or say how with ray.util.register_serializer"
 
 
@@ -73,7 +74,7 @@ class _Search:
         except MemoryError:
             raise
         except Exception as error:
-            return error
+            return error.with_traceback(None)  # its frames would keep the value, in a cycle with the error
         return None
 
     def failing_parts(self, value: object) -> Iterator[tuple[str, object, Exception]]:
@@ -104,8 +105,10 @@ def _leave_out(buffer: object) -> None:
 
 def unpicklable(value: object, name: str, error: Exception) -> TypeError:
     """The error to raise for a value that pickling failed on with `error`; the caller calls the value `name`."""
-    path, culprit, why = find_culprit(value, error)
     known = "a value" if name == "value" else name
+    if isinstance(error, RecursionError):  # each part would fail the same way
+        return TypeError(f"can't pickle {known}: it is nested too deeply (RecursionError: {error}). {_NESTED}")
+    path, culprit, why = find_culprit(value, error)
     kind = type(culprit)
     full = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     reason = f"{type(why).__name__}: {why}".splitlines()[0][:300]

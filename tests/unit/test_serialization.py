@@ -451,6 +451,24 @@ def test_a_ref_outside_of_an_encode_asks_the_hook() -> None:
         serialization.set_ref_out_of_band(None)
 
 
+@pytest.mark.parametrize("extra", [b"", b"x" * 100_000, threading.Lock()], ids=["small", "large", "failing"])
+def test_an_encode_keeps_nothing_of_the_value_when_it_is_done(extra: Any) -> None:
+    gc.disable()  # or the collector would hide a cycle
+    try:
+        for _ in range(3):
+            ref, point = Ref(1), Point(1)
+            alive = weakref.ref(ref), weakref.ref(point)
+            try:
+                encoded = serialization.encode([ref, point, np.arange(5), extra])
+                del encoded
+            except TypeError as error:
+                error.__traceback__ = error.__cause__ = None
+            del ref, point
+            assert [one() for one in alive] == [None, None]
+    finally:
+        gc.enable()
+
+
 def test_ten_thousand_refs_in_a_dict_come_back() -> None:
     refs = [Ref(number) for number in range(10_000)]
     assert round_trip({"refs": refs})["refs"] == refs
