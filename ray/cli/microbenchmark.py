@@ -8,7 +8,8 @@ A row's rate is the median of three timed windows, after one call and one window
 reported as failed, with the reason, and the others go on.
 """
 
-# mypy: disable-error-code="attr-defined"   (it does not apply class decorators, so it doesn't see that .remote is there)
+# mypy applies no class decorators, and so does not see that an actor class has .remote:
+# mypy: disable-error-code="attr-defined"
 from __future__ import annotations
 
 import argparse
