@@ -1,7 +1,7 @@
-"""Which actors there are, where each runs, what becomes of it when something dies. Pure: `handle(event, now) -> actions`.
+"""Which actors there are, where each runs, and what becomes of it when something dies. Pure.
 
-Runs in the head (on one machine: in the node process), on its loop's thread; no I/O, no clock. An actor is in exactly
-one of
+Runs in the head (on one machine: in the node process), on its loop's thread: `handle(event, now) -> actions`, no I/O,
+no clock. An actor is in exactly one of
 
     PENDING_PLACEMENT  waits for resources; nothing runs
     PENDING_CREATION   has resources; once it has a worker, that worker is told to become the actor and runs __init__

@@ -1,9 +1,9 @@
 """What happened to each task, for the timeline, the state API and the dashboard. No I/O, no clock.
 
-In the head, on its loop's thread. Cores send lists of events now and then (never one by one, never waiting); here they are checked, gathered and written
-to Redis in batches of BATCH_MAX or each FLUSH_S, whichever comes first. Nothing is kept in memory but the batch being
-gathered: who wants to look reads Redis. A job keeps its newest `kept` events; older batches leave with the write that
-adds a new one.
+In the head, on its loop's thread. Cores send lists of events now and then (never one by one, never waiting); here they
+are checked, gathered and written to Redis in batches of BATCH_MAX or each FLUSH_S, whichever comes first. Nothing is
+kept in memory but the batch being gathered: who wants to look reads Redis. A job keeps its newest `kept` events; older
+batches leave with the write that adds a new one.
 
 An event is a tuple, `(task_id, state, time_s)` or `(task_id, state, time_s, fields)`:
 

@@ -512,3 +512,45 @@ def test_a_head_that_restarts_in_the_middle_goes_on_from_the_rows_it_saved(seed:
     world.settle()
     for actor in after.all():
         assert world.held[actor.actor_id] == (1 if actor.state == ALIVE else 0), actor
+
+
+def test_the_random_lives_reach_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: set[tuple[str, type]] = set()
+
+    def noted(key: tuple[str, type], row: Any) -> Any:
+        def step(directory: ActorDirectory, actor: Any, event: Any, now: float) -> Any:
+            reached.add(key)
+            return row(directory, actor, event, now)
+
+        return step
+
+    for key, row in list(TRANSITIONS.items()):
+        monkeypatch.setitem(TRANSITIONS, key, noted(key, row))
+    for seed in range(100, 115):
+        world = World(seed)
+        for _ in range(400):
+            world.step()
+    # Those below need a shell that hands out two workers, or a place that crosses our cancellation: tested by hand.
+    by_hand = {
+        (ALIVE, am.WorkerStarted),
+        (ALIVE, am.PlacementLost),
+        (DEAD, am.Placed),
+        (DEAD, am.WorkerStarted),
+        (DEAD, am.PlacementLost),
+        (DEAD, am.OwnerDied),
+        (PENDING_PLACEMENT, am.PlacementLost),  # a place that is lost while it is still being looked for
+        (RESTARTING, am.PlacementLost),
+    }
+    assert set(TRANSITIONS) - reached <= by_hand
+
+
+def test_a_second_worker_for_one_actor_is_refused() -> None:
+    head = Head()
+    head.create()
+    head(am.Placed(A, NODE))
+    head(am.WorkerStarted(A, worker(1), 101, []))
+    assert head(am.WorkerStarted(A, worker(2), 102, [])) == [am.KillWorker(worker(2), "the actor already has a worker")]
+    head(am.Ready(A, worker(1)))
+    assert head(am.WorkerStarted(A, worker(3), 103, [])) == [am.KillWorker(worker(3), "the actor already has a worker")]
+    assert head(am.PlacementLost(A, "late")) == []
+    assert head.state() == ALIVE
