@@ -11,6 +11,7 @@ def _pickler_init(self, file, buffer_callback):
 
 cdef object _pickler_base_init = None
 cdef object _plain_dump = None
+cdef dict _arrow_reducers = {}          # empty until this process has imported pyarrow
 cdef object _cloudpickle_override = None
 cdef object _by_value_modules = None    # what register_pickle_by_value has been called with
 
@@ -36,6 +37,10 @@ def _reducer_override(self, obj):
     if PyExceptionInstance_Check(obj):
         from ray._serialization.reducers import reduce_exception
         return reduce_exception(obj)
+    if _arrow_reducers:
+        reducer = _arrow_reducers.get(type(obj))
+        if reducer is not None:
+            return reducer(obj)
     return NotImplemented
 
 
@@ -157,6 +162,13 @@ cdef class _Press:
 cdef list _idle_presses = []
 
 
+cdef int _find_arrow() except -1:
+    global _arrow_reducers
+    from ray._serialization.arrow import reducers
+    _arrow_reducers = reducers()
+    return 0
+
+
 cdef Encoded _pickled(object value, str name):
     cdef Encoded encoded
     cdef Py_ssize_t end
@@ -165,6 +177,8 @@ cdef Encoded _pickled(object value, str name):
     cdef list views
     if _Pickler is None:
         _load_pickler()
+    if not _arrow_reducers and "pyarrow" in sys.modules:
+        _find_arrow()
     press = <_Press>_idle_presses.pop() if _idle_presses else _Press()
     try:
         press.dump(value)

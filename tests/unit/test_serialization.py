@@ -213,6 +213,21 @@ def test_tables_and_frames_share_the_memory_of_the_view() -> None:
     assert first < got_frame["a"].to_numpy().ctypes.data < first + view.nbytes
 
 
+def test_a_slice_of_arrow_data_costs_what_it_shows() -> None:
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"a": np.arange(100_000), "s": pa.array(["xyz"] * 100_000), "l": [[1, None]] * 100_000})
+    column = table.column("s")
+    for whole in (table, table.combine_chunks().to_batches()[0], column, column.chunk(0), table.column("l").chunk(0)):
+        part = whole.slice(500, 10)
+        encoded = serialization.encode([part])
+        assert encoded.nbytes < 4096
+        result = serialization.decode(aligned(encoded.to_bytes()))[0]
+        assert type(result) is type(part)
+        assert result.equals(part)
+        assert serialization.encode(whole).nbytes > 100_000
+        assert round_trip(whole).equals(whole)
+
+
 def test_shared_and_recursive_references_survive() -> None:
     loop: list[Any] = [1]
     loop.append(loop)
