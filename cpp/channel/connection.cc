@@ -301,10 +301,7 @@ bool Connection::Greet() {
 
 bool Connection::Malformed() {
   Count(counters().frames_malformed);
-  in_head_ = in_tail_ = 0;
-  write_closed_ = true;
-  why_ = "";
-  ReadEnded(EPROTO, "the peer sent a malformed frame header");
+  CutOff("the peer sent a malformed frame header");
   return false;
 }
 
@@ -312,8 +309,14 @@ bool Connection::Malformed() {
 
 void Connection::Refuse(const char* why) {
   Count(counters().hellos_refused);
+  CutOff(why);
+}
+
+// The peer broke the protocol: nothing more from it is looked at. Shutting down tells it so, and makes an epoll report
+// the socket once more, so that an owner which had taken all events comes back for the -1.
+void Connection::CutOff(const char* why) {
+  Shutdown();
   in_head_ = in_tail_ = 0;
-  why_ = "";
   ReadEnded(EPROTO, why);
 }
 
@@ -333,6 +336,12 @@ void Connection::WriteEnded(int error) {
   write_closed_ = true;
   full_ = false;
   out_head_ = out_tail_ = 0;
+}
+
+// Reaches the peer even if a forked child holds a copy of the descriptor; but in such a child it would cut off its
+// parent.
+void Connection::Shutdown() const {
+  if (getpid() == owner_pid_) (void)shutdown(fd_, SHUT_RDWR);
 }
 
 void Connection::Close(const char* why) {

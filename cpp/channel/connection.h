@@ -131,6 +131,8 @@ class Connection {
   bool Greet();
   bool Malformed();
   void Refuse(const char* why);
+  void CutOff(const char* why);
+  void Shutdown() const;
   void ReadEnded(int error, const char* why);
   void WriteEnded(int error);
 

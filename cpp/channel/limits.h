@@ -35,7 +35,7 @@ constexpr int kBacklog = 4096;
 
 // Send buffer asked for on Unix sockets (the kernel doubles it for its own bookkeeping and cuts it to
 // net.core.wmem_max). docs/internals/wire_format.md has the measurement.
-constexpr int kSocketSendBytes = 1 << 20;
+constexpr int kSocketSendBytes = 512 << 10;
 
 // TCP: a silent peer is probed after this long, this often, and dropped after this many probes unanswered.
 constexpr int kKeepAliveIdleS = 10;

@@ -9,6 +9,7 @@
 
 #include "channel/counters.h"
 #include "channel/fixture.h"
+#include "channel/poller.h"
 #include "testing.h"
 
 namespace ray::channel {
@@ -205,6 +206,23 @@ TEST(Connection, AMalformedHeaderEndsItAfterTheFramesBefore) {
   EXPECT_EQ(pair.accepted->Fill(), -1);
   EXPECT_EQ(pair.accepted->Flush(), -1);
   EXPECT_EQ(counters().frames_malformed.load(), before + 1);
+  EXPECT_TRUE(raw.Ended());  // the culprit notices at once
+}
+
+TEST(Connection, AnOwnerThatReadsOncePerEventIsToldOfAMalformedHeaderByAnotherEvent) {
+  Pair pair;
+  Poller poller;
+  poller.Add(pair.accepted->fd(), 1);
+  Raw raw(dup(pair.dialled->fd()));
+  raw.Write(std::string(8, '\xff'));
+  Event event;
+  Frame frame;
+  ASSERT_EQ(poller.Wait(10'000, &event, 1), 1);
+  EXPECT_GT(pair.accepted->Fill(), 0);
+  EXPECT_FALSE(pair.accepted->Next(&frame));
+  ASSERT_EQ(poller.Wait(10'000, &event, 1), 1);
+  EXPECT_TRUE(event.readable && event.hangup);
+  EXPECT_EQ(pair.accepted->Fill(), -1);
 }
 
 TEST(Connection, FramesNobodyTakesFillTheBufferAndNoMore) {
