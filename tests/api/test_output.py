@@ -101,8 +101,8 @@ def test_ctrl_c_ends_a_get_at_once_and_leaves_a_usable_session():
             return "usable"
 
         ref = hang.remote()
-        print("waiting", flush=True)
         try:
+            print("waiting", flush=True)
             ray.get(ref)
         except KeyboardInterrupt:
             print(ray.get(f.remote()), flush=True)
