@@ -143,6 +143,25 @@ def test_arrays_come_back_read_only_and_aligned(array: np.ndarray, order: Any, s
             assert result.ctypes.data % 64 == 0
 
 
+def test_large_values_come_back() -> None:
+    # Above a MiB buffers are copied with the GIL released.
+    data = np.random.default_rng(1).bytes((3 << 20) + 5)
+    for value in (
+        data,
+        data.decode("latin-1"),
+        np.frombuffer(data, np.uint8),
+        [1, data],
+        {"v": [np.frombuffer(data, "u1")]},
+    ):
+        encoded = serialization.encode(value)
+        for view in (encoded.to_bytes(), aligned(encoded.to_bytes())):
+            result = serialization.decode(view)
+            if isinstance(value, dict):
+                assert np.array_equal(result["v"][0], value["v"][0])
+            else:
+                assert np.array_equal(result, value) if isinstance(value, np.ndarray) else result == value
+
+
 def test_a_strided_array_comes_back_contiguous() -> None:
     array = np.arange(100).reshape(10, 10)[::2, ::3]
     result = round_trip(array)
