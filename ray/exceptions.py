@@ -13,9 +13,12 @@ constructor takes, because what is stored is its fields; so a subclass needs no 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any, ClassVar
 from weakref import WeakValueDictionary
+
+TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing, which takes longer than all of this file
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, ClassVar
 
 
 def _rebuild(cls: type[RayError], args: tuple[Any, ...], fields: dict[str, Any]) -> RayError:

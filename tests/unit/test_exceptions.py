@@ -151,7 +151,7 @@ import sys
 import ray.exceptions
 ours = {m for m in sys.modules if m == 'ray' or m.startswith('ray.')}
 assert ours == {'ray', 'ray.exceptions'}, ours
-assert not {"numpy", "cloudpickle", "asyncio", "traceback"} & set(sys.modules)
+assert not {"numpy", "cloudpickle", "asyncio", "traceback", "typing"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 
