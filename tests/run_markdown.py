@@ -1,7 +1,7 @@
-"""Runs the Python blocks of a Markdown page, in order, in one namespace. PROCESS of its own: `python tests/run_markdown.py PAGE`.
+"""Runs the Python blocks of a Markdown page, in order, in one namespace. PROCESS: `python tests/run_markdown.py PAGE`.
 
-A block marked `text` right behind one marked `python` is what that one prints; `...` in it stands for anything. The first
-block that raises or prints something else ends the run, with a traceback that has the page's own line numbers.
+A block marked `text` right behind one marked `python` is what that one prints; `...` in it stands for anything. The
+first block that raises or prints something else ends the run, with a traceback that has the page's own line numbers.
 """
 
 from __future__ import annotations

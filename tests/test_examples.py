@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = {
     "quickstart.py": (
         ["--files=60", "--chunk=10", "--trials=3", "--steps=40"],
-        ["same result", "The best of 3 trials", "are recognised"],
+        ["times as fast", "The best of 3 trials", "are recognised"],
         ["numpy", "sklearn"],
     ),
 }

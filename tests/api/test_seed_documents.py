@@ -1,4 +1,4 @@
-"""Every code block of the documents that this project grew from runs: the walkthrough (001), chapters 1.5 to 1.8 of 004.
+"""Every code block of the documents that this project grew from runs: the walkthrough (001), 004 chapters 1.5 to 1.8.
 
 Transcribed block by block, in order. Where the documents lost a decorator or a line in copying, it is back; sleeps are
 shorter; what needs an old TensorFlow, gym or a download runs against the small stand-ins below, which do what the block
