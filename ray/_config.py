@@ -108,6 +108,11 @@ TABLE: tuple[Setting, ...] = (
         "Memory of the node, for each worker.",
     ),
     Setting(
+        "log_file_bytes_max", 64 * 2**20, "bytes a file", "node",
+        "A worker's output file that has grown to this is renamed to .1, replacing the one before.",
+        "Twice this on the disk, for each stream of each worker, while the session lives.",
+    ),
+    Setting(
         "log_backlog_bytes_max", 4 * 2**20, "bytes a driver", "node",
         "Output a slow driver has not read yet; beyond it the node stops reading pipes and workers block in print.",
         "Memory of the node.",

@@ -52,7 +52,8 @@ class NodeProcess:
     def wait_ready(self, timeout_s: float = 30.0) -> dict[str, Any]:
         """Waits until the node's sockets answer.
 
-        Returns: {"pid", "resources", "plasma_capacity", "milestones"}.
+        Returns: {"pid", "resources", "plasma_capacity", "milestones": monotonic times,
+            "processor_s": what the node process has used so far}.
         Raises: NodeStartError: with the node's own words; the process and the session folder are gone then.
         Blocks: up to timeout_s.
         """

@@ -1,7 +1,7 @@
-"""What `ps` shows for a process, and the one prctl that binds its life to its parent. Any process, main thread.
+"""What Python doesn't offer of libc: a process's title, its bond to its parent, the buffers of C's own streams.
 
-Both are calls into libc through ctypes (2 ms, 0.3 MB): a compiled module for them would have to be loaded by
-processes that need no other.
+Any process, main thread. Calls into libc through ctypes (2 ms, 0.3 MB): a compiled module for them would have to be
+loaded by processes that need no other.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
+_IOLBF = 1  # line buffering, in glibc and musl
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -51,3 +52,13 @@ def adopt_orphans() -> None:
     """Makes this process the parent of every descendant whose own parent ends, so that none escapes it."""
     if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def line_buffer_c_stdout() -> None:
+    """Output of C libraries leaves line by line also into a pipe, where C would keep it back up to 4 KiB."""
+    _libc.setvbuf(ctypes.c_void_p.in_dll(_libc, "stdout"), None, _IOLBF, 0)
+
+
+def flush_c_streams() -> None:
+    """What C libraries have printed leaves before an os._exit, which would drop it."""
+    _libc.fflush(None)

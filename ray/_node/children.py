@@ -10,9 +10,11 @@ from __future__ import annotations
 import fcntl
 import os
 import pickle
+import select
 import signal
 import socket
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any
@@ -117,26 +119,37 @@ class Reaper:
         self._loop.remove_signal_handler(signal.SIGCHLD)
 
 
-def kill_descendants(spare: Collection[int] = ()) -> int:
-    """SIGKILLs and reaps every descendant of this process but spare. Returns how many. Blocks: until they are gone.
+def kill_descendants(timeout_s: float = 5.0) -> int:
+    """SIGKILLs and reaps every descendant of this process. Returns how many.
+
+    Blocks: until they are gone; but no longer than timeout_s, for one stuck in the kernel (a dead network file system)
+    dies when it comes back, and nobody need wait for that.
 
     Killing a child makes its children ours, so a few rounds find everything, however deep, daemonised or re-grouped.
     """
     count = 0
-    while True:
-        targets = [pid for pid in children_of(os.getpid()) if pid not in spare]
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        targets = children_of(os.getpid())
         if not targets:
-            return count
+            break
         for pid in targets:
             # All of them before waiting for any: a parent must not have the time to replace a child.
             for descendant in [pid, *_below(pid)]:
                 _kill(descendant)
         for pid in targets:
             try:
-                os.waitpid(pid, 0)
-                count += 1
-            except ChildProcessError:
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
                 continue  # collected by its keeper
+            try:
+                select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))
+                count += os.waitpid(pid, os.WNOHANG)[0] == pid
+            except ChildProcessError:
+                continue  # likewise
+            finally:
+                os.close(pidfd)
+    return count
 
 
 def children_of(pid: int) -> list[int]:

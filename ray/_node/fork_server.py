@@ -20,17 +20,15 @@ import gc
 import importlib
 import os
 import pickle
-import signal
 import socket
 import sys
 from typing import Any, NoReturn
 
-from ray._launch.title import die_with_parent, set_title
+from ray._launch.title import die_with_parent, flush_c_streams, line_buffer_c_stdout, set_title
 
 REQUEST_BYTES_MAX = 1 << 20
 # Everything a worker needs before its first task. Imported once here, shared by all workers until they write to it.
 _STANDARD_MODULES = ("pickle", "traceback", "threading", "socket", "inspect", "weakref", "functools", "ctypes")
-_KEEP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGCHLD, signal.SIGHUP)
 
 
 def serve(control: socket.socket, node_pid: int, worker_main: str) -> NoReturn:
@@ -158,6 +156,7 @@ def _prepare_interpreter(startup: dict[str, Any]) -> None:
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc]
+    line_buffer_c_stdout()
     os.environ.update(startup.get("env") or {})
     if startup.get("sys_path"):
         ours = [entry for entry in sys.path if entry not in startup["sys_path"]]
@@ -181,6 +180,7 @@ def _leave(code: int) -> NoReturn:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
+        flush_c_streams()
     except BaseException:
         import traceback
 

@@ -57,7 +57,7 @@ class LineSplitter:
 class Stream:
     """One pipe of one worker. Either read (registered with the loop), paused, or closed (fd -1)."""
 
-    __slots__ = ("_file", "_splitter", "fd", "kind", "paused", "pid")
+    __slots__ = ("_file", "_file_bytes", "_path", "_splitter", "fd", "kind", "paused", "pid")
 
     def __init__(self, fd: int, kind: str, line_bytes_max: int) -> None:
         self.fd = fd
@@ -65,14 +65,30 @@ class Stream:
         self.pid = 0  # until the fork server has answered
         self.paused = False
         self._file = -1
+        self._file_bytes = 0
+        self._path = ""
         self._splitter = LineSplitter(line_bytes_max)
 
     def open_file(self, pid: int, folder: str) -> None:
         self.pid = pid
-        name = f"{folder}/worker-{pid}.{'out' if self.kind == 'stdout' else 'err'}"
-        self._file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._path = f"{folder}/worker-{pid}.{'out' if self.kind == 'stdout' else 'err'}"
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
-    def read(self) -> list[Line] | None:
+    def _keep(self, data: bytes, file_bytes_max: int) -> None:
+        try:
+            if self._file_bytes > file_bytes_max:
+                os.rename(self._path, self._path + ".1")
+                os.close(self._file)
+                self._file = -1
+                self.open_file(self.pid, os.path.dirname(self._path))
+                self._file_bytes = 0
+            self._file_bytes += os.write(self._file, data)
+        except OSError:  # a full disk costs the file, not the driver's view
+            if self._file >= 0:
+                os.close(self._file)
+            self._file = -1
+
+    def read(self, file_bytes_max: int) -> list[Line] | None:
         """One read. Returns: the lines it completed; None: nothing there now. At the end of file fd becomes -1."""
         try:
             data = os.read(self.fd, READ_BYTES)
@@ -83,11 +99,7 @@ class Stream:
             self.close()
             return lines
         if self._file >= 0:
-            try:
-                os.write(self._file, data)
-            except OSError:
-                os.close(self._file)  # a full disk costs the file, not the driver's view
-                self._file = -1
+            self._keep(data, file_bytes_max)
         return [(name, self.pid, self.kind, text) for name, text in self._splitter.feed(data)]
 
     def flush(self) -> list[Line]:
@@ -103,8 +115,9 @@ class Stream:
 class LogTail:
     """All pipes of a node."""
 
-    def __init__(self, folder: str, line_bytes_max: int) -> None:
+    def __init__(self, folder: str, line_bytes_max: int, file_bytes_max: int = 64 * 2**20) -> None:
         self._folder = folder
+        self._file_bytes_max = file_bytes_max
         self._line_bytes_max = line_bytes_max
         self._workers: dict[int, tuple[bytes, tuple[Stream, Stream]]] = {}  # by worker id: job, streams
         self._paused_jobs: set[bytes] = set()
@@ -151,7 +164,7 @@ class LogTail:
             # A pipe holds 64 KiB, so few reads take all that the worker left; more would be of what it had started.
             for _ in range(4):
                 fd = stream.fd
-                more = stream.read() if fd >= 0 else None
+                more = stream.read(self._file_bytes_max) if fd >= 0 else None
                 if more is None:
                     break
                 lines += more
@@ -205,7 +218,7 @@ class LogTail:
 
     def _readable(self, job_id: bytes, stream: Stream) -> None:
         fd = stream.fd
-        lines = stream.read()
+        lines = stream.read(self._file_bytes_max)
         if stream.fd < 0:
             self._loop.remove_reader(fd)
             self._left_open.pop(fd, None)

@@ -123,18 +123,21 @@ def _first_workers(
         exit_grace_s=settings.worker_exit_grace_s,
         start_retries_max=settings.worker_start_retries_max,
     )
-    logs = LogTail(session.logs, settings.log_line_bytes_max)
+    logs = LogTail(session.logs, settings.log_line_bytes_max, settings.log_file_bytes_max)
     expected: list[int] = []
     if not config.get("job"):
         return pool, logs, None, expected
     job = Job(FIRST_JOB, config["job"])
     logs.hold(FIRST_JOB)
     now = time.monotonic()
-    count = min(settings.prestart_workers, settings.workers_starting_max)
-    for action in [*pool.handle(wp.JobStarted(FIRST_JOB), now), *pool.handle(wp.Prestart(FIRST_JOB, count), now)]:
+    pool.handle(wp.JobStarted(FIRST_JOB), now)
+    for action in pool.handle(wp.Prestart(FIRST_JOB, settings.prestart_workers), now):
         descriptors = logs.open(action.worker_id, FIRST_JOB)
         body = pickle.dumps({"worker_id": action.worker_id, "startup": startup(session, settings, job)})
-        socket.send_fds(control, [body], list(descriptors))
+        try:
+            socket.send_fds(control, [body], list(descriptors))
+        except BrokenPipeError:
+            pass  # the fork server is dead already: whoever reaps it has these asked for again of the next one
         for fd in descriptors:
             os.close(fd)
         expected.append(action.worker_id)
@@ -192,6 +195,7 @@ async def _serve(
             "resources": dict(node.scheduler.resources.total),
             "plasma_capacity": node.store.memory_bytes if node.store else 0,
             "milestones": milestones,
+            "processor_s": time.process_time(),
         }
         _say(control, ("ready", ready))
         gc.collect()

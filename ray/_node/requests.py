@@ -135,6 +135,10 @@ class Requests:
         if target is not None and target.worker_id and target.job_id == core.job_id:
             self._node.feed(self._node.pool, wp.KillAsked(target.worker_id, "killed by ray.cancel(force=True)"))
 
+    def event_exit_postponed(self, core: Core) -> None:
+        if core.worker_id:
+            self._node.feed(self._node.pool, wp.ExitPostponed(core.worker_id))
+
     def event_goodbye(self, core: Core) -> None:
         """A driver that leaves in order, but not the one that started the session."""
         core.leaving = True

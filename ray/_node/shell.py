@@ -172,7 +172,8 @@ class Node:
     def _ask_to_exit(self, action: wp.AskToExit) -> None:
         core = self.cores.by_worker.get(action.worker_id)
         if core is not None:
-            core.tell("exit")
+            worker = self.pool.workers.get(action.worker_id)
+            core.tell("exit", (worker.cause if worker is not None else None) or "")
         # else its connection has ended: it is exiting, or will be killed at its deadline
 
     def _starts_failing(self, action: wp.StartsFailing) -> None:

@@ -82,6 +82,10 @@ class KillAsked(NamedTuple):
     why: str
 
 
+class ExitPostponed(NamedTuple):  # it owns objects that others refer to, and leaves when they are released
+    worker_id: int
+
+
 class ExitAsked(NamedTuple):
     worker_id: int
     why: str
@@ -132,7 +136,7 @@ class StartsFailing(NamedTuple):
 
 
 class Worker:
-    __slots__ = ("cause", "deadline", "idle_since", "job_id", "pid", "state", "story", "tag", "ticket", "worker_id")
+    __slots__ = ("cause", "idle_since", "job_id", "pid", "state", "story", "tag", "ticket", "worker_id")
 
     def __init__(self, worker_id: int, job_id: bytes) -> None:
         self.worker_id = worker_id
@@ -142,7 +146,6 @@ class Worker:
         self.tag = b""
         self.ticket = 0
         self.idle_since = 0.0
-        self.deadline: float | None = None  # STARTING: too slow; otherwise: asked to exit, killed then
         self.cause: str | None = None  # why we kill it, or asked it to exit: a better answer than "killed by SIGKILL"
         self.story = Story()
 
@@ -184,6 +187,7 @@ class WorkerPool:
         self._start_retries_max = start_retries_max
         self._jobs: dict[bytes, _Job] = {}
         self.workers: dict[int, Worker] = {}
+        self._deadlines: dict[int, float] = {}  # of workers that must do something by a time: register, or be gone
         self._ticket_job: dict[int, bytes] = {}  # of tickets that wait
         self._starting = 0
         self._next_id = 1
@@ -201,7 +205,7 @@ class WorkerPool:
 
     def deadline(self) -> float | None:
         """When to send a Tick, or None. Only what must end or be tried again has one: an idle pool sets no timer."""
-        times = [worker.deadline for worker in self.workers.values() if worker.deadline is not None]
+        times = list(self._deadlines.values())
         for job in self._jobs.values():
             if job.retry_at is not None and self._wants(job) > 0:
                 times.append(job.retry_at)
@@ -311,6 +315,13 @@ class WorkerPool:
         worker.cause = event.why
         self._kill(worker)
 
+    def _exit_postponed(self, event: ExitPostponed, now: float) -> None:
+        worker = self.workers.get(event.worker_id)
+        if worker is None or worker.cause is None:
+            self.ignored += 1
+            return
+        self._deadlines.pop(worker.worker_id, None)
+
     def _exit_asked(self, event: ExitAsked, now: float) -> None:
         worker = self.workers.get(event.worker_id)
         if worker is None or worker.state == EXITING:
@@ -318,16 +329,16 @@ class WorkerPool:
             return
         worker.cause = event.why
         if worker.state == ASSIGNED:  # stays assigned until it is dead: its lease holds resources
-            worker.deadline = now + self._exit_grace_s
+            self._deadlines[worker.worker_id] = now + self._exit_grace_s
             if event.ask:
                 self._actions.append(AskToExit(worker.worker_id))
         else:
             self._go(worker, "Retired", now)
 
     def _tick(self, event: Tick, now: float) -> None:
-        for worker in list(self.workers.values()):
-            if worker.deadline is not None and worker.deadline <= now:
-                worker.deadline = None
+        for worker_id, at in list(self._deadlines.items()):
+            if at <= now:
+                worker = self.workers[worker_id]
                 if worker.state == STARTING:
                     worker.cause = f"it did not register within {self._start_timeout_s:g} s of its start"
                 self._kill(worker)
@@ -361,7 +372,7 @@ class WorkerPool:
         return ASSIGNED
 
     def _welcome(self, worker: Worker, now: float) -> str:
-        worker.deadline = None
+        self._deadlines.pop(worker.worker_id, None)
         self._starting_over(worker)
         job = self._jobs[worker.job_id]
         job.failures = 0
@@ -384,7 +395,7 @@ class WorkerPool:
             self._starting_over(worker)
         if worker.job_id in self._jobs:
             self._jobs[worker.job_id].idle.pop(worker.worker_id, None)
-        worker.deadline = now + self._exit_grace_s
+        self._deadlines[worker.worker_id] = now + self._exit_grace_s
         worker.cause = worker.cause or "retired"
         if worker.tag:
             self._actions.append(AskToExit(worker.worker_id))
@@ -406,10 +417,11 @@ class WorkerPool:
 
     def _forget(self, worker: Worker, was_assigned: bool) -> None:
         del self.workers[worker.worker_id]
+        self._deadlines.pop(worker.worker_id, None)
         self._actions.append(WorkerGone(worker.worker_id, worker.tag, worker.cause or "unknown", was_assigned))
 
     def _kill(self, worker: Worker) -> None:
-        worker.deadline = None
+        self._deadlines.pop(worker.worker_id, None)
         if worker.pid:
             self._actions.append(Kill(worker.worker_id, worker.pid))
 
@@ -433,7 +445,7 @@ class WorkerPool:
             worker = Worker(self._next_id, job.job_id)
             self._next_id += 1
             self.workers[worker.worker_id] = worker
-            worker.deadline = now + self._start_timeout_s
+            self._deadlines[worker.worker_id] = now + self._start_timeout_s
             worker.story.add(now, "-", "Started", STARTING)
             job.starting += 1
             job.retry_at = None
@@ -465,6 +477,7 @@ class WorkerPool:
         assert len(self._ticket_job) == sum(len(job.tickets) for job in self._jobs.values())
         tickets = [worker.ticket for worker in self.workers.values() if worker.state == ASSIGNED]
         assert len(tickets) == len(set(tickets)) and not set(tickets) & self._ticket_job.keys()
+        assert self._deadlines.keys() <= self.workers.keys()
         for worker in self.workers.values():
             assert worker.state in (ASSIGNED, EXITING) or worker.job_id in self._jobs, worker
 
@@ -504,5 +517,6 @@ HANDLERS: dict[type, Callable[[WorkerPool, Any, float], None]] = {
     Exited: WorkerPool._exited,
     KillAsked: WorkerPool._kill_asked,
     ExitAsked: WorkerPool._exit_asked,
+    ExitPostponed: WorkerPool._exit_postponed,
     Tick: WorkerPool._tick,
 }

@@ -1,4 +1,4 @@
-"""A driver for tests of the node alone: starts a real node process, talks to it as the engine would. LIBRARY of tests."""
+"""A driver for tests of the node alone: starts a real node process and talks to it as the engine would. LIBRARY."""
 
 from __future__ import annotations
 

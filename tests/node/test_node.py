@@ -155,7 +155,8 @@ def test_an_actor_is_placed_made_and_found_and_its_worker_is_its_own(start: Star
     actor_id = os.urandom(16)
     spec = {
         "class_name": "Counter", "resources": {}, "placement_resources": CPU1, "max_restarts": 1, "max_task_retries": 0,
-        "max_concurrency": 1, "name": "", "namespace": "", "detached": False, "owner_tag": driver.tag, "creation": b"how",
+        "max_concurrency": 1, "name": "", "namespace": "", "detached": False, "owner_tag": driver.tag,
+        "creation": b"how",
     }  # fmt: skip
     driver.tell("actor_subscribe", actor_id)
     driver.tell("create_actor", actor_id, spec)
@@ -172,7 +173,7 @@ def test_an_actor_is_placed_made_and_found_and_its_worker_is_its_own(start: Star
     worker = Worker(driver, tags[0], pid)
     while not [m for m in worker.value("heard") if m[0] == "become_actor"]:
         assert time.monotonic() < deadline
-    assert [m for m in worker.value("heard") if m[0] == "become_actor"][0][1][:2] == (actor_id, b"how")
+    assert next(m for m in worker.value("heard") if m[0] == "become_actor")[1][:2] == (actor_id, b"how")
     worker.run(f"tell('actor_ready', {actor_id!r})")
     state = driver.event("actor_state", lambda actor, state, *_: state == "ALIVE")
     assert state[2] == tags[0]
@@ -187,7 +188,7 @@ def test_redis_holds_the_control_plane_and_nobody_waited_for_it(start: Start) ->
     driver = start()
     driver.rpc("kv_put", b"k", b"v", True, b"ns")
     assert driver.rpc("kv_get", b"k", b"ns") == b"v"
-    (node,) = driver.rpc("nodes")
+    assert len(driver.rpc("nodes")) == 1
     assert driver.rpc("jobs")
 
 

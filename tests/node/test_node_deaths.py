@@ -166,11 +166,11 @@ def test_a_forked_child_that_keeps_the_drivers_sockets_does_not_keep_the_session
 
 def test_a_driver_killed_while_the_node_starts_leaves_nothing(folder: str) -> None:
     source = (
-        "import os, sys; sys.path.insert(0, {root!r})\n"
+        f"import os, sys; sys.path.insert(0, {ROOT!r})\n"
         "from ray._launch import node_process, session\n"
-        "s = session.create({folder!r}); n = node_process.start_node(s, {{}})\n"
+        f"s = session.create({folder!r}); n = node_process.start_node(s, {{}})\n"
         "print(n.pid, s.folder, flush=True); os.kill(os.getpid(), 9)"
-    ).format(root=ROOT, folder=folder)
+    )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
     pid, session_folder = done.stdout.split()
     wait_gone([int(pid)], 10.0)
@@ -240,7 +240,7 @@ def _run_to_its_death(script: str) -> tuple[list[int], str]:
     os.set_blocking(process.stdout.fileno(), False)
     more = (process.stdout.read() or "").split()
     process.stdout.close()
-    return found + [int(more[1])] if more else found, folder
+    return [*found, int(more[1])] if more else found, folder
 
 
 def _environment(pid: int) -> str:

@@ -127,3 +127,19 @@ def test_output_before_the_driver_has_registered_waits_for_it(tmp_path: Path) ->
     os.close(out)
     os.close(err)
     bench.logs.close()
+
+
+def test_a_file_that_has_grown_too_large_makes_room(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.logs = LogTail(str(tmp_path), 1000, file_bytes_max=10)
+    bench.logs.attach(bench.loop, bench.send)
+    out, err = bench.logs.open(1, JOB)
+    bench.logs.started(1, 42)
+    for text in (b"12345678901\n", b"second\n", b"third\n"):
+        os.write(out, text)
+        bench.loop.turn()
+    assert (tmp_path / "worker-42.out.1").read_bytes() == b"12345678901\n"
+    assert (tmp_path / "worker-42.out").read_bytes() == b"second\nthird\n"
+    os.close(out)
+    os.close(err)
+    bench.logs.close()

@@ -204,3 +204,12 @@ def test_a_missing_row_raises_with_the_story_of_the_worker() -> None:
     (worker,) = bench.idle()
     with pytest.raises(InvalidTransition, match=r"Released in IDLE.*STARTING --Registered--> IDLE"):
         bench.pool._go(bench.pool.workers[worker], "Released", 0.0)
+
+
+def test_a_worker_that_owns_what_others_need_may_stay_after_it_was_asked_to_exit() -> None:
+    bench = Bench(idle_kept=0)
+    (worker,) = bench.idle()
+    assert bench.pass_time() == [wp.AskToExit(worker)]
+    bench.do(wp.ExitPostponed(worker))
+    assert bench.pool.deadline() is None
+    assert kinds(bench.do(wp.Acquire(1, JOB))) == ["StartWorker"]  # but it gets no more work
