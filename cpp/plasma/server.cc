@@ -298,20 +298,17 @@ void Server::Send(uint64_t id, Message type, uint64_t request, const void* body,
   Connection& c = found->second;
   AppendFrame(&c.out, type, request, body, bytes, tail, tail_bytes);
   if (!c.wants_write) Flush(id, c);
+  if (c.out.size() > kOutBytesMax) {
+    c.out.clear();
+    Expel(id, "does not read its answers");
+  }
 }
 
 void Server::Flush(uint64_t id, Connection& c) {
   while (!c.out.empty()) {
     const ssize_t n = send(c.fd, c.out.data(), c.out.size(), MSG_NOSIGNAL);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0 && errno != EAGAIN) break;  // it has gone; its socket is about to say so
-    if (n < 0) {
-      if (c.out.size() > kOutBytesMax) {
-        c.out.clear();
-        return Expel(id, "does not read its answers");
-      }
-      break;
-    }
+    if (n < 0) break;  // full; or it has gone, as its socket is about to say
     c.out.erase(0, static_cast<size_t>(n));
   }
   const bool wants_write = !c.out.empty();

@@ -24,6 +24,7 @@ from ray._native import plasma as native
 from ray._native.plasma import ObjectID
 from ray.plasma import values
 
+_List = list  # inside the class that name is a method
 HASH_BYTES = 8
 CONNECT_RETRIES = 50  # pyarrow's own default
 RETRY_INTERVAL_S = 0.1
@@ -88,7 +89,7 @@ class PlasmaClient:
         if object_id is None:
             object_id = ObjectID.from_random()
         encoded = values.encode(value)
-        if type(encoded) is bytes:
+        if isinstance(encoded, bytes):
             self._client.put(object_id.key, encoded, b"", timeout_s)
             return object_id
         buffer = self._client.create(object_id.key, encoded.nbytes, b"", timeout_s)
@@ -127,7 +128,7 @@ class PlasmaClient:
         """
         if serialization_context is not None:
             raise ValueError("serialization_context must be None: values are pickled (protocol 5, cloudpickle)")
-        if type(object_ids) is ObjectID:
+        if isinstance(object_ids, ObjectID):
             buffer = self._client.get(object_ids.key)
             if buffer is None:
                 buffer = self._wait_for([object_ids], timeout_ms)[0]
@@ -281,7 +282,7 @@ class PlasmaClient:
                 except (OSError, RuntimeError, native.PlasmaError):
                     return  # the reader, the client or the store has gone; the reader sees the end of its socket
 
-    def decode_notifications(self, buf: bytes) -> tuple[list[ObjectID], list[int], list[int]]:
+    def decode_notifications(self, buf: bytes) -> tuple[_List[ObjectID], _List[int], _List[int]]:
         """The ids, data sizes and metadata sizes in bytes that came from get_notification_socket (without lengths)."""
         rows = list(_NOTICE.iter_unpack(buf))
         return [ObjectID(r[0][:20]) for r in rows], [r[1] for r in rows], [r[2] for r in rows]

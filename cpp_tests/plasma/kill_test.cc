@@ -1,0 +1,331 @@
+// A client killed at any instruction leaves the store whole. Three ways of choosing the instruction:
+//   every one     the child is single-stepped (ptrace) through each operation, and killed after 1, 2, 3, ... steps
+//   named ones    RAY_CRASH_POINT() in the library, each in turn
+//   random ones   several children at work on a store too small for them, killed whenever
+// After each death the store's books are audited, and every object that can be found must have all its bytes.
+// The store is a process of its own here, so that under a sanitizer it is the store that is checked.
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <functional>
+#include <random>
+
+#include "fixture.h"
+#include "plasma/crash_point.h"
+#include "testing.h"
+
+namespace ray::plasma {
+namespace {
+
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+constexpr int kStride = 101;  // instrumented code takes many times the instructions: a sample of them
+constexpr int kRandomDeaths = 60;
+#else
+constexpr int kStride = 1;
+constexpr int kRandomDeaths = 300;
+#endif
+constexpr int kStepsMax = 60000;
+constexpr uint64_t kOld = 7;  // there before the child begins
+constexpr uint64_t kLargeBytes = 200000;
+
+// A store in a child process; dies with this one.
+class StoreProcess {
+ public:
+  explicit StoreProcess(uint64_t pool_bytes) {
+    int ready[2];
+    if (pipe(ready) != 0) std::abort();
+    pid_ = fork();
+    if (pid_ == 0) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);
+      ServerOptions options;
+      options.pool.bytes = pool_bytes;
+      options.socket_path = folder_.socket();
+      std::unique_ptr<Server> server;
+      const Status created = Server::Create(options, &server);
+      if (!created.ok() || write(ready[1], "r", 1) != 1) _exit(2);
+      const Status ran = server->Run();
+      server.reset();
+      _exit(ran.ok() ? 0 : 3);
+    }
+    close(ready[1]);
+    char r;
+    if (read(ready[0], &r, 1) != 1) std::fprintf(stderr, "the store did not start\n");
+    close(ready[0]);
+  }
+  ~StoreProcess() { Stop(); }
+  int Stop() {
+    if (pid_ == 0) return status_;
+    kill(pid_, SIGTERM);
+    waitpid(pid_, &status_, 0);
+    pid_ = 0;
+    return status_;
+  }
+  std::shared_ptr<Client> Connect() const {
+    std::shared_ptr<Client> client;
+    const Status status = Client::Connect(folder_.socket(), {}, &client);
+    if (!status.ok()) std::fprintf(stderr, "connect: %s\n", status.message().c_str());
+    return client;
+  }
+
+ private:
+  TemporaryFolder folder_;
+  pid_t pid_ = 0;
+  int status_ = 0;
+};
+
+// What must hold whoever has died. Returns what does not.
+std::string Check(Client* c, pid_t dead) {
+  std::string wrong = Audit(c);
+  std::vector<std::pair<Row, std::vector<uint32_t>>> rows;
+  if (!c->List({}, &rows).ok()) return wrong + "no list";
+  for (const auto& [row, pids] : rows) {
+    const State state = static_cast<State>(row.state);
+    if (row.creator_pid == static_cast<uint32_t>(dead) && state == State::kCreated) wrong += "an unsealed object is left\n";
+    for (uint32_t pid : pids) {
+      if (pid == static_cast<uint32_t>(dead)) wrong += "a pin is left\n";
+    }
+    Place place;
+    const uint64_t n = NumberOf(row.key);
+    if (state != State::kSealed || Get(c, n, &place) != Step::kDone) continue;
+    if (!Right(place.address, place.data_bytes, n)) wrong += "object " + std::to_string(n) + " lacks bytes\n";
+    c->Unpin(place.slot);
+  }
+  return wrong;
+}
+
+struct Operation {
+  const char* name;
+  std::function<void(Client*)> prepare;  // not watched
+  std::function<void(Client*)> act;      // dies in here
+};
+
+std::vector<Operation> Operations() {
+  const auto none = [](Client*) {};
+  // One small object before, so that an extent is lent already and `act` is the path without the store.
+  const auto lent = [](Client* c) { Put(c, 100, 64); };
+  return {
+      {"put", lent, [](Client* c) { Put(c, 1, 100); }},
+      {"put_asking", none, [](Client* c) { Put(c, 1, 100); }},
+      {"put_large", none, [](Client* c) { Put(c, 2, kLargeBytes); }},
+      {"get", none,
+       [](Client* c) {
+         Place place;
+         if (Get(c, kOld, &place) == Step::kDone) c->Unpin(place.slot);
+       }},
+      {"pin", none,
+       [](Client* c) {
+         if (c->TryPin(Key(kOld)) == Step::kDone) c->UnpinKey(Key(kOld));
+       }},
+      {"delete", lent, [](Client* c) { Delete(c, 100); }},
+      {"delete_pinned",
+       [](Client* c) {
+         Place place;
+         Put(c, 100, 64);
+         Get(c, 100, &place);
+       },
+       [](Client* c) { Delete(c, 100); }},
+      {"create_taken", lent,
+       [](Client* c) {
+         Place place;
+         Create(c, Key(kOld), 10, &place);
+       }},
+      {"abort",
+       [](Client* c) {
+         Place place;
+         Create(c, Key(3), 64, &place);
+       },
+       [](Client* c) { c->TryAbort(Key(3)); }},
+      {"seal_watched",
+       [](Client* c) {
+         Place place;
+         Create(c, Key(5), 64, &place);
+         Fill(place.address, 64, 5);
+       },
+       [](Client* c) { c->TrySeal(Key(5)); }},
+      {"release", lent, [](Client* c) { c->Release(); }},
+  };
+}
+
+// What a child may have left sealed goes, so that the next one begins alike.
+void CleanUp(Client* c) {
+  for (uint64_t n : {1, 2, 3, 5, 100}) Delete(c, n);
+}
+
+TEST(Kill, LeavesTheStoreWholeAfterEachInstruction) {
+  StoreProcess store(8 << 20);
+  auto witness = store.Connect();
+  ASSERT_TRUE(witness);
+  EXPECT_TRUE(Put(witness.get(), kOld, 1000) == Step::kDone);
+  for (const Operation& op : Operations()) {
+    int deaths = 0;
+    bool ended = false;
+    for (int steps = 1; !ended && steps < kStepsMax; steps += kStride) {
+      const pid_t child = fork();
+      if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        auto c = store.Connect();
+        if (!c) _exit(2);
+        op.prepare(c.get());
+        if (ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) _exit(3);
+        raise(SIGSTOP);
+        op.act(c.get());
+        raise(SIGSTOP);  // the end of what is watched
+        _exit(0);
+      }
+      int status = 0;
+      waitpid(child, &status, 0);
+      if (WIFEXITED(status)) {
+        std::printf("  this machine does not let a process be traced (exit %d): skipped\n", WEXITSTATUS(status));
+        return;
+      }
+      for (int i = 0; i < steps; ++i) {
+        if (ptrace(PTRACE_SINGLESTEP, child, nullptr, nullptr) != 0) break;
+        waitpid(child, &status, 0);
+        if (!WIFSTOPPED(status) || WSTOPSIG(status) == SIGSTOP) {
+          ended = true;
+          break;
+        }
+      }
+      kill(child, SIGKILL);
+      waitpid(child, &status, 0);
+      ++deaths;
+      const std::string wrong = Check(witness.get(), child);
+      if (!wrong.empty()) std::fprintf(stderr, "%s, killed after %d steps:\n", op.name, steps);
+      ASSERT_EQ(wrong, "");
+      CleanUp(witness.get());
+    }
+    std::printf("  %s: killed at %d instructions\n", op.name, deaths);
+    EXPECT_GT(deaths, 1);
+  }
+  EXPECT_EQ(Audit(witness.get()), "");
+  witness.reset();
+  EXPECT_EQ(store.Stop(), 0);
+}
+
+TEST(Kill, LeavesTheStoreWholeAfterEachNamedPoint) {
+  StoreProcess store(8 << 20);
+  auto witness = store.Connect();
+  ASSERT_TRUE(witness);
+  EXPECT_TRUE(Put(witness.get(), kOld, 1000) == Step::kDone);
+  for (const Operation& op : Operations()) {
+    for (long point = 1;; ++point) {
+      const pid_t child = fork();
+      if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        auto c = store.Connect();
+        if (!c) _exit(2);
+        op.prepare(c.get());
+        crash_countdown = point;
+        op.act(c.get());
+        _exit(0);
+      }
+      int status = 0;
+      waitpid(child, &status, 0);
+      const std::string wrong = Check(witness.get(), child);
+      if (!wrong.empty()) std::fprintf(stderr, "%s, killed at point %ld:\n", op.name, point);
+      ASSERT_EQ(wrong, "");
+      CleanUp(witness.get());
+      if (WIFEXITED(status)) {  // it has fewer points than that
+        EXPECT_EQ(WEXITSTATUS(status), 0);
+        break;
+      }
+    }
+  }
+}
+
+[[noreturn]] void Work(const StoreProcess& store, unsigned seed) {
+  std::mt19937_64 random(seed);
+  auto c = store.Connect();
+  if (!c) _exit(2);
+  std::vector<uint32_t> pinned;
+  for (;;) {
+    const uint64_t n = 1000 + random() % 60;
+    switch (random() % 8) {
+      case 0:
+        Delete(c.get(), n);
+        break;
+      case 1: {
+        Place place;
+        if (Create(c.get(), Key(n), n % 7 == 0 ? kLargeBytes : n, &place, 0.01) == Step::kDone && random() % 2 == 0) {
+          c->TryAbort(Key(n));
+          c->Unpin(place.slot);
+        }
+        break;
+      }
+      case 2:
+      case 3:
+      case 4:
+        if (Put(c.get(), n, n % 7 == 0 ? kLargeBytes : n, 0.01) == Step::kDied) _exit(4);
+        break;
+      default: {
+        Place place;
+        if (Get(c.get(), n, &place) != Step::kDone) break;
+        if (!Right(place.address, place.data_bytes, n)) _exit(5);
+        pinned.push_back(place.slot);
+        if (pinned.size() > 4) {
+          c->Unpin(pinned.front());
+          pinned.erase(pinned.begin());
+        }
+      }
+    }
+  }
+}
+
+TEST(Kill, LeavesTheStoreWholeAfterDeathsAtRandomUnderLoad) {
+  StoreProcess store(2 << 20);
+  auto witness = store.Connect();
+  ASSERT_TRUE(witness);
+  std::mt19937_64 random(5);
+  std::vector<pid_t> children;
+  unsigned seed = 1;
+  for (int death = 0; death < kRandomDeaths; ++death) {
+    while (children.size() < 3) {
+      const pid_t child = fork();
+      if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        Work(store, seed);
+      }
+      ++seed;
+      children.push_back(child);
+    }
+    // The one place where chance is wanted: how far they get.
+    usleep(static_cast<useconds_t>(random() % 8000));
+    const size_t which = random() % children.size();
+    const pid_t dead = children[which];
+    children.erase(children.begin() + static_cast<long>(which));
+    kill(dead, SIGKILL);
+    int status = 0;
+    waitpid(dead, &status, 0);
+    if (WIFEXITED(status)) {
+      EXPECT_EQ(WEXITSTATUS(status), 0);  // 5: read wrong bytes
+      return;
+    }
+    // The others are at work, so the books cannot be compared with the table now; the dead one's marks can.
+    std::vector<std::pair<Row, std::vector<uint32_t>>> rows;
+    ASSERT_TRUE(witness->List({}, &rows).ok());
+    for (const auto& [row, pids] : rows) {
+      EXPECT_FALSE(row.creator_pid == static_cast<uint32_t>(dead) && static_cast<State>(row.state) == State::kCreated);
+      for (uint32_t pid : pids) EXPECT_NE(pid, static_cast<uint32_t>(dead));
+    }
+  }
+  for (pid_t child : children) {
+    kill(child, SIGKILL);
+    waitpid(child, nullptr, 0);
+  }
+  EXPECT_EQ(Check(witness.get(), 0), "");
+  uint64_t freed = 0;
+  EXPECT_TRUE(witness->Evict(2 << 20, {}, &freed).ok());
+  const StatsAnswer s = Stats(witness.get());
+  EXPECT_EQ(s.free_bytes, s.pool_bytes);
+  EXPECT_EQ(s.slots_free, s.slots);
+  witness.reset();
+  EXPECT_EQ(store.Stop(), 0);
+}
+
+}  // namespace
+}  // namespace ray::plasma
+
+RAY_TEST_MAIN()
