@@ -233,11 +233,13 @@ class Snapshot:
         now = Snapshot.take()
         lines = [f"process {describe(pid)}" for pid in sorted(now.processes - self.processes)]
         for path in sorted(now.files - self.files):
-            if not held_by_strangers(path, self.mark):
+            if not held_by_strangers(path, self.mark) and os.path.lexists(path):
                 lines.append(f"file {path}")
         bound = bound_sockets()
         for path in sorted(now.sockets - self.sockets):
-            if path in bound and not held_by_strangers(path, self.mark, bound[path]):
+            # Asked again at the end: a stranger may have gone, with its socket, while we looked for it.
+            held = path not in bound or held_by_strangers(path, self.mark, bound[path])
+            if not held and path in bound_sockets():
                 lines.append(f"socket {path}")
         if inside:
             lines += [f"child not waited for: {describe(pid)}" for pid in sorted(now.zombies - self.zombies)]
