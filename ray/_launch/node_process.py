@@ -27,9 +27,15 @@ _FIRST_FREE_FD = 16
 # `ray` must be the one that runs here, wherever that was found, and nothing in the working directory or beside our
 # package may shadow the standard library: so the package is bound first and its folder then moved to the end.
 _BOOTSTRAP = (
-    "import sys; p = sys.path; r = sys.argv[1]; p[0] = r; import ray; del p[0]; r in p or p.append(r); "
-    "from ray._node.main import main; main()"
+    "import sys; p = sys.path; p[:1] == [''] and p.pop(0); r = sys.argv.pop(1); p.insert(0, r); import ray; p.pop(0); "
+    "r in p or p.append(r); from {module} import main; main()"
 )
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def python_command(module: str, *arguments: str) -> list[str]:
+    """The command line that runs main() of a module of this very `ray` in a new interpreter."""
+    return [sys.executable, *_interpreter_flags(), "-c", _BOOTSTRAP.format(module=module), _ROOT, *arguments]
 
 
 class NodeStartError(RuntimeError):
@@ -145,11 +151,10 @@ def start_node(session: Session, config: dict[str, Any]) -> NodeProcess:
     control_fd = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD)
     lock_fd = fcntl.fcntl(session.lock_fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     try:
         pid = os.posix_spawn(
             sys.executable,
-            [sys.executable, *_interpreter_flags(), "-c", _BOOTSTRAP, root],
+            python_command("ray._node.main"),
             environment,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

@@ -13,13 +13,12 @@ import pickle
 import select
 import signal
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any
 
-from . import fork_server
+from ray._launch.node_process import python_command
 
 RESTART_AT_ONCE_AFTER_S, RESTART_DELAY_S = 1.0, 1.0
 _DESCRIPTOR_FLOOR = 16  # descriptors for children are moved above it first, so that dup2 never meets itself
@@ -215,7 +214,6 @@ class ForkServerLink:
         pid: int,
         control: socket.socket,
         worker_main: str,
-        bootstrap: tuple[str, str],
         log: str,
         on_forked: Callable[[int, int], None],
         on_failed: Callable[[int, str], None],
@@ -224,7 +222,6 @@ class ForkServerLink:
         self._loop = loop
         self._watch = reaper_watch
         self._worker_main = worker_main
-        self._bootstrap = bootstrap
         self._log = log
         self._on_forked = on_forked
         self._on_failed = on_failed
@@ -327,10 +324,9 @@ class ForkServerLink:
         if self._closed:
             return
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        code, root = self._bootstrap
         try:
             pid = spawn(
-                [sys.executable, "-c", code, root, "3", str(os.getpid()), self._worker_main],
+                python_command("ray._node.fork_server", "3", str(os.getpid()), self._worker_main),
                 {3: theirs.fileno()},
                 log=self._log,
             )
@@ -351,13 +347,3 @@ class ForkServerLink:
             self._loop.remove_writer(self._control.fileno())
             self._control.close()
             self._control = None
-
-
-FORK_SERVER_BOOTSTRAP = (
-    "import sys; p = sys.path; r = sys.argv.pop(1); p[0] = r; import ray; del p[0]; r in p or p.append(r); "
-    "from ray._node.fork_server import main; main()"
-)
-__all__ = [
-    "FORK_SERVER_BOOTSTRAP", "ForkServerLink", "Reaper", "children_of", "describe_exit", "fork_server",
-    "kill_descendants", "kill_group", "spawn",
-]  # fmt: skip

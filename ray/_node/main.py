@@ -29,7 +29,6 @@ from ray._launch.node_process import CONTROL_FD, LOCK_FD, receive, send
 from ray._launch.title import adopt_orphans, set_title
 
 _CONFIG_TIMEOUT_S = 10.0
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def main() -> NoReturn:
@@ -166,7 +165,6 @@ async def _serve(
         fork[0],
         fork[1],
         node.settings.worker_main,
-        (children.FORK_SERVER_BOOTSTRAP, _ROOT),
         node.session.logs + "/fork_server.err",
         node.worker_forked,
         node.worker_not_forked,
