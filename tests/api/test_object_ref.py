@@ -93,10 +93,9 @@ def test_a_ref_lives_in_objects_closures_and_actors(ray_shared):
     assert ray.get(ray.get(outer)["inner"]) == "value"
 
 
-def test_pickling_a_ref_outside_ray_and_back_keeps_it_usable(ray_shared):
-    ref = ray.put("kept")
-    data = pickle.dumps(ref)
-    assert ray.get(pickle.loads(data)) == "kept"
+def test_pickling_a_ref_outside_ray_is_refused_with_what_to_do(ray_shared):
+    with pytest.raises(TypeError, match="Pass it"):
+        pickle.dumps(ray.put("the bytes could outlive the object"))
 
 
 def test_object_refs_can_be_subscripted_for_type_checkers():

@@ -131,7 +131,7 @@ def test_a_wrong_option_is_an_error_where_it_is_given(options):
 def test_num_returns_gives_a_list_of_refs(ray_shared, n):
     @ray.remote(num_returns=n)
     def f():
-        return range(n)
+        return tuple(range(n))
 
     refs = f.remote()
     assert isinstance(refs, list)
