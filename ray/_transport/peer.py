@@ -321,7 +321,7 @@ class Peer:
             self._lost(self._connection.why_closed)
 
     def _lost(self, why: str) -> None:
-        if self._connection.broke_protocol or not self._is_open:
+        if self._connection.broke_protocol or not self._connection.greeted:
             logger.warning("%s: dropped a connection of pid %d: %s", self._name, self.pid, why)
         self._end(why)
 

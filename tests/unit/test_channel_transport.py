@@ -21,6 +21,7 @@ from ray._native.channel import Connection, ConnectionClosed
 from ray._protocol.frames import FRAME_EVENT, FRAME_REPLY, FRAME_RPC, ROLE_NODE, ROLE_WORKER
 from ray._transport import Peer, connect_unix, serve_unix
 from ray._transport import peer as peer_module
+from ray._transport import server as server_module
 
 TOKEN = bytes(range(32))
 SERVER_TAG = b"S" * 16
@@ -297,6 +298,39 @@ def test_a_silent_connection_is_dropped_when_its_hello_is_due(run: Any, caplog: 
             assert await friend.rpc("echo", 1) == (1,)
             friend.close()
         assert "hello in time" in caplog.text
+
+    run(body)
+
+
+def test_too_many_silent_connections_cost_the_oldest_its_place_and_friends_nothing(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "GREETING_MAX", 2)
+
+    async def body(pair: Pair) -> None:
+        with pair.raw() as oldest, pair.raw(), pair.raw():
+            friend = await pair.client()
+            assert await friend.rpc("echo", 1) == (1,)
+            oldest.setblocking(False)
+            assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(oldest, 1), 4) == b""
+            friend.close()
+
+    run(body)
+
+
+def test_an_on_peer_that_fails_costs_that_one_connection(run: Any, caplog: pytest.LogCaptureFixture) -> None:
+    async def body(pair: Pair) -> None:
+        def fail(peer: Peer) -> None:
+            raise ValueError("no room for it")
+
+        pair.server._on_peer = fail
+        with pytest.raises(ConnectionClosed):  # at the dial, or at the first request: as the bytes happen to come
+            await (await pair.client()).rpc("echo", 1)
+        assert "no room for it" in caplog.text
+        pair.server._on_peer = pair.on_peer
+        friend = await pair.client()
+        assert await friend.rpc("echo", 1) == (1,)
+        friend.close()
 
     run(body)
 
