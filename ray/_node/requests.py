@@ -44,9 +44,9 @@ class Requests:
 
     def register(self, peer: Any, info: dict[str, Any]) -> tuple[Core, dict[str, Any]]:
         node = self._node
+        kind, tag = info.get("kind"), info.get("tag")
         if node.ending is not None:
             raise RuntimeError("the session is ending")
-        kind, tag = info.get("kind"), info.get("tag")
         role = {"driver": ROLE_DRIVER, "worker": ROLE_WORKER}.get(str(kind))
         if role is None or role != peer.role:
             raise ValueError(f"register: kind must be 'driver' or 'worker' as said in the hello, not {kind!r}")
@@ -161,6 +161,8 @@ class _Conversation:
             return self._requests.rpc(self._core, method, args)
         if method != "register" or len(args) != 1 or not isinstance(args[0], dict):
             raise PermissionError(f"{method}: register(info) comes first")
+        if self._requests._node.ending is not None and args[0].get("kind") == "worker":
+            return self._requests._node.loop.create_future()  # it is being killed: it need not cry out first
         self._core, answer = self._requests.register(self._peer, args[0])
         return answer
 

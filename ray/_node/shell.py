@@ -426,6 +426,7 @@ class Node:
         return self.ending
 
     async def _end(self, graceful: bool) -> None:
+        self.feed(self.pool, wp.NoMoreStarts())
         if graceful and self.pool.workers:
             gone: asyncio.Future[None] = self.loop.create_future()
             self._waiting_for_exit.append(gone)

@@ -92,6 +92,10 @@ class ExitAsked(NamedTuple):
     ask: bool = True  # False: it said that it exits by itself, and is only watched
 
 
+class NoMoreStarts(NamedTuple):
+    """The session ends: what waits for a worker waits in vain."""
+
+
 class Tick(NamedTuple):
     """A deadline that `deadline()` gave has passed."""
 
@@ -207,7 +211,7 @@ class WorkerPool:
         """When to send a Tick, or None. Only what must end or be tried again has one: an idle pool sets no timer."""
         times = list(self._deadlines.values())
         for job in self._jobs.values():
-            if job.retry_at is not None and self._wants(job) > 0:
+            if job.retry_at is not None and self._wants(job) > 0 and self._starting_max:
                 times.append(job.retry_at)
             surplus = len(job.idle) - self._idle_kept
             if surplus > 0:
@@ -334,6 +338,9 @@ class WorkerPool:
                 self._actions.append(AskToExit(worker.worker_id))
         else:
             self._go(worker, "Retired", now)
+
+    def _no_more_starts(self, event: NoMoreStarts, now: float) -> None:
+        self._starting_max = 0
 
     def _tick(self, event: Tick, now: float) -> None:
         for worker_id, at in list(self._deadlines.items()):
@@ -473,7 +480,7 @@ class WorkerPool:
             assert all(self._ticket_job[ticket] == job.job_id for ticket in job.tickets)
             assert not (job.tickets and job.idle), "a ticket waits beside an idle worker"
         assert self._starting == sum(worker.state == STARTING for worker in self.workers.values())
-        assert self._starting <= self._starting_max
+        assert self._starting <= self._starting_max or self._starting_max == 0
         assert len(self._ticket_job) == sum(len(job.tickets) for job in self._jobs.values())
         tickets = [worker.ticket for worker in self.workers.values() if worker.state == ASSIGNED]
         assert len(tickets) == len(set(tickets)) and not set(tickets) & self._ticket_job.keys()
@@ -518,5 +525,6 @@ HANDLERS: dict[type, Callable[[WorkerPool, Any, float], None]] = {
     KillAsked: WorkerPool._kill_asked,
     ExitAsked: WorkerPool._exit_asked,
     ExitPostponed: WorkerPool._exit_postponed,
+    NoMoreStarts: WorkerPool._no_more_starts,
     Tick: WorkerPool._tick,
 }

@@ -213,3 +213,11 @@ def test_a_worker_that_owns_what_others_need_may_stay_after_it_was_asked_to_exit
     bench.do(wp.ExitPostponed(worker))
     assert bench.pool.deadline() is None
     assert kinds(bench.do(wp.Acquire(1, JOB))) == ["StartWorker"]  # but it gets no more work
+
+
+def test_nothing_starts_any_more_once_the_session_ends() -> None:
+    bench = Bench()
+    (start,) = bench.do(wp.Acquire(1, JOB))
+    bench.do(wp.NoMoreStarts())
+    bench.do(wp.Exited(start.worker_id, "x"))
+    assert bench.do(wp.Acquire(2, JOB)) == [] and bench.pool.deadline() is None
