@@ -53,6 +53,8 @@ class RedisNotFound(RuntimeError):
 class RedisServers:
     """The main server and `shards` more. `start` spawns them, `stop` ends them and removes their folder.
 
+    Raises: RedisNotFound: no binary.  ValueError: a bad option, or a folder too deep for a socket's path.
+
     Attributes:
         addresses: socket paths; the first is the main server's.
         on_event: called as (index, "line" | "exit") whenever a connection attempt to that server makes sense or fails.
@@ -76,7 +78,7 @@ class RedisServers:
         self.folder = os.path.join(session_dir, "redis")
         self.password = password or os.urandom(32).hex()
         self.max_memory_bytes = max_memory_bytes
-        self.binary = binary
+        self.binary = find_server() if binary is None else binary
         self.addresses = [
             os.path.join(session_dir, "redis.sock" if i == 0 else f"redis-{i}.sock") for i in range(shards + 1)
         ]
@@ -94,13 +96,16 @@ class RedisServers:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Spawns all servers and returns, in a few milliseconds; they become ready on their own. Main thread only.
 
-        Raises: RedisNotFound; OSError if the session folder cannot be written."""
-        if self.binary is None:
-            self.binary = find_server()
-        os.makedirs(self.folder, mode=0o700, exist_ok=True)
-        _write_private(os.path.join(self.folder, "password"), self.password + "\n")
-        for server in self.servers:
-            server.start(loop)
+        If the session folder cannot be written (a full disk), they are given up at once: the node goes on without."""
+        try:
+            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+            _write_private(os.path.join(self.folder, "password"), self.password + "\n")
+            for server in self.servers:
+                server.start(loop)
+        except OSError as error:
+            first = self.servers[0]
+            first.given_up = f"the control plane's servers cannot be started in {self.session_dir}: {error}"
+            self.on_given_up(first.name, first.given_up)
 
     async def stop(self) -> None:
         """Kills all servers and removes their files. Blocks: no.
@@ -225,7 +230,6 @@ class _Server:
                 os._exit(1)
             os.umask(0o077)
 
-        assert self.servers.binary is not None
         try:
             self._process = subprocess.Popen(
                 [self.servers.binary, self._config_path],
@@ -404,7 +408,7 @@ def _quoted(text: str) -> str:
 def _unlink(path: str) -> None:
     try:
         os.unlink(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass  # the aim is that it is not there
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MALFORMED_LOGGED_MAX = 100  # then they are only counted: a core gone mad must not fill the disk
 KV_BYTES_MAX = 512 * 1024 * 1024  # Redis's bound of a value
 
 
@@ -55,19 +56,25 @@ class Requests:
             handler(self, caller, *args)
         except (TypeError, ValueError, LookupError, AttributeError) as error:
             self.malformed += 1
-            logger.warning("event %r from %s pid %d: %s", name, caller.kind, caller.pid, error, exc_info=True)
+            if self.malformed <= MALFORMED_LOGGED_MAX:
+                logger.warning("event %r from %s pid %d: %s", name, caller.kind, caller.pid, error, exc_info=True)
+
+    def _tell(self, event: Any) -> None:
+        """To the actor directory, about one actor."""
+        _check_id("actor_id", event.actor_id, ACTOR_ID_BYTES)
+        self._head.actor_event(event)
 
     # -- told ---------------------------------------------------------------------------------------------------------
 
     def _on_create_actor(self, caller: Caller, actor_id: bytes, spec: dict[str, Any]) -> None:
-        _check_id("actor_id", actor_id, ACTOR_ID_BYTES)
         _check_spec(spec)
         if not self._head.job_lives(caller.job_id):
             raise ValueError("create_actor: the job of the process that asks has ended")
         created = am.Created(actor_id, spec, caller.job_id, spec.get("owner_tag") or caller.tag)
-        self._head.actor_event(created)
+        self._tell(created)
 
     async def _rpc_create_actor(self, caller: Caller, actor_id: bytes, spec: dict[str, Any]) -> None:
+        _check_id("actor_id", actor_id, ACTOR_ID_BYTES)
         _check_spec(spec)
         if self._head.actors.get(actor_id) is None:
             refusal = self._head.actors.name_refusal(spec)
@@ -76,29 +83,30 @@ class Requests:
         self._on_create_actor(caller, actor_id, spec)
 
     def _on_actor_ready(self, caller: Caller, actor_id: bytes) -> None:
-        self._head.actor_event(am.Ready(actor_id, caller.tag))
+        self._tell(am.Ready(actor_id, caller.tag))
 
     def _on_actor_failed(self, caller: Caller, actor_id: bytes, error: bytes) -> None:
         if not isinstance(error, bytes) or not error:
             raise TypeError(f"actor_failed: error must be an encoded exception, not {type(error).__name__}")
-        self._head.actor_event(am.InitFailed(actor_id, caller.tag, error))
+        self._tell(am.InitFailed(actor_id, caller.tag, error))
 
     def _on_actor_exiting(self, caller: Caller, actor_id: bytes, why: str) -> None:
-        self._head.actor_event(am.Exiting(actor_id, caller.tag, str(why)))
+        self._tell(am.Exiting(actor_id, caller.tag, str(why)))
 
     def _on_kill_actor(self, caller: Caller, actor_id: bytes, no_restart: bool) -> None:
-        self._head.actor_event(am.Kill(actor_id, bool(no_restart)))
+        self._tell(am.Kill(actor_id, bool(no_restart)))
 
     def _on_actor_out_of_scope(self, caller: Caller, actor_id: bytes) -> None:
+        _check_id("actor_id", actor_id, ACTOR_ID_BYTES)
         actor = self._head.actors.get(actor_id)
         if actor is not None and not actor.detached:
-            self._head.actor_event(am.OutOfScope(actor_id))
+            self._tell(am.OutOfScope(actor_id))
 
     def _on_actor_subscribe(self, caller: Caller, actor_id: bytes) -> None:
-        self._head.actor_event(am.Subscribe(actor_id, caller.tag))
+        self._tell(am.Subscribe(actor_id, caller.tag))
 
     def _on_actor_unsubscribe(self, caller: Caller, actor_id: bytes) -> None:
-        self._head.actor_event(am.Unsubscribe(actor_id, caller.tag))
+        self._tell(am.Unsubscribe(actor_id, caller.tag))
 
     def _on_export_function(self, caller: Caller, function_id: bytes, blob: bytes) -> None:
         _check_id("function_id", function_id, FUNCTION_ID_BYTES)

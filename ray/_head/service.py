@@ -81,6 +81,8 @@ class HeadService:
         self._queue: collections.deque[Callable[[], Iterable[Any]]] = collections.deque()
         self._running = False
         self._flush_timer: asyncio.TimerHandle | None = None
+        self._hidden_timer: asyncio.TimerHandle | None = None
+        self.bugs = 0  # events that met a bug of ours; 0 for ever
         self._requests = Requests(self)
         if store is not None:
             store.on_gap = self._write_anew
@@ -150,9 +152,19 @@ class HeadService:
     def report_error(self, job_id: bytes, kind: str, message: str, extra: Mapping[str, Any], pid: int = 0) -> None:
         """Keeps an error and shows it to the job's driver."""
         row, entry_id = self.errors.push(job_id, kind, message, extra, pid, self._clock())
+        if entry_id is None:  # a flood: said in one line a second
+            if self._hidden_timer is None:
+                self._hidden_timer = asyncio.get_running_loop().call_later(1.0, self._tell_hidden)
+            return
         if self.tables is not None and self.job_lives(job_id):
             self.tables.errors.add(row, entry_id)
         self._port.error(job_id, row.kind, row.message, row.extra)
+
+    def _tell_hidden(self) -> None:
+        self._hidden_timer = None
+        for job_id, count in self.errors.take_hidden():
+            text = f"{count} further errors of this job are not shown; ray.errors() has the newest"
+            self._port.error(job_id, "errors", text, {"not_shown": count})
 
     def job_lives(self, job_id: bytes) -> bool:
         """Whether anything may still be kept for this job. After its end, a late word of a worker must not bring its
@@ -164,7 +176,7 @@ class HeadService:
         """Redis refuses a write, or was given up: everybody should know, once for each reason."""
         logger.error("%s", text)
         for job_id in self.jobs.in_state(jobs.RUNNING):
-            row, _ = self.errors.push(job_id, "control_plane", text, {}, 0, self._clock())  # in memory only
+            row, _ = self.errors.push(job_id, "control_plane", text, {}, 0, self._clock())  # for memory only
             self._port.error(job_id, row.kind, row.message, row.extra)
 
     # -- what cores ask and tell --------------------------------------------------------------------------------------
@@ -190,8 +202,13 @@ class HeadService:
         self._running = True
         try:
             while self._queue:
-                for action in self._queue.popleft()():
-                    _ACTION_HANDLERS[type(action)](self, action)
+                decide = self._queue.popleft()
+                try:
+                    for action in decide():
+                        _ACTION_HANDLERS[type(action)](self, action)
+                except Exception:  # with its story; the other events must not suffer for it
+                    self.bugs += 1
+                    logger.exception("the head failed on an event")
         finally:
             self._running = False
 
@@ -381,25 +398,30 @@ class HeadService:
     async def close(self, drain_s: float = 0.0) -> None:
         """Ends the connection to Redis. On one machine the tables go with the session: nothing is waited for."""
         self.flush_events()
+        if self._hidden_timer is not None:
+            self._hidden_timer.cancel()
+            self._tell_hidden()
         self.functions.close()
         if self._store is not None:
             await self._store.close(drain_s)
 
     def check(self) -> None:
         """All machines' invariants. Raises: AssertionError."""
+        assert self.bugs == 0, "an event met a bug: see the log"
         self.actors.check()
         self.jobs.check()
         self.monitor.check()
         self.placing.check()
 
     def stats(self) -> dict[str, Any]:
-        """actors by state, jobs, functions, task_events, malformed, and the store's connections."""
+        """actors by state, jobs, functions, task_events, malformed, bugs, and the store's connections."""
         return {
             "actors": self.actors.stats(),
             "jobs": dict(collections.Counter(row.state for row in self.jobs.all())),
             "functions": self.functions.stats(),
             "task_events": self.events.stats(),
             "malformed": self._requests.malformed,
+            "bugs": self.bugs,
             "store": self._store.stats() if self._store is not None else None,
         }
 

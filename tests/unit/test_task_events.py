@@ -116,3 +116,13 @@ def test_errors_are_kept_per_job_newest_last_and_cut() -> None:
     assert log.of_job(JOB) == []
     with pytest.raises(TypeError, match="push_error takes"):
         log.push(JOB, 17, "m", {}, 7, 1.0)  # type: ignore[arg-type]
+
+
+def test_a_flood_of_errors_is_shown_in_part_and_counted() -> None:
+    log = ErrorLog(kept=10)
+    shown = [log.push(JOB, "kind", f"{i}", {}, 7, i / 1000)[1] for i in range(2000)]  # for two seconds
+    count = sum(entry is not None for entry in shown)
+    assert errors.SHOWN_AT_ONCE <= count <= errors.SHOWN_AT_ONCE + 2 * errors.SHOWN_PER_S
+    assert log.take_hidden() == [(JOB, 2000 - count)] and log.take_hidden() == []
+    assert [row.message for row in log.of_job(JOB)] == [f"{i}" for i in range(1990, 2000)]
+    assert log.push(JOB, "kind", "later", {}, 7, 100.0)[1] is not None
