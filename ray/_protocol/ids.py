@@ -1,7 +1,7 @@
 """Ids as values that a user may hold: bytes of a fixed length with a kind. No I/O, no state.
 
-Inside the engine ids are plain bytes; they become one of these where they are handed out. Two ids are equal if they are of one
-kind and their bytes are. What the bytes mean is in docs/internals/wire_format.md.
+Inside the engine ids are plain bytes; they become one of these where they are handed out. Two ids are equal if they are
+of one kind and their bytes are. What the bytes mean is in docs/internals/wire_format.md.
 """
 
 from __future__ import annotations
