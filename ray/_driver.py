@@ -90,6 +90,11 @@ def init(
 
 def _already(options: InitOptions) -> RayContext:
     if _started is None or _started.pid != os.getpid():
+        running = current()
+        if options.ignore_reinit_error and running is not None:
+            from ray.context import RayContext
+
+            return RayContext(_address_info(running.session_dir, running.info))
         raise RuntimeError(
             "ray.init() was called inside a task or actor, which belongs to a session already; leave the call out"
         )
@@ -97,8 +102,7 @@ def _already(options: InitOptions) -> RayContext:
         return _started.context
     raise RuntimeError(
         f"ray.init() was called twice: a session runs already, in {_started.node.session.folder}. Call ray.shutdown() "
-        "first to start "
-        "another, or pass ignore_reinit_error=True to go on with the one that runs"
+        "first to start another, or pass ignore_reinit_error=True to go on with the one that runs"
     )
 
 
@@ -122,7 +126,7 @@ def _start(options: InitOptions) -> RayContext:
         raise
     from ray.context import RayContext
 
-    context = RayContext(_address_info(node, engine.info))
+    context = RayContext(_address_info(node.session.folder, engine.info))
     _started = Started(node, options, info["namespace"], context)
     _at_exit()
     if options.configure_logging:
@@ -138,26 +142,25 @@ def _setting(options: InitOptions, name: str) -> Any:
     return getattr(Settings(options.settings()), name)
 
 
-def _address_info(node: NodeProcess, info: dict[str, Any]) -> dict[str, Any]:
+def _address_info(session_dir: str, info: dict[str, Any]) -> dict[str, Any]:
     """The keys that programs read from what init returned."""
     return {
-        "address": node.session.folder,
+        "address": session_dir,
         "node_ip_address": info.get("node_ip", "127.0.0.1"),
         "raylet_ip_address": info.get("node_ip", "127.0.0.1"),
         "redis_address": None,  # on a Unix socket only
-        "gcs_address": node.session.folder,
-        "object_store_address": info.get("plasma_socket", node.session.plasma_socket),
-        "raylet_socket_name": node.session.node_socket,
+        "gcs_address": session_dir,
+        "object_store_address": info["plasma_socket"],
+        "raylet_socket_name": session_dir + "/node.sock",
         "webui_url": None,
-        "session_dir": node.session.folder,
+        "session_dir": session_dir,
         "metrics_export_port": None,
         "node_id": info["node_id"].hex(),
     }
 
 
 def shutdown(_exiting_interpreter: bool = False) -> None:
-    """Ends the session that this process started: tasks that still run are stopped, and nothing is left behind.
-    Idempotent.
+    """Ends the session that this process started: tasks that still run are stopped, nothing is left. Idempotent.
 
     Blocks: until all processes of the session have ended and the last lines of their output are printed.
     Raises: RuntimeError: called inside a task or actor.

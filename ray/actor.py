@@ -168,8 +168,7 @@ class ActorMethod:
     def _refuse_generator(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(
             f"{self._class_name}.{self._method.name} is a generator: returning one ref for each value yielded is not "
-            "built yet in "
-            "this version of ray; decorate it with @ray.method(num_returns=<how many values it yields>)"
+            "built yet in this version of ray; decorate it with @ray.method(num_returns=<how many values it yields>)"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -200,8 +199,7 @@ class ActorHandle(Generic[T]):
             hint = _options.nearest(name, list(description.methods))
             raise AttributeError(
                 f"actor class {description.name} has no method {name!r}{hint} (only methods can be reached through a "
-                "handle, not "
-                "other attributes)"
+                "handle, not other attributes)"
             )
         made = ActorMethod(self._ray_ref, description.name, found, found.options)
         self.__dict__[name] = made
@@ -324,15 +322,13 @@ class ActorClass(Generic[T]):
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(
             f"{self.__name__} is an actor class and can't be instantiated directly: use {self.__name__}.remote(...) "
-            "to start an "
-            f"actor, or {self.__name__}.__wrapped__(...) for a plain object in this process"
+            f"to start an actor, or {self.__name__}.__wrapped__(...) for a plain object in this process"
         )
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> NoReturn:
         raise TypeError(
             f"{self.__name__} is an actor class, and a class can't inherit from one: inherit from a plain class, and "
-            "decorate each "
-            "class whose instances shall be actors with @ray.remote"
+            "decorate each class whose instances shall be actors with @ray.remote"
         )
 
     def __getattr__(self, name: str) -> Any:

@@ -145,8 +145,8 @@ def put(value: Any, **older: Any) -> ObjectRef[Any]:
         _older("put", value, older)
     if isinstance(value, ObjectRef):
         raise TypeError(
-            f"ray.put: {value!r} is an ObjectRef already; pass it on as it is, or put it into a list if a ref to a "
-            "ref is wanted"
+            f"ray.put: {value!r} is an ObjectRef already; pass it on as it is, or put it into a list if a ref "
+            "to a ref is wanted"
         )
     running = current()
     if running is None:
@@ -232,8 +232,8 @@ def _list_for_get(object_refs: Any) -> list[Any]:
     if isinstance(object_refs, list):
         return list(object_refs)
     raise ValueError(
-        f"ray.get: expected an ObjectRef or a list of ObjectRefs, got {type(object_refs).__name__} "
-        f"{_short(object_refs)}"
+        f"ray.get: expected an ObjectRef or a list of ObjectRefs, got "
+        f"{type(object_refs).__name__} {_short(object_refs)}"
     )
 
 
@@ -253,8 +253,7 @@ def _engine_for(function: str, object_refs: Any) -> Engine:
 
         raise RaySystemError(
             f"ray.{function}: ray isn't running in this process, and these refs belong to a session that has ended "
-            "(or to the "
-            "process that this one was forked from); call ray.init() and make them anew"
+            "(or to the process that this one was forked from); call ray.init() and make them anew"
         )
     return engine()
 

@@ -100,8 +100,7 @@ class RemoteFunction(Generic[R]):
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(
             f"{self.__name__} is a remote function and can't be called directly: use {self.__name__}.remote(...), "
-            "whose "
-            f"result ray.get() fetches, or {self.__name__}.__wrapped__(...) to run it here and now"
+            f"whose result ray.get() fetches, or {self.__name__}.__wrapped__(...) to run it here and now"
         )
 
     def _template(self) -> TaskTemplate:
@@ -131,8 +130,7 @@ def make(function: Any, given: dict[str, Any]) -> RemoteFunction[Any]:
     if flags & (_COROUTINE | _ASYNC_GENERATOR):
         raise ValueError(
             f"{name} is an async function, and a task has no event loop: make it a method of an actor class, or give "
-            "ray.remote "
-            f"a plain function that calls asyncio.run({name}())"
+            f"ray.remote a plain function that calls asyncio.run({name}())"
         )
     checked = _options.check(_options.TASK, given, f"remote function {name}")
     _refuse_generator(function, checked)
@@ -144,6 +142,5 @@ def _refuse_generator(function: Any, options: dict[str, Any]) -> None:
     if flags & _GENERATOR and "num_returns" not in options:
         raise NotImplementedError(
             f"{function.__name__} is a generator function: returning one ref for each value yielded is not built yet "
-            "in this version "
-            "of ray; give num_returns=<how many values it yields>"
+            "in this version of ray; give num_returns=<how many values it yields>"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -193,6 +194,32 @@ def test_init_and_shutdown_in_a_task_are_errors(ray_shared):
         ray.get(inside.remote("init"))
     with pytest.raises(RuntimeError, match="inside a task"):
         ray.get(inside.remote("shutdown"))
+
+
+def test_init_in_a_task_with_ignore_reinit_error_names_the_session_it_belongs_to(ray_start):
+    @ray.remote
+    def inside():
+        return dict(ray.init(ignore_reinit_error=True))
+
+    assert ray.get(inside.remote()) == dict(ray_start)
+
+
+def test_after_the_node_process_has_died_shutdown_and_init_start_anew(engine):
+    for _ in range(2):
+        with engine.start(num_cpus=1) as context:
+            folder = context["session_dir"]
+            os.kill(ray._driver._started.node.pid, signal.SIGKILL)
+            with pytest.raises(ray.exceptions.LocalRayletDiedError):
+                ray.get(add_one.remote(1), timeout=30)
+        assert not os.path.exists(folder)
+    engine.start(num_cpus=1)
+    assert ray.get(add_one.remote(1)) == 2
+    engine.stop()
+
+
+@ray.remote
+def add_one(x):
+    return x + 1
 
 
 def test_importing_ray_imports_nothing_heavy():
