@@ -103,7 +103,12 @@ Status Pool::Create(const PoolOptions& options, std::unique_ptr<Pool>* out) {
   }
   pool->event_fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (pool->event_fd_ < 0) return Status::FromErrno("eventfd", errno);
+  // Signals are the event loop's: a thread with an open mask would take SIGTERM and die of it.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
   pool->thread_ = std::thread([p = pool.get()] { p->TouchLoop(); });
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
   *out = std::move(pool);
   return Status::Ok();
 }

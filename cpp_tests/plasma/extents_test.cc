@@ -26,10 +26,10 @@ TEST(Extents, RefusesWhatDoesNotFitAndWhatIsFreeAlready) {
   EXPECT_EQ(e.Take(4096).value_or(1), 0u);
   EXPECT_FALSE(e.Take(1));
   EXPECT_EQ(e.Free(64, 128), 128u);
-  EXPECT_EQ(e.Free(0, 128), 0u);       // its second half is free
-  EXPECT_EQ(e.Free(4096, 64), 0u);     // outside
-  EXPECT_EQ(e.Free(4032, 128), 0u);    // partly outside
-  EXPECT_EQ(e.Free(33, 64), 0u);       // not a multiple
+  EXPECT_EQ(e.Free(0, 128), 0u);     // its second half is free
+  EXPECT_EQ(e.Free(4096, 64), 0u);   // outside
+  EXPECT_EQ(e.Free(4032, 128), 0u);  // partly outside
+  EXPECT_EQ(e.Free(33, 64), 0u);     // not a multiple
   EXPECT_EQ(e.Free(0, ~uint64_t{0}), 0u);
   EXPECT_EQ(e.free_bytes(), 128u);
 }

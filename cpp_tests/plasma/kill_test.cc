@@ -1,16 +1,21 @@
 // A client killed at any instruction leaves the store whole. Three ways of choosing the instruction:
-//   every one     the child is single-stepped (ptrace) through each operation, and killed after 1, 2, 3, ... steps
+//   each in turn  a first child is single-stepped (ptrace) through the operation and its path recorded; for each
+//   instruction
+//                 of it another child runs up to a breakpoint there and is killed
 //   named ones    RAY_CRASH_POINT() in the library, each in turn
 //   random ones   several children at work on a store too small for them, killed whenever
 // After each death the store's books are audited, and every object that can be found must have all its bytes.
 // The store is a process of its own here, so that under a sanitizer it is the store that is checked.
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/user.h>
 #include <sys/wait.h>
 
 #include <csignal>
+#include <cstddef>
 #include <cstdlib>
 #include <functional>
+#include <map>
 #include <random>
 
 #include "fixture.h"
@@ -21,13 +26,13 @@ namespace ray::plasma {
 namespace {
 
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr int kStride = 101;  // instrumented code takes many times the instructions: a sample of them
+constexpr int kStride = 37;  // instrumented code takes many times the instructions: a sample of them
 constexpr int kRandomDeaths = 60;
 #else
 constexpr int kStride = 1;
 constexpr int kRandomDeaths = 300;
 #endif
-constexpr int kStepsMax = 60000;
+constexpr int kStepsMax = 300000;
 constexpr uint64_t kOld = 7;  // there before the child begins
 constexpr uint64_t kLargeBytes = 200000;
 
@@ -83,7 +88,8 @@ std::string Check(Client* c, pid_t dead) {
   if (!c->List({}, &rows).ok()) return wrong + "no list";
   for (const auto& [row, pids] : rows) {
     const State state = static_cast<State>(row.state);
-    if (row.creator_pid == static_cast<uint32_t>(dead) && state == State::kCreated) wrong += "an unsealed object is left\n";
+    if (row.creator_pid == static_cast<uint32_t>(dead) && state == State::kCreated)
+      wrong += "an unsealed object is left\n";
     for (uint32_t pid : pids) {
       if (pid == static_cast<uint32_t>(dead)) wrong += "a pin is left\n";
     }
@@ -138,9 +144,11 @@ std::vector<Operation> Operations() {
          Create(c, Key(3), 64, &place);
        },
        [](Client* c) { c->TryAbort(Key(3)); }},
-      {"seal_watched",
+      {"seal_told",  // somebody has subscribed, so the seal is told to the store as well
        [](Client* c) {
          Place place;
+         static_cast<void>(c->Subscribe());
+         static_cast<void>(c->Sync({}));
          Create(c, Key(5), 64, &place);
          Fill(place.address, 64, 5);
        },
@@ -154,56 +162,114 @@ void CleanUp(Client* c) {
   for (uint64_t n : {1, 2, 3, 5, 100}) Delete(c, n);
 }
 
+// A child that stops itself before and after op.act, so that a tracer can watch what is between. 0: tracing is not
+// allowed.
+pid_t TracedChild(const StoreProcess& store, const Operation& op) {
+  const pid_t child = fork();
+  if (child == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    auto c = store.Connect();
+    if (!c) _exit(2);
+    op.prepare(c.get());
+    if (ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) _exit(3);
+    raise(SIGSTOP);
+    op.act(c.get());
+    raise(SIGSTOP);
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFSTOPPED(status) ? child : 0;
+}
+
+void Kill(pid_t child) {
+  kill(child, SIGKILL);
+  waitpid(child, nullptr, 0);
+}
+
+// Waits for the next stop; true if it is SIGTRAP (a step or a breakpoint), false at the end of what is watched.
+bool Trapped(pid_t child) {
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFSTOPPED(status) && WSTOPSIG(status) == SIGTRAP;
+}
+
+#if defined(__x86_64__)
+constexpr long kInstructionPointer = offsetof(user_regs_struct, rip);
+constexpr unsigned long kBreakpoint = 0xcc;  // int3
+
+unsigned long InstructionPointer(pid_t child) {
+  return static_cast<unsigned long>(ptrace(PTRACE_PEEKUSER, child, kInstructionPointer, nullptr));
+}
+
+std::vector<unsigned long> Path(pid_t child) {
+  std::vector<unsigned long> path;
+  while (path.size() < kStepsMax) {
+    path.push_back(InstructionPointer(child));
+    if (ptrace(PTRACE_SINGLESTEP, child, nullptr, nullptr) != 0 || !Trapped(child)) break;
+  }
+  return path;
+}
+
+// Lets the child run until it is about to execute the instruction at `address` for the `visit`th time. False: it never
+// is, or no breakpoint can be set there (the kernel's own page that tells the time).
+bool RunTo(pid_t child, unsigned long address, int visit) {
+  errno = 0;
+  const long word = ptrace(PTRACE_PEEKTEXT, child, address, nullptr);
+  if (errno != 0) return false;
+  const long trapping = static_cast<long>((static_cast<unsigned long>(word) & ~0xfful) | kBreakpoint);
+  for (int seen = 1;; ++seen) {
+    if (ptrace(PTRACE_POKETEXT, child, address, trapping) != 0) return false;
+    if (ptrace(PTRACE_CONT, child, nullptr, nullptr) != 0 || !Trapped(child)) return false;
+    if (ptrace(PTRACE_POKETEXT, child, address, word) != 0) return false;
+    if (ptrace(PTRACE_POKEUSER, child, kInstructionPointer, address) != 0) return false;
+    if (seen == visit) return true;
+    if (ptrace(PTRACE_SINGLESTEP, child, nullptr, nullptr) != 0 || !Trapped(child)) return false;
+  }
+}
+
 TEST(Kill, LeavesTheStoreWholeAfterEachInstruction) {
   StoreProcess store(8 << 20);
   auto witness = store.Connect();
   ASSERT_TRUE(witness);
   EXPECT_TRUE(Put(witness.get(), kOld, 1000) == Step::kDone);
   for (const Operation& op : Operations()) {
+    const pid_t first = TracedChild(store, op);
+    if (first == 0) {
+      std::printf("  this machine does not let a process be traced: skipped\n");
+      return;
+    }
+    const std::vector<unsigned long> path = Path(first);
+    Kill(first);
+    CleanUp(witness.get());
+    ASSERT_LT(path.size(), static_cast<size_t>(kStepsMax));
+    // Each instruction when first executed, and once more if it is in a loop.
+    std::map<unsigned long, int> visits;
+    std::vector<std::pair<unsigned long, int>> targets;
+    for (unsigned long address : path) {
+      if (++visits[address] <= 2) targets.emplace_back(address, visits[address]);
+    }
     int deaths = 0;
-    bool ended = false;
-    for (int steps = 1; !ended && steps < kStepsMax; steps += kStride) {
-      const pid_t child = fork();
-      if (child == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        auto c = store.Connect();
-        if (!c) _exit(2);
-        op.prepare(c.get());
-        if (ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) _exit(3);
-        raise(SIGSTOP);
-        op.act(c.get());
-        raise(SIGSTOP);  // the end of what is watched
-        _exit(0);
-      }
-      int status = 0;
-      waitpid(child, &status, 0);
-      if (WIFEXITED(status)) {
-        std::printf("  this machine does not let a process be traced (exit %d): skipped\n", WEXITSTATUS(status));
-        return;
-      }
-      for (int i = 0; i < steps; ++i) {
-        if (ptrace(PTRACE_SINGLESTEP, child, nullptr, nullptr) != 0) break;
-        waitpid(child, &status, 0);
-        if (!WIFSTOPPED(status) || WSTOPSIG(status) == SIGSTOP) {
-          ended = true;
-          break;
-        }
-      }
-      kill(child, SIGKILL);
-      waitpid(child, &status, 0);
-      ++deaths;
+    for (size_t i = 0; i < targets.size(); i += kStride) {
+      const pid_t child = TracedChild(store, op);
+      ASSERT_NE(child, 0);
+      deaths += RunTo(child, targets[i].first, targets[i].second) ? 1 : 0;
+      Kill(child);
       const std::string wrong = Check(witness.get(), child);
-      if (!wrong.empty()) std::fprintf(stderr, "%s, killed after %d steps:\n", op.name, steps);
+      if (!wrong.empty()) std::fprintf(stderr, "%s, killed before %#lx:\n", op.name, targets[i].first);
       ASSERT_EQ(wrong, "");
       CleanUp(witness.get());
     }
-    std::printf("  %s: killed at %d instructions\n", op.name, deaths);
-    EXPECT_GT(deaths, 1);
+    std::printf("  %s: %zu instructions executed, %zu different ones; killed at %d\n", op.name, path.size(),
+                visits.size(), deaths);
+    std::fflush(stdout);
+    EXPECT_GT(deaths, 0);
   }
   EXPECT_EQ(Audit(witness.get()), "");
   witness.reset();
   EXPECT_EQ(store.Stop(), 0);
 }
+#endif
 
 TEST(Kill, LeavesTheStoreWholeAfterEachNamedPoint) {
   StoreProcess store(8 << 20);

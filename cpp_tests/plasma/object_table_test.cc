@@ -93,8 +93,8 @@ TEST(ObjectTable, EndsAWalkThroughChainsThatSomebodyHasMadeCircular) {
   EXPECT_FALSE(m.table.Find(Key(9), HashKey(Key(9))));
 }
 
-// Inserters race for the same few keys while one thread, in the store's role, removes and recycles; finders check that a
-// slot which they found under a key and whose generation has not changed still has that key.
+// Inserters race for the same few keys while one thread, in the store's role, removes and recycles; finders check that
+// a slot which they found under a key and whose generation has not changed still has that key.
 TEST(ObjectTable, StandsInsertersFindersAndARecyclerAtOnce) {
   constexpr uint32_t kSlots = 64, kKeys = 24;
   constexpr int kInserters = 2, kRounds = 20000;

@@ -17,7 +17,8 @@ TEST(Server, GivesOneClientWhatAnotherHasSealed) {
   StoreThread store(16 << 20);
   auto a = store.Connect(), b = store.Connect();
   ASSERT_TRUE(a && b);
-  for (uint64_t bytes : {uint64_t{0}, uint64_t{1}, uint64_t{1000}, kSmallObjectBytesMax, kSmallObjectBytesMax + 1, uint64_t{5 << 20}}) {
+  for (uint64_t bytes :
+       {uint64_t{0}, uint64_t{1}, uint64_t{1000}, kSmallObjectBytesMax, kSmallObjectBytesMax + 1, uint64_t{5 << 20}}) {
     EXPECT_TRUE(Put(a.get(), bytes, bytes) == Step::kDone);
     Place place;
     ASSERT_TRUE(Get(b.get(), bytes, &place) == Step::kDone);
@@ -82,7 +83,8 @@ TEST(Server, WakesWhoWaitsForASealAndForgetsWhoGaveUp) {
   StoreThread store(8 << 20);
   auto a = store.Connect(), b = store.Connect();
   EXPECT_TRUE(b->WaitSealed({Key(1), Key(2)}, Within(0.02)).code() == StatusCode::kTimedOut);
-  auto waiting = std::async(std::launch::async, [&] { return b->WaitSealed({Key(1), Key(2), Key(1)}, Within(30)).ok(); });
+  auto waiting =
+      std::async(std::launch::async, [&] { return b->WaitSealed({Key(1), Key(2), Key(1)}, Within(30)).ok(); });
   while (Stats(a.get()).waiting_for_seal == 0) std::this_thread::yield();
   EXPECT_TRUE(Put(a.get(), 1, 10) == Step::kDone);
   EXPECT_TRUE(Put(a.get(), 2, 10) == Step::kDone);
@@ -138,10 +140,14 @@ TEST(Server, RefusesASecondStoreOnItsSocketButNotAfterItsDeath) {
 
 TEST(Server, NamesWhatIsMissingForAPoolInADirectory) {
   std::unique_ptr<Pool> pool;
-  EXPECT_NE(Pool::Create({1 << 20, "/no/such/place", false}, &pool).message().find("/no/such/place"), std::string::npos);
-  EXPECT_NE(Pool::Create({1 << 20, "/proc/self/exe", false}, &pool).message().find("not a directory"), std::string::npos);
-  EXPECT_NE(Pool::Create({1 << 20, "/dev/shm", true}, &pool).message().find("not a hugetlbfs mount"), std::string::npos);
-  EXPECT_NE(Pool::Create({uint64_t{1} << 45, "/dev/shm", false}, &pool).message().find("bytes available"), std::string::npos);
+  EXPECT_NE(Pool::Create({1 << 20, "/no/such/place", false}, &pool).message().find("/no/such/place"),
+            std::string::npos);
+  EXPECT_NE(Pool::Create({1 << 20, "/proc/self/exe", false}, &pool).message().find("not a directory"),
+            std::string::npos);
+  EXPECT_NE(Pool::Create({1 << 20, "/dev/shm", true}, &pool).message().find("not a hugetlbfs mount"),
+            std::string::npos);
+  EXPECT_NE(Pool::Create({uint64_t{1} << 45, "/dev/shm", false}, &pool).message().find("bytes available"),
+            std::string::npos);
 }
 
 TEST(Server, KeepsWhatAForkedChildReadsAndLetsItDoNothingElse) {

@@ -1,4 +1,5 @@
-// Store's decisions, without sockets: the test plays the clients, writing to their journals and to the table as they would.
+// Store's decisions, without sockets: the test plays the clients, writing to their journals and to the table as they
+// would.
 #include "plasma/store.h"
 
 #include <cstdlib>
@@ -39,7 +40,8 @@ struct World {
   FakeClient* NewClient() {
     auto client = std::make_unique<FakeClient>();
     client->pins = std::make_unique<std::atomic<uint32_t>[]>(table.slots());
-    client->id = store->AddClient(static_cast<uint32_t>(1000 + clients.size()), {client->header.get(), client->pins.get()});
+    client->id =
+        store->AddClient(static_cast<uint32_t>(1000 + clients.size()), {client->header.get(), client->pins.get()});
     clients.push_back(std::move(client));
     return clients.back().get();
   }
@@ -172,7 +174,8 @@ TEST(Store, SurvivesRingsAndSlotsFullOfNonsense) {
     s.offset = random();
     s.data_bytes = random();
     s.metadata_bytes = random();
-    for (int i = 0; i < 50; ++i) w.Tell(c, static_cast<RingOp>(random() % 5), static_cast<uint32_t>(random()), random() % 4);
+    for (int i = 0; i < 50; ++i)
+      w.Tell(c, static_cast<RingOp>(random() % 5), static_cast<uint32_t>(random()), random() % 4);
     if (round % 10 == 0) c->header->produced += random() % 100000;
     w.store->Drain();
     w.store->Evict(1 << 20);
