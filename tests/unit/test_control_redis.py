@@ -69,7 +69,15 @@ def test_a_server_listens_on_no_port_and_its_files_are_private() -> None:
         for path in [*servers.addresses, *Path(servers.folder).rglob("*")]:
             mode = os.stat(path).st_mode
             assert not mode & (stat.S_IRWXG | stat.S_IRWXO), f"{path} has mode {mode:o}"
-        assert servers.password not in Path(servers.folder, "redis.conf").read_text()
+
+    run(test)
+
+
+def test_a_users_password_may_have_any_printable_characters() -> None:
+    async def test() -> None:
+        async with control_plane(password='#>"\\$%~&*+-@é') as plane:
+            assert await plane.store.call(0, "PING") == "PONG"
+            assert await asyncio.to_thread(plane.client().ping)
 
     run(test)
 
