@@ -148,6 +148,7 @@ class InstallWithPip(install):
             super().run()
             return
         command = [sys.executable, "-m", "pip", "install", str(ROOT)]
+        command += ["--quiet"] if not self.distribution.verbose else []
         command += ["--user"] if self.user else []
         command += ["--prefix", self.prefix] if self.prefix and self.prefix != sys.prefix else []
         step(command)
