@@ -40,7 +40,12 @@ cdef class ActorRef:
 
     cdef object death(self):
         if type(self.cause) is bytes:
-            return self.cause
+            # What its __init__ raised.
+            error = decode(self.cause, None)
+            died = exceptions.ActorDiedError(
+                f"the actor {self.class_name} (id {self.actor_id.hex()}) died in its constructor:\n{error}")
+            died.cause = died.__cause__ = getattr(error, "cause", None) or error
+            return died
         return exceptions.ActorDiedError(
             f"the actor {self.class_name} (id {self.actor_id.hex()}) is dead: {self.cause or 'it was killed'}")
 

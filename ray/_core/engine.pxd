@@ -279,6 +279,7 @@ cdef class Executor:
     cdef readonly str current_name
     cdef bint stopping
     cdef bint retiring
+    cdef bint exit_pending        # asked to leave; waits until is_needed() is False
     cdef readonly bint blocked    # the node was told that we wait
     cdef Call tick_call           # the call that the stuck timer saw last
     cdef bint flush_scheduled
@@ -307,6 +308,7 @@ cdef class Executor:
     cdef int block(self) except -1
     cdef int unblock(self) except -1
     cdef int hand_back(self) except -1
+    cdef bint is_needed(self) except -1
     cdef int run_one(self, Call call) except -1
     cdef tuple arguments(self, Call call)
     cdef int answer(self, Call call, object value) except -1

@@ -221,7 +221,7 @@ cdef class Engine:
         found = self.peers.get(tag)
         if found is not None:
             return <Link>found
-        if self.closed or tag == self.tag:
+        if self.closed or (tag == self.tag and self.executor is None):
             return None
         conn = CConnection.Dial(os.fsencode(os.path.join(self.session_dir, "c", tag.hex())), self.identity, &status)
         if not conn.get():

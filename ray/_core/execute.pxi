@@ -177,10 +177,31 @@ cdef class Executor:
     def on_become(self, actor_id, creation, incarnation, gpu_ids):
         self.become = (actor_id, creation, incarnation, gpu_ids)
 
-    def on_exit(self):
+    def on_exit(self, why="the session ends"):
+        """The node asks us to go. A worker that still owns what others refer to says so, and leaves when it is released."""
+        if why != "the session ends" and self.actor is None and self.is_needed():
+            self.exit_pending = True
+            self.engine.event("exit_postponed")
+            return
         self.stopping = True
         if self.loop is not None:
             self.loop.call_soon_threadsafe(self.loop.stop)
+
+    cdef bint is_needed(self) except -1:
+        """Others refer to objects that this process owns, or calls that it made are not finished."""
+        cdef Engine engine = self.engine
+        cdef Link link
+        cdef LeasePool pool
+        for held in engine.borrowers.values():
+            if held:
+                return True
+        for link in engine.links.values():
+            if not link.calls.empty() or link.holds:
+                return True
+        for pool in engine.pools.values():
+            if not pool.queue.empty():
+                return True
+        return False
 
     # ------------------------------------------------------------------ waiting inside a task
     cdef bint may_lend(self):
@@ -215,6 +236,8 @@ cdef class Executor:
                         break
                     continue
                 if self.queue.empty():
+                    if self.exit_pending and not self.is_needed():
+                        break
                     engine.step(-1)
                     continue
                 engine.leave()

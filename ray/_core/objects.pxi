@@ -458,6 +458,8 @@ cdef bint hand_over(Link link, list refs) except -1:
     cdef ObjectRef ref
     cdef bint others = False
     cdef dict held = None
+    if link.tag == self.tag:
+        return True  # a worker whose lease is itself: nobody to count, but the refs must live until the answer was read
     for ref in refs:
         if ref.owned:
             if held is None:
@@ -724,8 +726,9 @@ cdef int peer_gone(Engine self, Link link) except -1:
 # ------------------------------------------------------------------ futures
 
 cdef class _FutureWaiter(Waiter):
-    """Finishes a concurrent.futures.Future, outside the round."""
+    """Finishes a concurrent.futures.Future, outside the round. Keeps the ref, which may have no other holder, until then."""
     cdef object target
+    cdef ObjectRef ref
 
     cdef int ready(self, ObjectRef ref) except -1:
         (<Engine>the_engine).callbacks.append((finish_future, (self.target, ref)))
@@ -746,6 +749,7 @@ def finish_future(target, ObjectRef ref):
 cdef class _LoopWaiter(Waiter):
     """Finishes an asyncio future in its loop; all that become ready in one round wake the loop once."""
     cdef object loop, target
+    cdef ObjectRef ref         # kept alive by this cycle until it settles: `await f.remote()` holds no other reference
 
     cdef int ready(self, ObjectRef ref) except -1:
         cdef Engine self_engine = the_engine
@@ -781,7 +785,7 @@ def as_future(ObjectRef ref):
         finish_future(target, ref)
         return target
     waiter = _FutureWaiter.__new__(_FutureWaiter)
-    waiter.target = target
+    waiter.target, waiter.ref = target, ref
     add_waiter(ref, waiter)
     self.flush_dirty()
     return target
@@ -799,6 +803,6 @@ def as_asyncio_future(ObjectRef ref):
         finish_future(target, ref)
         return target
     waiter = _LoopWaiter.__new__(_LoopWaiter)
-    waiter.loop, waiter.target = loop, target
+    waiter.loop, waiter.target, waiter.ref = loop, target, ref
     add_waiter(ref, waiter)
     return target
