@@ -88,6 +88,14 @@ def init(
         return _start(options)
 
 
+def ensure_started() -> None:
+    """Starts ray as `ray.init()` would, unless it runs. Any thread; two at once start one session."""
+    if current() is None:
+        with _lock:
+            if current() is None:
+                init()
+
+
 def _already(options: InitOptions) -> RayContext:
     if _started is None or _started.pid != os.getpid():
         running = current()
@@ -273,4 +281,4 @@ def _configure_logging(options: InitOptions) -> None:
         handler.setFormatter(logging.Formatter(options.logging_format or LOGGING_FORMAT))
 
 
-__all__ = ["init", "is_initialized", "namespace", "shutdown"]
+__all__ = ["ensure_started", "init", "is_initialized", "namespace", "shutdown"]

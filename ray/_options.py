@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Callable
+from typing import Any, Callable, Generic, TypeVar
 
 from ray import _aliases
 
@@ -248,6 +248,49 @@ def nearest(name: str, known: list[str]) -> str:
 
     found = difflib.get_close_matches(name, known, 1, 0.6)
     return f"; did you mean {found[0]!r}?" if found else ""
+
+
+# --- .options() in a loop ------------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+class Variants(Generic[T]):
+    """What `.options(...)` of one function or class returned for the latest few sets of options.
+
+    Programs write `f.options(num_cpus=2).remote(x)` in loops: thanks to this the engine gets one template for all of
+    those calls, and pickles the function once. Any thread.
+    """
+
+    KEPT_MAX = 64
+
+    __slots__ = ("_made",)
+
+    def __init__(self) -> None:
+        self._made: dict[Any, T] = {}
+
+    def get(self, options: dict[str, Any], make: Callable[[dict[str, Any]], T]) -> T:
+        key = _frozen(options)
+        made = self._made.get(key)
+        if made is None:
+            made = make(options)
+            while len(self._made) >= self.KEPT_MAX:
+                self._made.pop(next(iter(self._made)), None)  # another thread may have been faster
+            self._made[key] = made
+        return made
+
+
+def _frozen(value: Any) -> Any:
+    """A hashable stand-in for options; 1, 1.0 and True stay different, for they aren't all valid."""
+    if isinstance(value, dict):
+        return tuple((k, _frozen(v)) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return (type(value), *map(_frozen, value))
+    try:
+        hash(value)
+    except TypeError:
+        return object()  # equal to nothing else
+    return type(value), value
 
 
 # --- what the engine is told -------------------------------------------------------------------------------------

@@ -252,6 +252,7 @@ class ActorClass(Generic[T]):
         self._options = options
         self._description = description or ClassDescription.of(actor_class)
         self._made: ActorTemplate | None = None
+        self._variants: _options.Variants[ActorClass[T]] = _options.Variants()
         self.__name__ = actor_class.__name__
         self.__qualname__ = actor_class.__qualname__
         self.__module__ = actor_class.__module__
@@ -277,8 +278,10 @@ class ActorClass(Generic[T]):
 
     def options(self, **options: Any) -> ActorClass[T]:
         """The same class with some options replaced; this one stays as it is."""
-        checked = _options.check(_options.ACTOR, options, f"actor class {self.__name__}")
-        merged = {**self._options, **checked}
+        return self._variants.get(options, self._variant)
+
+    def _variant(self, options: dict[str, Any]) -> ActorClass[T]:
+        merged = {**self._options, **_options.check(_options.ACTOR, options, f"actor class {self.__name__}")}
         check_together(merged, self.__name__)
         return ActorClass(self._class, merged, self._description)
 
@@ -310,9 +313,9 @@ class ActorClass(Generic[T]):
             return None  # nobody has the name: this call creates it
 
     def _template(self) -> ActorTemplate:
-        from ray import api
+        from ray import _driver
 
-        api.ensure_started()
+        _driver.ensure_started()
         from ray._core.engine import ActorTemplate
 
         returns = {name: m.options.get("num_returns", 1) for name, m in self._description.methods.items()}

@@ -7,12 +7,13 @@ there always is one. How a session starts and ends is in `_driver.py`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Callable, TypeVar, overload
 
 from ray import _aliases
 from ray._core.engine import current
-from ray._driver import init, is_initialized, shutdown
+from ray._driver import ensure_started, init, is_initialized, shutdown
 from ray._native.references import ObjectRef
 from ray._options import RESOURCE_UNITS
 
@@ -40,21 +41,15 @@ __all__ = [
 R = TypeVar("R")
 T = TypeVar("T")
 _MISSING: Any = object()
+_modules = sys.modules
 
 
 def engine() -> Engine:
     """This process's engine, started if there is none."""
+    ensure_started()
     found = current()
-    if found is None:
-        init()
-        found = current()
-        assert found is not None
+    assert found is not None
     return found
-
-
-def ensure_started() -> None:
-    if current() is None:
-        init()
 
 
 # --- defining ----------------------------------------------------------------------------------------------------
@@ -125,6 +120,8 @@ def get(object_refs: Any = _MISSING, timeout: float | None = None, **older: Any)
     running = current()
     if running is None:
         running = _engine_for("get", object_refs)
+    if "asyncio" in _modules and timeout != 0:
+        _warn_in_event_loop("ray.get()", "`await ref`, or `await asyncio.gather(*refs)`")
     if type(object_refs) is ObjectRef:
         return running.get_one(object_refs, timeout)
     if type(object_refs) is not list:
@@ -188,11 +185,29 @@ def wait(
     running = current()
     if running is None:
         running = _engine_for("wait", object_refs)
+    if "asyncio" in _modules and timeout != 0:
+        _warn_in_event_loop("ray.wait()", "`await asyncio.wait(...)` with futures of the refs")
     try:
         return running.wait(object_refs, num_returns, timeout)
     except TypeError:
         _check_refs("wait", object_refs, TypeError)  # names the element, if that is what it was
         raise
+
+
+_warned = False
+
+
+def _warn_in_event_loop(call: str, instead: str) -> None:
+    """Says, once, that a blocking call in a coroutine holds up every other coroutine of its loop."""
+    global _warned
+    if _warned:
+        return
+    running_loop = getattr(_modules["asyncio"], "_get_running_loop", None)
+    if running_loop is not None and running_loop() is not None:
+        _warned = True
+        import logging
+
+        logging.getLogger("ray").warning("%s blocks the event loop it was called in; use %s instead", call, instead)
 
 
 def _older(function: str, object_refs: Any, older: dict[str, Any]) -> Any:

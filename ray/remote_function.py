@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ray._core.engine import TaskTemplate
 
 R = TypeVar("R")
-VARIANTS_MAX = 64  # results of .options() that a function remembers
 _GENERATOR, _COROUTINE, _ASYNC_GENERATOR = 0x20, 0x80, 0x200  # CO_... flags of a code object
 
 
@@ -34,19 +33,6 @@ def unbind() -> None:
     _bound.clear()
 
 
-def _frozen(value: Any) -> Any:
-    """A hashable stand-in for options; 1, 1.0 and True stay different, for they aren't all valid."""
-    if isinstance(value, dict):
-        return tuple((k, _frozen(v)) for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return (type(value), *map(_frozen, value))
-    try:
-        hash(value)
-    except TypeError:
-        return id(value), value.__class__, object()  # never equal to another
-    return type(value), value
-
-
 class RemoteFunction(Generic[R]):
     """Call it with `.remote(...)`: returns, at once, an ObjectRef of the result, or a list if num_returns says so."""
 
@@ -54,7 +40,7 @@ class RemoteFunction(Generic[R]):
         """options: as _options.check returned them."""
         self._function = function
         self._options = options
-        self._variants: dict[Any, RemoteFunction[R]] = {}
+        self._variants: _options.Variants[RemoteFunction[R]] = _options.Variants()
         # By hand and not by functools.update_wrapper, which would also copy the function's __dict__ over our
         # attributes.
         self.__wrapped__ = function
@@ -76,18 +62,12 @@ class RemoteFunction(Generic[R]):
 
     def options(self, **options: Any) -> RemoteFunction[R]:
         """The same function with some options replaced; this one stays as it is."""
-        # Programs write f.options(...).remote(x) in loops: the engine gets one template for all of those calls.
-        key = _frozen(options)
-        made = self._variants.get(key)
-        if made is None:
-            checked = _options.check(_options.TASK, options, f"remote function {self.__name__}")
-            merged = {**self._options, **checked}
-            _refuse_generator(self._function, merged)
-            made = RemoteFunction(self._function, merged)
-            if len(self._variants) >= VARIANTS_MAX:
-                self._variants.pop(next(iter(self._variants)))
-            self._variants[key] = made
-        return made
+        return self._variants.get(options, self._variant)
+
+    def _variant(self, options: dict[str, Any]) -> RemoteFunction[R]:
+        merged = {**self._options, **_options.check(_options.TASK, options, f"remote function {self.__name__}")}
+        _refuse_generator(self._function, merged)
+        return RemoteFunction(self._function, merged)
 
     def _remote(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Older spelling of `.options(**options).remote(*args, **kwargs)`."""
@@ -104,9 +84,9 @@ class RemoteFunction(Generic[R]):
         )
 
     def _template(self) -> TaskTemplate:
-        from ray import api
+        from ray import _driver
 
-        api.ensure_started()
+        _driver.ensure_started()
         from ray._core.engine import TaskTemplate
 
         signature = Signature.of(self._function, self.__name__)

@@ -132,7 +132,6 @@ class RuntimeContext:
     def _engine(self) -> Any:
         from ray import api
 
-        api.ensure_started()
         return api.engine()
 
     def _context(self) -> dict[str, Any]:

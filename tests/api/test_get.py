@@ -158,3 +158,22 @@ def test_the_older_keyword_is_understood(ray_shared):
         ray.get(object_idz=ray.put(3))
     with pytest.raises(TypeError, match="missing"):
         ray.get()
+
+
+def test_blocking_in_a_coroutine_is_warned_about_once(ray_shared, monkeypatch, caplog):
+    import asyncio
+    import logging
+
+    from ray import api
+
+    monkeypatch.setattr(api, "_warned", False)
+    monkeypatch.setattr(logging.getLogger("ray"), "propagate", True)
+
+    async def main():
+        ray.get(ray.put(1), timeout=0)  # can't block
+        assert not caplog.records
+        for _ in range(2):
+            ray.get(ray.put(1))
+
+    asyncio.run(main())
+    assert [record.args[0] for record in caplog.records] == ["ray.get()"]

@@ -127,6 +127,24 @@ def test_ray_starts_by_itself_when_it_is_first_used():
     assert done.stdout == "2 True\n", done.stderr
 
 
+def test_threads_that_use_ray_first_at_the_same_time_start_one_session():
+    done = run_program(
+        """
+        import threading, ray
+        ready = threading.Barrier(4)
+
+        def use():
+            ready.wait()
+            ray.get(ray.put(1))
+
+        threads = [threading.Thread(target=use) for _ in range(4)]
+        [t.start() for t in threads]
+        [t.join() for t in threads]
+        """
+    )
+    assert done.stderr.count("Started ray") == 1 and "Traceback" not in done.stderr
+
+
 def test_a_program_that_never_shuts_down_leaves_nothing_behind():
     done = run_program(
         """

@@ -182,3 +182,14 @@ def test_an_async_actor_runs_many_calls_at_once_and_another_one():
     assert actor_template({}, is_async=True)["max_concurrency"] == _options.ACTOR_CONCURRENCY_ASYNC
     assert actor_template({}, is_async=False)["max_concurrency"] == 1
     assert actor_template({"max_concurrency": 7}, is_async=True)["max_concurrency"] == 7
+
+
+def test_options_in_a_loop_make_one_variant_and_few_are_kept():
+    variants: _options.Variants[object] = _options.Variants()
+    made = [variants.get({"num_cpus": 1, "resources": {"tape": 1}}, lambda _: object()) for _ in range(3)]
+    assert len(set(map(id, made))) == 1
+    assert variants.get({"num_cpus": 1.0}, lambda _: 1) == 1
+    assert variants.get({"num_cpus": True}, lambda _: 2) == 2  # equal to 1, and not valid
+    for i in range(1000):
+        variants.get({"name": str(i), "runtime_env": [{}, set()]}, lambda _: 3)
+    assert len(variants._made) <= variants.KEPT_MAX
