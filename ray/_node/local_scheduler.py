@@ -26,9 +26,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ray._protocol.resources import Resources, Shape, describe, describe_one, shape_of
+from ray._scheduling.machine import InvalidTransition, Story
 from ray._scheduling.node_resources import Allocation, NodeResources
-
-from .machine import InvalidTransition, Story
 
 QUEUED, STAFFING, HELD, ENDING, GONE = "QUEUED", "STAFFING", "HELD", "ENDING", "GONE"
 

@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .machine import InvalidTransition, Story
+from ray._scheduling.machine import InvalidTransition, Story
 
 STARTING, IDLE, ASSIGNED, EXITING, GONE = "STARTING", "IDLE", "ASSIGNED", "EXITING", "GONE"
 

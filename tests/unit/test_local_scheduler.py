@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ray._node import local_scheduler as ls
-from ray._node.machine import InvalidTransition
+from ray._scheduling.machine import InvalidTransition
 from ray._scheduling.node_resources import NodeResources
 
 JOB = b"\1\0\0\0"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ray._node import worker_pool as wp
-from ray._node.machine import InvalidTransition
+from ray._scheduling.machine import InvalidTransition
 
 JOB, OTHER = b"\1\0\0\0", b"\2\0\0\0"
 
