@@ -182,7 +182,7 @@ cdef int actor_state_changed(Engine self, bytes actor_id, str state, bytes worke
         if actor.link is None:
             actor.state = "PENDING"  # it died again already; the node will say so
             return 0
-        actor.link.actor = actor
+        actor.link.to_actor = True
         actor.state = "ALIVE"
         actor.pump()
     elif state == "DEAD":

@@ -69,7 +69,7 @@ cdef class Link:
     cdef dict holds               # seq -> what we keep for the peer until its ACK
     cdef Lease lease              # the lease whose worker this is, if any
     cdef list gpu_ids_sent
-    cdef object actor             # ActorRef whose worker this is, if any
+    cdef bint to_actor            # the peer is an actor's worker: its calls are ActorMethods'
     cdef uint64_t cancel_mark
 
     cdef uint8_t* begin(self, uint8_t type, uint8_t flags, uint32_t n) except NULL
@@ -213,7 +213,7 @@ cdef class Engine:
     cdef int foreground               # threads inside get/wait/serve
     cdef object background            # the thread that receives when nobody else does
     cdef list callbacks               # to run after a round, without the receiver's role
-    cdef int64_t deadline_flush_ns, deadline_idle_ns, deadline_stuck_ns, timer_ns
+    cdef int64_t deadline_flush_ns, deadline_idle_ns, deadline_stuck_ns, deadline_hello_ns, timer_ns
     # objects
     cdef PlasmaClient store
     cdef dict borrowers               # tag -> {ObjectRef: count}: what others hold of ours

@@ -104,6 +104,7 @@ cdef enum:
     D_FLUSH = 0
     D_IDLE = 1
     D_STUCK = 2
+    D_HELLO = 3
 
 cdef Engine the_engine = None
 
@@ -242,6 +243,8 @@ cdef class Engine:
         if not link.alive:
             return
         link.alive = False
+        if not link.dialed and not link.tag and not self.closed:
+            refused(self, link.conn)
         if link.conn.fd() >= 0:
             self.poller.Remove(link.conn.fd())
             link.conn.Close("peer gone")
@@ -312,7 +315,7 @@ cdef class Engine:
     cdef int enter(self) except -1:
         """This thread is going to wait, and so receives for all: the background thread needn't."""
         self.foreground += 1
-        if self.foreground == 1:
+        if self.foreground == 1 and not self.closed:
             self.standby.Disarm()
         return 0
 
@@ -339,8 +342,10 @@ cdef class Engine:
             self.deadline_flush_ns = at_ns
         elif which == D_IDLE:
             self.deadline_idle_ns = at_ns
-        else:
+        elif which == D_STUCK:
             self.deadline_stuck_ns = at_ns
+        else:
+            self.deadline_hello_ns = at_ns
         return arm_timer(self)
 
     def receive_in_background(self):
@@ -537,6 +542,7 @@ cdef class Engine:
     def close(self):
         """Leaves the session: every connection closes, what is pending fails. Idempotent."""
         global the_engine
+        cdef uint32_t seen
         cdef Link link
         if self.closed:
             return
@@ -560,6 +566,21 @@ cdef class Engine:
             except FileNotFoundError:
                 pass  # the node process removed the whole folder first
         self.store = None
+        # Threads inside get or wait find out, and leave; then nobody is in the poller any more.
+        give_up = time.monotonic() + 5.0
+        while self.foreground > 0 and time.monotonic() < give_up:
+            self.poller.SetTimer(1)
+            self.gate.Advance()
+            seen = self.gate.round
+            self.gate.sleepers += 1
+            with nogil:
+                self.gate.Wait(seen, 10)
+            self.gate.sleepers -= 1
+        if self.foreground == 0:
+            del self.standby
+            del self.poller
+            self.standby = NULL
+            self.poller = NULL
 
     def disarm_after_fork(self):
         """In a forked child: nothing of ours may speak for the parent. Descriptors stay open, nobody uses them."""

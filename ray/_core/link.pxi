@@ -28,7 +28,7 @@ cdef class Link:
 
     cdef int flush(self) except -1:
         cdef int left = self.conn.Flush()
-        if left == 1 and not self.want_write:
+        if left == 1 and not self.want_write and self.alive:
             self.want_write = True
             self.engine.poller.Want(self.conn.fd(), self.key, True, True)
         return 0

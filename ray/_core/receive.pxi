@@ -30,10 +30,33 @@ cdef int accept_links(Engine self) except -1:
             return 0
         conn = CConnection.Adopt(fd, self.identity)
         if not conn.get().alive():
+            refused(self, conn.get())
             continue
         link = Link.__new__(Link)
         link.engine, link.conn = self, conn.release()
         self.add_link(link)
+        if self.deadline_hello_ns == 0:
+            self.set_deadline(D_HELLO, link.conn.hello_deadline_ns())
+
+
+cdef int refused(Engine self, CConnection* conn) except -1:
+    print(f"ray: a connection from process {conn.peer_pid()} was refused: {conn.why_closed().decode()}", file=sys.stderr)
+    return 0
+
+
+cdef int close_silent_links(Engine self, int64_t now) except -1:
+    """Strangers that connected and never proved themselves."""
+    cdef Link link
+    cdef int64_t next_ns = 0
+    for link in list(self.links.values()):
+        if link.dialed or link.conn.hello_deadline_ns() == 0:
+            continue
+        if link.conn.CloseIfLate(now):
+            self.link_closed(link)
+        elif next_ns == 0 or link.conn.hello_deadline_ns() < next_ns:
+            next_ns = link.conn.hello_deadline_ns()
+    self.deadline_hello_ns = next_ns
+    return 0
 
 
 cdef int read_link(Engine self, Link link) except -1:
@@ -177,6 +200,8 @@ cdef int on_timer(Engine self) except -1:
         self.deadline_stuck_ns = 0
         if self.executor is not None:
             self.executor.on_stuck_timer(now)
+    if self.deadline_hello_ns and now >= self.deadline_hello_ns:
+        close_silent_links(self, now)
     arm_timer(self)
     return 0
 
@@ -189,7 +214,9 @@ cdef int arm_timer(Engine self) except -1:
         at = self.deadline_idle_ns
     if self.deadline_stuck_ns and (at == 0 or self.deadline_stuck_ns < at):
         at = self.deadline_stuck_ns
-    if at and (self.timer_ns == 0 or at < self.timer_ns):
+    if self.deadline_hello_ns and (at == 0 or self.deadline_hello_ns < at):
+        at = self.deadline_hello_ns
+    if at and self.poller != NULL and (self.timer_ns == 0 or at < self.timer_ns):
         self.timer_ns = at
         at -= NowNs()
         self.poller.SetTimer(at if at > 1 else 1)
@@ -202,6 +229,8 @@ cdef int poll_events(Engine self, int64_t timeout_ms) except -2:
     cdef int n = 0
     cdef uint32_t seen
     cdef int limit
+    if self.closed:
+        raise exceptions.RaySystemError("ray was shut down while this thread waited")
     if self.receiving:
         if self.receiver == <unsigned long>get_ident():
             raise RuntimeError("ray.get or ray.wait was called where ray is already receiving for this thread (in a __del__ or "

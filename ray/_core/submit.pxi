@@ -305,7 +305,9 @@ cdef int on_result(Engine self, Link link, Reader* r, uint8_t flags) except -1:
             if i < task.num_returns and task.returns[i] != NULL:
                 ref = <ObjectRef>task.returns[i]
             refs = take(self, link, r, ref)
-            if ref is not None:
+            if ref is None:
+                discard(self, task.seq, i)
+            else:
                 if ref.state == PLASMA and task.callee.max_retries != 0:
                     pass  # its producer stays: lineage
                 else:
@@ -329,6 +331,19 @@ cdef int on_result(Engine self, Link link, Reader* r, uint8_t flags) except -1:
         if task.num_returns and not holds_lineage(task):
             task.slots = None
     task.callee.finished(task, link, exec_us, flags)
+    return 0
+
+
+cdef int discard(Engine self, uint64_t seq, uint32_t index) except -1:
+    """Nobody wants this result: if it went to the store, it goes when its maker's pin does."""
+    cdef ObjectRef ref
+    if self.store is None:
+        return 0
+    ref = new_ref(make_id(self, seq, index), True)
+    try:
+        self.store.delete(ref.key())
+    except PlasmaStoreDied:
+        pass  # its objects died with it
     return 0
 
 
@@ -434,8 +449,8 @@ cdef int lost_calls(Engine self, Link link) except -1:
     tasks.sort(key=task_order)
     for task in tasks:
         task.link = None
-    if link.actor is not None:
-        return (<ActorRef>link.actor).calls_lost(tasks)
+    if isinstance((<Task>tasks[0]).callee, ActorMethod):
+        return (<ActorMethod>(<Task>tasks[0]).callee).actor.calls_lost(tasks)
     retry, fail = [], []
     for task in tasks:
         if task.retries_left != 0 and not task.cancelled and not self.closed and self.node.alive:

@@ -60,7 +60,12 @@ def main(startup: dict[str, Any]) -> int:
     signal.signal(signal.SIGINT, executor.on_sigint)
     sys.stdout = _NamedStream(sys.stdout, executor)  # type: ignore[assignment]
     sys.stderr = _NamedStream(sys.stderr, executor)  # type: ignore[assignment]
-    engine.connect(startup["node_socket"], {"kind": "worker", "job_id": startup.get("job_id")})
+    try:
+        engine.connect(startup["node_socket"], {"kind": "worker", "job_id": startup.get("job_id")})
+    except RuntimeError as error:
+        if str(error) == "the session is ending":
+            return 0  # started for a task whose driver has left meanwhile
+        raise
     try:
         executor.serve()
     finally:
