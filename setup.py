@@ -8,7 +8,7 @@ CMake compiles (CMakeLists.txt says what); this file finds CMake, Ninja and Cyth
 install its results into the package that setuptools assembles. Under pip the tools come from pyproject.toml's build
 requirements. Run by hand in an interpreter that lacks them, this file has pip put them into build/tools first.
 
-Of the machine it needs: a C++20 compiler (g++ >= 11 or clang >= 13), and Python's own headers.
+Of the machine it needs: a C++20 compiler (g++ 12 is what we test with), and Python's own headers.
 """
 
 from __future__ import annotations
