@@ -38,21 +38,43 @@ NODE_PERIOD_S = 2.0  # of heartbeats, on a cluster
 
 
 class Port(Protocol):
-    """What the shell does for the head. No method blocks or raises; what concerns a dead process is ignored."""
+    """What the shell does for the head. No method blocks or raises; what concerns a dead process is ignored: its death
+    is reported anyway."""
 
-    def place_actor(self, actor_id: bytes, spec: dict[str, Any], incarnation: int) -> None: ...
-    def cancel_placement(self, actor_id: bytes) -> None: ...
+    def place_actor(self, actor_id: bytes, spec: dict[str, Any], incarnation: int) -> None:
+        """Hold spec["resources"] (spec["placement_resources"] must be free at that moment) and find a worker of its
+        own.
+
+        Answered, now or later, by `actor_placed`, then `actor_worker_started`; or by `actor_placement_lost`, and it is
+        asked again. spec is the creator's, with "job_id" and "node_id" added."""
+
+    def cancel_placement(self, actor_id: bytes) -> None:
+        """It needs no place any more. Also said of actors that never asked for one."""
+
     def become_actor(
         self, worker_tag: bytes, actor_id: bytes, creation: bytes, incarnation: int, gpu_ids: list[int | str]
-    ) -> None: ...
+    ) -> None:
+        """The event of that name, to that worker."""
+
     def actor_state(
         self, core_tag: bytes, actor_id: bytes, state: str, worker_tag: bytes, incarnation: int, cause: str | bytes
-    ) -> None: ...
-    def kill_worker(self, worker_tag: bytes, why: str) -> None: ...
-    def ask_to_exit(self, worker_tag: bytes, why: str) -> None: ...
-    def expect_exit(self, worker_tag: bytes, why: str) -> None: ...
-    def release_actor(self, actor_id: bytes) -> None: ...
-    def error(self, job_id: bytes, kind: str, message: str, extra: dict[str, Any]) -> None: ...
+    ) -> None:
+        """The event of that name, to that core."""
+
+    def kill_worker(self, worker_tag: bytes, why: str) -> None:
+        """SIGKILL; `worker_died` follows as always."""
+
+    def ask_to_exit(self, worker_tag: bytes, why: str) -> None:
+        """The event `exit`; SIGKILL if it has not gone within a grace."""
+
+    def expect_exit(self, worker_tag: bytes, why: str) -> None:
+        """It leaves by itself (exit_actor): SIGKILL if it has not gone within the same grace."""
+
+    def release_actor(self, actor_id: bytes) -> None:
+        """Its worker is dead, or was never there: its resources come back."""
+
+    def error(self, job_id: bytes, kind: str, message: str, extra: dict[str, Any]) -> None:
+        """The event `error`, to the drivers of that job."""
 
 
 class HeadService:
@@ -112,6 +134,7 @@ class HeadService:
         self._run(lambda: self.placing.handle(global_scheduler.NodeJoined(node_id, row.resources)))
 
     def node_down(self, node_id: bytes, cause: str) -> None:
+        """Its process said goodbye or died: its actors restart elsewhere."""
         self._run(lambda: self.monitor.handle(monitor.NodeGone(node_id, cause), self._clock()))
 
     def register_driver(self, tag: bytes, pid: int, info: Mapping[str, Any]) -> bytes:
@@ -122,29 +145,37 @@ class HeadService:
         return job_id
 
     def driver_gone(self, tag: bytes, cause: str, intended: bool) -> None:
+        """Ends its job and its actors; with the last of these, every key of the job. intended: it called shutdown()."""
         self._run(lambda: self.jobs.handle(jobs.DriverGone(tag, cause, intended), self._clock()))
         self.core_gone(tag, cause)
 
     def core_gone(self, tag: bytes, cause: str) -> None:
+        """Any core process is dead: it hears nothing more, and the actors it owned die."""
         self.actor_event(am.CoreGone(tag, cause))
 
     def worker_died(self, tag: bytes, cause: str) -> None:
+        """A worker is dead and cause says of what: if it was an actor, that is restarted or buried. Includes
+        `core_gone`."""
         self.actor_event(am.WorkerDied(tag, cause))
         self.core_gone(tag, cause)
 
     def actor_placed(self, actor_id: bytes, node_id: bytes) -> None:
+        """Answer to `place_actor`: its resources are held on that node."""
         self.actor_event(am.Placed(actor_id, node_id))
 
     def actor_worker_started(
         self, actor_id: bytes, worker_tag: bytes, worker_pid: int, gpu_ids: Iterable[int | str]
     ) -> None:
+        """And this worker is to become it. From here on only `worker_died` says that it is lost."""
         self.actor_event(am.WorkerStarted(actor_id, worker_tag, worker_pid, list(gpu_ids)))
 
     def actor_placement_lost(self, actor_id: bytes, cause: str) -> None:
+        """Answer to `place_actor`: it came to nothing, or was lost before a worker was there."""
         self._run(lambda: self.placing.handle(global_scheduler.Ended(actor_id)))
         self.actor_event(am.PlacementLost(actor_id, cause))
 
     def actor_infeasible(self, actor_id: bytes, message: str) -> None:
+        """The node can never hold it: it stays where it is, and its job is told."""
         actor = self.actors.get(actor_id)
         if actor is not None and actor.state != DEAD:
             self.report_error(actor.job_id, "actor_infeasible", message, {"actor_id": actor_id.hex()})
