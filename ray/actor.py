@@ -12,6 +12,7 @@ When the actor's process dies, the engine fails or retries the calls; nothing he
 
 from __future__ import annotations
 
+import pickle
 import weakref
 from typing import TYPE_CHECKING, Any, Callable, Generic, NoReturn, TypeVar
 
@@ -77,13 +78,14 @@ class MethodDescription:
 class ClassDescription:
     """The name and methods of an actor class: what is needed to call an instance without having the class."""
 
-    __slots__ = ("__weakref__", "is_async", "key", "methods", "name")
+    __slots__ = ("__weakref__", "_pickled", "is_async", "key", "methods", "name")
 
     def __init__(self, key: bytes, name: str, methods: dict[str, MethodDescription], is_async: bool) -> None:
         self.key = key  # random, made with the ActorClass: equal keys mean one and the same description
         self.name = name
         self.methods = methods
         self.is_async = is_async
+        self._pickled: bytes | None = None
 
     @classmethod
     def of(cls, actor_class: type) -> ClassDescription:
@@ -104,20 +106,28 @@ class ClassDescription:
                 options = getattr(function, _METHOD_MARK, {})
                 methods[name] = MethodDescription(name, signature, options, bool(flags & _GENERATOR_FLAGS))
                 is_async = is_async or bool(flags & _ASYNC_FLAGS)
-        return cls(os.urandom(16), actor_class.__name__, methods, is_async)
+        made = cls(os.urandom(16), actor_class.__name__, methods, is_async)
+        _descriptions[made.key] = made
+        return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _description, (self.key, self.name, tuple(self.methods.values()), self.is_async)
+        # Handles are passed around by the thousand, and all of one class carry the same table: it is pickled once here,
+        # and unpickled once there.
+        if self._pickled is None:
+            self._pickled = pickle.dumps((self.name, tuple(self.methods.values()), self.is_async), 5)
+        return _description, (self.key, self._pickled)
 
 
-# Descriptions met in pickles, so that a thousand handles of one class share one.
+# By key: those made here and those met in pickles.
 _descriptions: weakref.WeakValueDictionary[bytes, ClassDescription] = weakref.WeakValueDictionary()
 
 
-def _description(key: bytes, name: str, methods: tuple[MethodDescription, ...], is_async: bool) -> ClassDescription:
+def _description(key: bytes, pickled: bytes) -> ClassDescription:
     known = _descriptions.get(key)
     if known is None:
+        name, methods, is_async = pickle.loads(pickled)
         known = ClassDescription(key, name, {m.name: m for m in methods}, is_async)
+        known._pickled = pickled
         _descriptions[key] = known
     return known
 
@@ -133,9 +143,8 @@ class ActorMethod:
     remote: Callable[..., Any]
 
     def __init__(self, ref: ActorRef, class_name: str, method: MethodDescription, options: dict[str, Any]) -> None:
-        self._ref = (
-            ref  # and not the handle: the handle's __dict__ holds this object, and a cycle would outlive the last `del`
-        )
+        # And not the handle: its __dict__ holds this object, and such a cycle would outlive the last `del handle`.
+        self._ref = ref
         self._class_name = class_name
         self._method = method
         self._options = options
