@@ -20,7 +20,7 @@ from typing import Any
 
 from ray._launch.node_process import python_command
 
-RESTART_AT_ONCE_AFTER_S, RESTART_DELAY_S = 1.0, 1.0
+RESTART_DELAY_FIRST_S, RESTART_DELAY_MAX_S = 0.1, 5.0  # of a fork server that ends before it is of any use
 _DESCRIPTOR_FLOOR = 16  # descriptors for children are moved above it first, so that dup2 never meets itself
 
 
@@ -230,12 +230,12 @@ class ForkServerLink:
         self._unsent: deque[tuple[bytes, tuple[int, int]]] = deque()
         self._closed = False
         self.restarts = 0
+        self._useless = 0  # how many in a row have ended without an answer
         self._adopt(pid, control)
 
     def _adopt(self, pid: int, control: socket.socket) -> None:
         self.pid = pid
         self._control: socket.socket | None = control
-        self._started_at = self._loop.time()
         control.setblocking(False)
         self._loop.add_reader(control.fileno(), self.drain)
         self._watch(pid, self._died)
@@ -284,6 +284,7 @@ class ForkServerLink:
                 self._loop.remove_reader(self._control.fileno())  # dead or dying: the reaper says when
                 return
             answer = pickle.loads(data)
+            self._useless = 0
             if self._waiting.pop(answer["worker_id"], 0) == 0:
                 continue
             if "pid" in answer:
@@ -309,12 +310,13 @@ class ForkServerLink:
             f"the fork server {describe_exit(ended)}"
         )  # fmt: skip
         self.restarts += 1
-        # One that lived for a while was killed; one that didn't may be unable to live: not in a tight loop, then.
-        lived_s = self._loop.time() - self._started_at
-        if lived_s > RESTART_AT_ONCE_AFTER_S:
+        # One that has answered was killed; those that never do may be unable to live: not in a tight loop, then.
+        if self._useless == 0:
             self._restart()
         else:
-            self._loop.call_later(RESTART_DELAY_S, self._restart)
+            delay_s = RESTART_DELAY_FIRST_S * 2 ** min(self._useless, 10)
+            self._loop.call_later(min(delay_s, RESTART_DELAY_MAX_S), self._restart)
+        self._useless += 1
         self._on_died(cause)
         for worker_id in waiting:
             self._on_failed(worker_id, cause)

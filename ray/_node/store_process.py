@@ -13,8 +13,8 @@ from typing import Any
 
 from . import children
 
-RESTARTS_IN_A_ROW_MAX = 5
-_STEADY_S = 5.0  # one that lived this long starts a new row
+FAILED_STARTS_MAX = 5  # in a row; one that has served is always started again
+RESTART_DELAY_FIRST_S = 0.05  # after a failed start; doubles
 _LIFELINE_FD, _READY_FD = 3, 4
 _SERVING = b"\1"  # what it writes to its ready descriptor once it serves; text there is an error
 
@@ -41,12 +41,14 @@ class StoreProcess:
         self._said = ""
         self._lifeline = -1
         self._ready_fd = -1
-        self._in_a_row = 0
+        self._failed_starts = 0  # since one last served
+        self._starting = True  # until it serves
         self._stopped = False
         self._loop: Any = None
 
     def spawn(self) -> None:
         """Starts the process; needs no event loop yet. Raises: OSError, FileNotFoundError: the binary is not built."""
+        self._starting = True
         if not os.path.exists(binary()):
             raise FileNotFoundError(f"{binary()} is missing: build it (pip install . or ninja plasma_store)")
         lifeline_read, self._lifeline = os.pipe2(os.O_CLOEXEC)
@@ -76,7 +78,6 @@ class StoreProcess:
         self._watch_this()
 
     def _watch_this(self) -> None:
-        self._started_at = self._loop.time()
         self._watch(self.pid, self._ended)
         self._loop.add_reader(self._ready_fd, self._ready)
 
@@ -88,6 +89,8 @@ class StoreProcess:
         self._close_ready()
         if said == _SERVING:
             self.why_down = ""
+            self._starting = False
+            self._failed_starts = 0
             self._on_ready()
         else:  # an error, or nothing: it is ending, and the reaper says when
             self._said = said.decode("utf-8", "replace").strip()
@@ -100,17 +103,17 @@ class StoreProcess:
             return
         self.why_down = self._said or f"plasma_store {children.describe_exit(result)}{self._last_words()}"
         self._said = ""
-        lived_s = self._loop.time() - self._started_at
-        self._in_a_row = 1 if lived_s > _STEADY_S else self._in_a_row + 1
+        served = not self._starting
         self._on_died(self.why_down)
-        if self._in_a_row > RESTARTS_IN_A_ROW_MAX:
-            self._on_given_up(f"{self.why_down}; that was death {self._in_a_row} in a row, it is not started again")
-            return
-        self.restarts += 1
-        if self._in_a_row == 1:
+        if served:
+            self.restarts += 1
             self._restart()
-        else:
-            self._loop.call_later(0.05 * 2**self._in_a_row, self._restart)
+            return
+        self._failed_starts += 1
+        if self._failed_starts > FAILED_STARTS_MAX:
+            self._on_given_up(f"{self.why_down}; that was start {self._failed_starts} to fail, no other follows")
+            return
+        self._loop.call_later(RESTART_DELAY_FIRST_S * 2**self._failed_starts, self._restart)
 
     def _restart(self) -> None:
         if self._stopped:
