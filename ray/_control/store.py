@@ -30,6 +30,9 @@ WINDOW_BYTES = 1024 * 1024  # sent and unanswered, per server: more would only s
 QUEUE_BYTES_MAX = 64 * 1024 * 1024  # waiting, per server: minutes of a busy node's writes
 RETRY_FIRST_S, RETRY_LAST_S = 0.01, 1.0  # while a server is away; a line from its log cuts the wait short
 CALL_TIMEOUT_S = 30.0
+# Refusals that pass: no memory, no disk. What was refused is written anew after a while, ever more rarely.
+PASSING = ("OOM", "MISCONF")
+REPAIR_FIRST_S, REPAIR_LAST_S = 5.0, 60.0
 
 
 class StoreUnavailable(RuntimeError):
@@ -50,8 +53,8 @@ class Store:
     """Connections to the main server (shard 0) and the others.
 
     Attributes:
-        on_gap: called as (shard) when writes were dropped for want of room and the server is back: write its tables
-            anew.
+        on_gap: called as (shard) when writes were dropped for want of room and the server is back, or were refused
+            for want of memory or disk a while ago: write its tables anew.
         on_problem: called as (text) the first time a server refuses a write for a given reason, such as a full disk.
     """
 
@@ -192,6 +195,8 @@ class _Link(asyncio.Protocol):
         self._retry_s = RETRY_FIRST_S
         self._flush_timer: asyncio.TimerHandle | None = None
         self._dropped_reported = 0
+        self._repair: asyncio.TimerHandle | None = None
+        self._repair_s = REPAIR_FIRST_S
         self._reasons: set[str] = set()
         self._drainers: list[asyncio.Future[None]] = []
 
@@ -322,10 +327,17 @@ class _Link(asyncio.Protocol):
                 command.future.set_result(reply)
         elif isinstance(reply, ReplyError):
             self.refused += 1
+            if reply.code in PASSING and self._repair is None:
+                self._repair = self._loop.call_later(self._repair_s, self._repair_now)
+                self._repair_s = min(2 * self._repair_s, REPAIR_LAST_S)
             reason = f"{command.name}: {reply.code}"
             if reason not in self._reasons and len(self._reasons) < 32:
                 self._reasons.add(reason)
                 self.store.on_problem(f"the control plane at {self.address} refused a write: {command.name}: {reply}")
+
+    def _repair_now(self) -> None:
+        self._repair = None
+        self.store.on_gap(self.shard)
 
     def _abort(self, why: str) -> None:
         transport, self._transport = self._transport, None
@@ -365,6 +377,9 @@ class _Link(asyncio.Protocol):
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
+        if self._repair is not None:
+            self._repair.cancel()
+            self._repair = None
         self._abort(cause)
         for command in self.waiting:
             if command.future is None:

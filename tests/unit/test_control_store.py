@@ -117,6 +117,23 @@ def test_a_refused_write_is_counted_and_told_once_per_reason() -> None:
     run(test)
 
 
+def test_what_was_refused_for_want_of_memory_is_asked_for_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "REPAIR_FIRST_S", 0.05)
+
+    async def test() -> None:
+        async with control_plane(max_memory_bytes=2_000_000) as plane:
+            for i in range(30):
+                plane.store.write(0, "HSET", "ray:junk", i, b"x" * 100_000)
+            plane.store.on_gap = lambda shard: plane.store.write(shard, "HSET", "ray:row", "a", "1")
+            plane.store.write(0, "HSET", "ray:row", "a", "1")
+            plane.store.write(0, "UNLINK", "ray:junk")
+            assert await plane.store.call(0, "HGET", "ray:row", "a") is None
+            await asyncio.sleep(0.1)
+            assert await plane.store.call(0, "HGET", "ray:row", "a") == b"1"
+
+    run(test)
+
+
 def test_a_cancelled_or_late_call_does_not_shift_the_replies_of_others() -> None:
     async def test() -> None:
         async with control_plane() as plane:
