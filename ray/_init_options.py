@@ -147,6 +147,8 @@ class InitOptions:
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
+        # Of the job: named actors live in it. Nobody else's, unless it was given.
+        self.job_namespace: str = values["namespace"] or values["job_config"].ray_namespace or os.urandom(16).hex()
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -180,7 +182,7 @@ class InitOptions:
         config = {
             "resources": self.resources(),
             "settings": self.settings(),
-            "job": {"sys_path": list(sys.path), "cwd": os.getcwd(), "env": {}},
+            "job": {"sys_path": list(sys.path), "cwd": os.getcwd(), "env": {}, "namespace": self.job_namespace},
             "huge_pages": self.huge_pages,
         }
         for key, option in (
@@ -205,7 +207,7 @@ class InitOptions:
             "entrypoint": " ".join(sys.argv) or getattr(main, "__file__", None) or "python",
             "sys_path": list(sys.path),
             "cwd": os.getcwd(),
-            "namespace": self.namespace or self.job_config.ray_namespace or os.urandom(16).hex(),
+            "namespace": self.job_namespace,
             "log_to_driver": self.prints_of_workers,
             "runtime_env": {},
             "metadata": self.job_config.metadata,

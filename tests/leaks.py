@@ -249,8 +249,16 @@ class Snapshot:
                 if self.descriptors.get(fd) != to
             ]
             lines += [f"shared memory mapped: {name}" for name in sorted(now.mappings - self.mappings)]
-            lines += [f"thread {t.name}" for t in threading.enumerate() if t.ident not in self.threads and t.is_alive()]
+            lines += [f"thread {t.name}" for t in self._new_threads()]
         return lines
+
+    def _new_threads(self) -> list[threading.Thread]:
+        # pytest-timeout has a thread for each test: the one of this test is younger than an engine shared with the last.
+        return [
+            t
+            for t in threading.enumerate()
+            if t.ident not in self.threads and t.is_alive() and not t.name.startswith("pytest_timeout")
+        ]
 
     def wait_until_clean(self, timeout_s: float = 5.0, *, inside: bool = True) -> list[str]:
         """leftovers(), asked again until it is empty or the time is up.
