@@ -253,7 +253,7 @@ class Snapshot:
         return lines
 
     def _new_threads(self) -> list[threading.Thread]:
-        # pytest-timeout has a thread for each test: the one of this test is younger than an engine shared with the last.
+        # pytest-timeout has a thread for each test: this one is younger than an engine that tests share.
         return [
             t
             for t in threading.enumerate()
