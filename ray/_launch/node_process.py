@@ -42,6 +42,10 @@ class NodeStartError(RuntimeError):
     """The node process could not start; the text is what it said."""
 
 
+class NodeArgumentError(NodeStartError, ValueError):
+    """The node process could not start with what it was given; the text names the argument."""
+
+
 class NodeProcess:
     """The node process, seen from the driver that started it."""
 
@@ -60,7 +64,8 @@ class NodeProcess:
 
         Returns: {"pid", "resources", "plasma_capacity", "milestones": monotonic times,
             "processor_s": what the node process has used so far}.
-        Raises: NodeStartError: with the node's own words; the process and the session folder are gone then.
+        Raises: NodeStartError, NodeArgumentError (a ValueError): with the node's own words; the process and the
+            session folder are gone then.
         Blocks: up to timeout_s.
         """
         if self.ready is not None:
@@ -78,10 +83,10 @@ class NodeProcess:
             text = self._log_tail()
             self.discard()
             raise NodeStartError(f"the node process ended while starting, {_describe_exit(code)}{text}") from None
-        if kind == "failed":
+        if kind != "ready":
             self.wait_exit(5.0)
             self.discard()
-            raise NodeStartError(str(body))
+            raise (NodeArgumentError if kind == "refused" else NodeStartError)(str(body))
         ready: dict[str, Any] = body
         self.ready = ready
         return ready

@@ -10,6 +10,10 @@ from ray._config import Settings
 from ray._protocol.resources import CPU, GPU, MEMORY, OBJECT_STORE_MEMORY, UNITS, Resources
 
 _CGROUP = "/sys/fs/cgroup"
+_CGROUP_MEMORY = (  # limit and usage: version 2, version 1
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
 
 
 def cpu_count() -> int:
@@ -21,19 +25,18 @@ def cpu_count() -> int:
 
 def memory_available() -> int:
     """Bytes that programs could still use: the kernel's estimate, cut by what the control group leaves."""
-    available = 0
-    with open("/proc/meminfo") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
-    for limit_file, usage_file in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    available = _meminfo("MemAvailable")
+    for limit_file, usage_file in _CGROUP_MEMORY:
         limit, used = _read_int(limit_file), _read_int(usage_file)
         if limit is not None and used is not None:  # "max" reads as None: no limit
             available = min(available, max(0, limit - used))
     return available
+
+
+def memory_total() -> int:
+    """Bytes that programs here could ever use: of the machine, with its swap, or of the control group."""
+    limits = [limit for limit_file, _ in _CGROUP_MEMORY if (limit := _read_int(limit_file)) is not None]
+    return min([_meminfo("MemTotal") + _meminfo("SwapTotal"), *limits])
 
 
 def gpu_ids() -> list[int | str]:
@@ -50,10 +53,13 @@ def gpu_ids() -> list[int | str]:
     return list(range(_gpus_present()))
 
 
-def node_resources(given: Resources, store_bytes: int | None, settings: Settings) -> tuple[Resources, list[int | str]]:
+def node_resources(
+    given: Resources, store_bytes: int | None, settings: Settings, store_folder: str | None = None
+) -> tuple[Resources, list[int | str]]:
     """The node's totals: what was given, the rest detected. Also the ids of its GPUs.
 
-    Raises: ValueError: more GPUs asked for than CUDA_VISIBLE_DEVICES allows.
+    Args: store_folder: where the store's memory is a file, on whatever disk or huge pages; None: in memory.
+    Raises: ValueError: more GPUs asked for than CUDA_VISIBLE_DEVICES allows; a store larger than the machine.
     """
     total = dict(given)
     if CPU not in total:
@@ -74,16 +80,24 @@ def node_resources(given: Resources, store_bytes: int | None, settings: Settings
         ids = visible[:wanted]
     available = memory_available()
     if store_bytes is None:
-        store_bytes = store_default(available, settings)
+        store_bytes = store_default(available, settings, store_folder)
+    elif store_folder is None and store_bytes > memory_total():
+        raise ValueError(
+            f"object_store_memory={store_bytes} ({store_bytes / 2**30:.1f} GiB) is more than the {memory_total()} "
+            f"bytes ({memory_total() / 2**30:.1f} GiB) of memory that this machine, or its control group, has"
+        )
     total[OBJECT_STORE_MEMORY] = store_bytes * UNITS
     if MEMORY not in total:
         total[MEMORY] = max(0, available - store_bytes) * UNITS
     return {name: units for name, units in total.items() if units}, ids
 
 
-def store_default(available: int, settings: Settings) -> int:
+def store_default(available: int, settings: Settings, folder: str | None = None) -> int:
     """Bytes of the object store when nobody said: a fraction of what is available, whole MiB, within bounds."""
     fraction = int(available * settings.object_store_memory_fraction)
+    if folder is not None and os.path.isdir(folder):
+        room = os.statvfs(folder)
+        fraction = min(fraction, room.f_bavail * room.f_frsize * 9 // 10)  # some is left for the file system itself
     bounded = max(settings.object_store_memory_min, min(fraction, settings.object_store_memory_max))
     return bounded >> 20 << 20
 
@@ -122,6 +136,14 @@ def _gpus_present() -> int:
     except (OSError, AttributeError):
         return len(devices)  # a driver without its library, or an ancient one: each GPU still has its device file
     return len(devices)
+
+
+def _meminfo(name: str) -> int:
+    with open("/proc/meminfo") as file:
+        for line in file:
+            if line.startswith(name + ":"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def _cgroup_cpu_quota() -> int | None:

@@ -46,7 +46,7 @@ def main() -> NoReturn:
         code = 0  # the driver ended before it had said what it wants
     except BaseException as error:
         traceback.print_exc()
-        _say(control, ("failed", _plain_text(error)))
+        _say(control, ("refused" if isinstance(error, ValueError) else "failed", _plain_text(error)))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -76,7 +76,9 @@ def _run(control: socket.socket, config: dict[str, Any]) -> int:
     node_id = os.urandom(16)
     listener = Listener(session.node_socket, session.token, node_id, ROLE_NODE)
     given = dict(config.get("resources") or {})
-    total, gpu_ids = detect.node_resources(given, config.get("object_store_memory"), settings)
+    total, gpu_ids = detect.node_resources(
+        given, config.get("object_store_memory"), settings, config.get("plasma_directory")
+    )
     store = StoreProcess(
         session.plasma_socket,
         session.logs + "/plasma_store.log",

@@ -82,10 +82,7 @@ class StoreProcess:
         self._loop.add_reader(self._ready_fd, self._ready)
 
     def _ready(self) -> None:
-        try:
-            said = os.read(self._ready_fd, 4096)
-        except BlockingIOError:
-            return
+        said = os.read(self._ready_fd, 4096)  # never blocks: it is readable, or its writer has ended
         self._close_ready()
         if said == _SERVING:
             self.why_down = ""
@@ -96,7 +93,8 @@ class StoreProcess:
             self._said = said.decode("utf-8", "replace").strip()
 
     def _ended(self, result: os.waitid_result) -> None:
-        self._close_ready()
+        if self._ready_fd >= 0:
+            self._ready()  # its own words on why it could not serve, if it got that far
         self._close_lifeline()
         self.pid = 0
         if self._stopped:
