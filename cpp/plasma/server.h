@@ -74,6 +74,7 @@ class Server {
   bool TryLend(const RoomWaiter& w);  // answers, or parks until touched; false: no room
   void AnswerLent(Asker asker, const Lent& lent);
   void Refuse(Asker asker, StatusCode code, const std::string& text);
+  std::string WhyFull();
   void Touched();
   void Progress();  // hands out events, retries writers that wait, ends those whose time is up
   void Send(uint64_t id, Message type, uint64_t request, const void* body, size_t bytes, const void* tail = nullptr,

@@ -147,16 +147,17 @@ bool Server::HandleLend(uint64_t id, Connection& c, uint64_t request, std::span<
     room_changed_ = true;
   }
   if (body->need_bytes == 0 || body->need_bytes > store_->extents().pool_bytes()) {
+    const std::string error = pool_->error();
     Refuse({id, request}, StatusCode::kTooLarge,
            "an object of " + std::to_string(body->need_bytes) + " bytes can never fit into a store of " +
-               std::to_string(store_->extents().pool_bytes()) + " bytes");
+               std::to_string(store_->extents().pool_bytes()) + " bytes" + (error.empty() ? "" : " (" + error + ")"));
     return true;
   }
   const int64_t timeout = std::clamp<int64_t>(body->timeout_ns, 0, kTimeoutNsMax);
   const RoomWaiter waiter{{id, request}, body->need_bytes, body->exact == 1, NowNs() + timeout};
   if (TryLend(waiter)) return true;
   if (timeout == 0) {
-    Refuse(waiter.asker, StatusCode::kOutOfMemory, store_->DescribeHolders());
+    Refuse(waiter.asker, StatusCode::kOutOfMemory, WhyFull());
     return true;
   }
   // From here on an unpin rings the doorbell; one that came just before is seen by the retry in Progress.
@@ -204,13 +205,18 @@ void Server::Touched() {
     const auto found = connections_.find(w.asker.connection);
     if (found == connections_.end()) continue;
     store_->CloseLease(found->second.client, w.lent.lease);
-    Refuse(w.asker, StatusCode::kOutOfMemory, error + "\n" + store_->DescribeHolders());
+    Refuse(w.asker, StatusCode::kOutOfMemory, WhyFull());
   }
   if (!pool_capped_) {
     std::fprintf(stderr, "plasma_store: %s\n", error.c_str());
     pool_capped_ = true;
   }
   store_->Cap(touched);
+}
+
+std::string Server::WhyFull() {
+  const std::string error = pool_->error();
+  return (error.empty() ? "" : error + ". ") + store_->DescribeHolders();
 }
 
 void Server::AnswerLent(Asker asker, const Lent& lent) {
@@ -284,7 +290,7 @@ void Server::Progress() {
   const int64_t now = NowNs();
   room_queue_.Retry([&](const RoomWaiter& w) {
     if (w.deadline_ns > now) return false;
-    Refuse(w.asker, StatusCode::kOutOfMemory, store_->DescribeHolders());
+    Refuse(w.asker, StatusCode::kOutOfMemory, WhyFull());
     return true;
   });
   if (room_queue_.size() == 0 && table_.header()->room_wanted.load(std::memory_order_relaxed) != 0) {

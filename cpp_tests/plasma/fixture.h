@@ -58,6 +58,8 @@ class StoreThread {
       }
       changed_.notify_all();
       if (server != nullptr) status_ = server->Run();
+      std::lock_guard<std::mutex> lock(mutex_);  // not while Stop is using it
+      server.reset();
     });
     std::unique_lock<std::mutex> lock(mutex_);
     changed_.wait(lock, [this] { return started_; });
@@ -65,7 +67,10 @@ class StoreThread {
   ~StoreThread() { Stop(); }
   void Stop() {
     if (!thread_.joinable()) return;
-    if (server_ != nullptr) server_->Stop();
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (server_ != nullptr) server_->Stop();
+    }
     thread_.join();
   }
   std::string socket() const { return folder_.socket(); }

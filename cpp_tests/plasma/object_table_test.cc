@@ -137,7 +137,8 @@ TEST(ObjectTable, StandsInsertersFindersAndARecyclerAtOnce) {
   });
   std::vector<uint32_t> free;
   for (uint32_t i = 0; i < kSlots; ++i) free.push_back(i);
-  for (int round = 0; round < kRounds; ++round) {
+  // The threads may not have begun when the rounds are over.
+  for (int round = 0; round < kRounds || inserted < 2000; ++round) {
     for (auto& l : lent) {
       if (l.load(std::memory_order_acquire) != 0 || free.empty()) continue;
       l.store(free.back() + 1, std::memory_order_release);

@@ -6,7 +6,7 @@ store or of this process in cpp/plasma/client.h. Thin: each method checks its ar
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_CheckSignals
+from cpython.exc cimport PyErr_Occurred
 from libc.math cimport isnan
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -18,6 +18,9 @@ from libcpp.vector cimport vector
 
 import os
 
+
+cdef extern from "Python.h":
+    int check_signals "PyErr_CheckSignals"() noexcept  # Cython's own would look at the result
 
 cdef extern from "common/ids.h" namespace "ray" nogil:
     cdef cppclass ObjectId:
@@ -191,12 +194,8 @@ STATE_NAMES = {0: "free", 1: "created", 2: "sealed", 3: "deleting", 4: "evicting
 
 
 cdef cbool _signal_pending() noexcept with gil:
-    # The exception that a handler raised stays set in this thread; _check raises it.
-    return PyErr_CheckSignals() != 0
-
-
-cdef int _raise_pending() except -1:
-    return PyErr_CheckSignals()
+    # The exception that a handler raised stays set in this thread; _raise_status passes it on.
+    return check_signals() != 0
 
 
 cdef inline int _to_key(bytes key, ObjectId* out) except -1:
@@ -237,12 +236,10 @@ cdef int _died(Client* client) except -1:
 
 cdef int _raise_status(const Status& status, str doing) except -1:
     cdef StatusCode code = status.code()
+    if code == StatusCode.kInterrupted and PyErr_Occurred() != NULL:
+        return -1  # first of all: nothing of Python may run while that is set
     cdef bytes raw = status.message()
     text = raw.decode("utf-8", "replace")
-    if code == StatusCode.kInterrupted:
-        if PyErr_CheckSignals() != 0:
-            return -1
-        raise KeyboardInterrupt
     if code == StatusCode.kDisconnected:
         raise PlasmaStoreDied(f"{doing}: {text}")
     if code == StatusCode.kOutOfMemory:
@@ -376,7 +373,8 @@ cdef int _create(PlasmaClient self, const ObjectId& key, Py_ssize_t size, Py_ssi
         with nogil:
             status = c.MakeRoom(size, metadata_size, p)
         if not status.ok():
-            _raise_status(status, f"no room for an object of {size + metadata_size} bytes within {timeout_s} s")
+            _raise_status(status, f"no room for an object of {size + metadata_size} bytes"
+                              + (f" within {timeout_s} s" if timeout_s > 0 else ""))
         step = c.TryCreate(key, size, metadata_size, out)
     if step == Step.kDone:
         return 0

@@ -1,0 +1,1 @@
+"""Tests of the plasma store through Python: real store processes, killed clients and killed stores."""
