@@ -62,8 +62,8 @@ def init(
 
     Args:
         address: None or "local".
-        num_cpus, num_gpus: what tasks may use of the machine; by default all CPUs that this process may run on, and the
-        GPUs found. resources: further resources by name, such as {"tape_drive": 1}.
+        num_cpus, num_gpus: what tasks may use; by default all CPUs that this process may run on, and the GPUs found.
+        resources: further resources by name, such as {"tape_drive": 1}.
         object_store_memory: bytes for shared objects.
         ignore_reinit_error: a second init returns the session that runs instead of raising.
         log_to_driver: print what workers print.
@@ -74,8 +74,9 @@ def init(
             versions of Ray had, too.
         labels, local_mode, include_dashboard=True, runtime_env, storage: not built yet.
     Returns: a RayContext, which shuts ray down when used as `with ray.init():`.
-    Raises: TypeError, ValueError, NotImplementedError: an argument, which the message names.  RuntimeError: ray runs
-    already.
+    Raises:
+        TypeError, ValueError, NotImplementedError: about one argument, which the message names.
+        RuntimeError: ray runs already.
     """
     arguments = locals()  # first of all: exactly the parameters
     arguments.update(arguments.pop("more"))

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any, Callable, Generic, TypeVar
 
 from ray import _aliases
+from ray._protocol.resources import UNITS
 
-RESOURCE_UNITS = 10_000  # one CPU, GPU, byte of memory or custom resource is this many units
 ACTOR_CONCURRENCY_ASYNC = 1000  # calls in flight inside an asyncio actor unless max_concurrency says otherwise
 _RESERVED = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory", "object_store_memory": "object_store_memory"}
 
@@ -42,8 +42,8 @@ def quantity(option: str, value: Any) -> float:
     number = float(value)
     if math.isnan(number) or math.isinf(number) or number < 0:
         raise wrong(ValueError, option, value, "a finite number >= 0, such as 1 or 0.5")
-    if 0 < number * RESOURCE_UNITS < 0.5:
-        raise wrong(ValueError, option, value, f"0 or at least {1 / RESOURCE_UNITS}, the smallest amount counted")
+    if 0 < number * UNITS < 0.5:
+        raise wrong(ValueError, option, value, f"0 or at least {1 / UNITS}, the smallest amount counted")
     return number
 
 
@@ -297,7 +297,7 @@ def _frozen(value: Any) -> Any:
 
 
 def units(amount: float) -> int:
-    return round(amount * RESOURCE_UNITS)
+    return round(amount * UNITS)
 
 
 def _resources(options: Mapping[str, Any]) -> dict[str, int]:
@@ -321,7 +321,7 @@ def _nonzero(wanted: dict[str, int]) -> dict[str, int]:
 def task_resources(options: Mapping[str, Any]) -> dict[str, int]:
     """A task takes one CPU unless told otherwise."""
     wanted = _resources(options)
-    wanted.setdefault("CPU", RESOURCE_UNITS)
+    wanted.setdefault("CPU", UNITS)
     return _nonzero(wanted)
 
 
@@ -334,8 +334,8 @@ def actor_resources(options: Mapping[str, Any]) -> tuple[dict[str, int], dict[st
     wanted = _resources(options)
     if all(name == "memory" for name in wanted):
         held = _nonzero(wanted)
-        return held, {**held, "CPU": RESOURCE_UNITS}
-    wanted.setdefault("CPU", RESOURCE_UNITS)
+        return held, {**held, "CPU": UNITS}
+    wanted.setdefault("CPU", UNITS)
     held = _nonzero(wanted)
     return held, held
 

@@ -15,7 +15,7 @@ from ray import _aliases
 from ray._core.engine import current
 from ray._driver import ensure_started, init, is_initialized, shutdown
 from ray._native.references import ObjectRef
-from ray._options import RESOURCE_UNITS
+from ray._protocol.resources import UNITS
 
 if TYPE_CHECKING:
     from ray._core.engine import Engine
@@ -42,6 +42,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 _MISSING: Any = object()
 _modules = sys.modules
+FOREVER_S = 1e9  # 30 years: a longer timeout is none, and need not fit the engine's nanoseconds
 
 
 def engine() -> Engine:
@@ -231,7 +232,7 @@ def _whole(function: str, name: str, value: Any) -> int:
     return int(value.__index__())
 
 
-def _timeout(function: str, timeout: Any) -> float:
+def _timeout(function: str, timeout: Any) -> float | None:
     if type(timeout) is not float and type(timeout) is not int:
         if isinstance(timeout, (bool, str, bytes)) or not hasattr(timeout, "__float__"):
             raise TypeError(f"ray.{function}: timeout={timeout!r}: expected a number of seconds, or None")
@@ -240,7 +241,7 @@ def _timeout(function: str, timeout: Any) -> float:
         raise ValueError(
             f"ray.{function}: timeout={timeout!r}: expected a number of seconds >= 0, or None to wait for ever"
         )
-    return seconds
+    return seconds if seconds < FOREVER_S else None
 
 
 def _list_for_get(object_refs: Any) -> list[Any]:
@@ -350,7 +351,7 @@ def available_resources() -> dict[str, float]:
 
 
 def _in_wholes(units_by_name: dict[str, int]) -> dict[str, float]:
-    return {name: units / RESOURCE_UNITS for name, units in units_by_name.items()}
+    return {name: units / UNITS for name, units in units_by_name.items()}
 
 
 def errors_of_this_job() -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray._options import RESOURCE_UNITS
+from ray._protocol.resources import UNITS
 from ray.types import ActorID, JobID, NodeID, TaskID, WorkerID
 
 
@@ -106,7 +106,7 @@ class RuntimeContext:
     def get_assigned_resources(self) -> dict[str, float]:
         """What the running task or actor holds, by resource."""
         held = self._context().get("resources") or {}
-        return {name: units / RESOURCE_UNITS for name, units in held.items()}
+        return {name: units / UNITS for name, units in held.items()}
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         return {"GPU": [str(i) for i in self._context().get("gpu_ids") or []]}

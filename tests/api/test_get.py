@@ -115,6 +115,13 @@ def test_a_timeout_raises_and_the_task_goes_on(ray_shared):
     assert ray.get(ref, timeout=30) == 0.3
 
 
+@pytest.mark.parametrize("timeout", [1, 0.5, np.float32(1), 1e18, math.inf])
+def test_a_timeout_is_any_number_of_seconds(ray_shared, timeout):
+    assert ray.get(sleep.remote(0.05), timeout=timeout) == 0.05
+    ref = sleep.remote(0.05)
+    assert ray.wait([ref], timeout=timeout) == ([ref], [])
+
+
 def test_timeout_0_takes_what_is_there(ray_shared):
     assert ray.get(ray.put([1]), timeout=0) == [1]
 
