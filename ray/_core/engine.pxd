@@ -101,7 +101,7 @@ cdef class Task(Waiter):
     cdef uint8_t attempt
     cdef uint8_t state
     cdef bint cancelled
-    cdef bint rebuilding
+    cdef uint8_t lineage_depth    # of the longest chain of tasks that would have to run again to remake the arguments
     cdef Link link                # while SENT
     cdef uint64_t order           # actor calls: their place
 
@@ -213,7 +213,7 @@ cdef class Engine:
     cdef int foreground               # threads inside get/wait/serve
     cdef object background            # the thread that receives when nobody else does
     cdef list callbacks               # to run after a round, without the receiver's role
-    cdef int64_t deadline_flush_ns, deadline_idle_ns, deadline_stuck_ns, deadline_hello_ns, timer_ns
+    cdef int64_t deadline_flush_ns, deadline_idle_ns, deadline_stuck_ns, deadline_hello_ns, deadline_events_ns, timer_ns
     # objects
     cdef PlasmaClient store
     cdef dict borrowers               # tag -> {ObjectRef: count}: what others hold of ours
@@ -283,6 +283,7 @@ cdef class Executor:
     cdef readonly bint blocked    # the node was told that we wait
     cdef Call tick_call           # the call that the stuck timer saw last
     cdef bint flush_scheduled
+    cdef list events              # (caller's tag, seq, name, started_ns, ended_ns, state) of calls ended, for the node
     cdef int threads_idle, threads
     cdef object context_var       # the Call of this coroutine or thread
     cdef object creation
@@ -316,3 +317,5 @@ cdef class Executor:
     cdef int finish(self, Call call, uint8_t flags, list objects) except -1
     cdef list kept(self, Call call)
     cdef int answered(self, Call call) except -1
+    cdef int record(self, Call call, str state) except -1
+    cdef int send_events(self) except -1

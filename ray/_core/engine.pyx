@@ -98,6 +98,8 @@ cdef int64_t IDLE_LEASE_NS = 10_000_000      # a lease is given back after so lo
 cdef int64_t FLUSH_NS = 500_000              # unsent frames of a burst leave at the latest after this
 cdef int64_t STUCK_NS = 5_000_000            # a worker busy with one task for so long hands back the tasks behind it
 cdef int FLUSH_BYTES = 16 * 1024             # unsent bytes of a burst that are sent at once
+cdef int64_t EVENTS_NS = 1_000_000_000    # what ran is told to the node this often, while anything runs
+cdef int EVENTS_MAX = 500                 # of these, at most so many a time; the rest of a burst goes unrecorded
 cdef size_t BACKLOG_BYTES_MAX = 8 << 20      # unsent bytes to one peer at which a caller waits
 
 cdef enum:
@@ -105,6 +107,7 @@ cdef enum:
     D_IDLE = 1
     D_STUCK = 2
     D_HELLO = 3
+    D_EVENTS = 4
 
 cdef Engine the_engine = None
 
@@ -186,7 +189,10 @@ cdef class Engine:
         self.background.start()
         try:
             self.info = self.rpc("register", dict(info, tag=self.tag, pid=os.getpid()))
-            self.store = PlasmaClient(self.info["plasma_socket"])
+            try:
+                self.store = PlasmaClient(self.info["plasma_socket"])
+            except (OSError, PlasmaStoreDied):
+                await_store(self, None)  # it is being restarted just now
         except BaseException:
             self.close()
             raise
@@ -344,8 +350,10 @@ cdef class Engine:
             self.deadline_idle_ns = at_ns
         elif which == D_STUCK:
             self.deadline_stuck_ns = at_ns
-        else:
+        elif which == D_HELLO:
             self.deadline_hello_ns = at_ns
+        else:
+            self.deadline_events_ns = at_ns
         return arm_timer(self)
 
     def receive_in_background(self):

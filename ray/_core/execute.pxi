@@ -68,7 +68,7 @@ cdef class Executor:
         self.engine = engine
         engine.executor = self
         self.main_thread = <unsigned long>get_ident()
-        self.calls_of, self.running = {}, {}
+        self.calls_of, self.running, self.events = {}, {}, []
         self.gpu_ids = []
         self.max_concurrency = 1
         self.context_var = contextvars.ContextVar("ray_call", default=None)
@@ -253,6 +253,7 @@ cdef class Executor:
             engine.leave()
         if self.loop is not None and not self.stopping:
             self.serve_async()
+        self.send_events()
         engine.flush_dirty()
 
     cdef int run_one(self, Call call) except -1:
@@ -275,6 +276,7 @@ cdef class Executor:
             parts = None
             self.current = None  # from here on a cancel is too late
             self.answer(call, value)
+            self.record(call, "FINISHED")
         except _ActorExit:
             self.current = None
             parts = None
@@ -378,6 +380,30 @@ cdef class Executor:
         self.bound[name] = target
         return target
 
+    # ------------------------------------------------------------------ what ran, for the node's records
+    cdef int record(self, Call call, str state) except -1:
+        if PyList_GET_SIZE(self.events) >= EVENTS_MAX:
+            return 0
+        self.events.append((call.link.tag, call.seq, call.function.name, call.started_ns, NowNs(), state))
+        if self.engine.deadline_events_ns == 0:
+            self.engine.set_deadline(D_EVENTS, NowNs() + EVENTS_NS)
+        return 0
+
+    cdef int send_events(self) except -1:
+        cdef int64_t now = NowNs()
+        cdef double wall = time.time()
+        events, self.events = self.events, []
+        if not events or not self.engine.node.alive:
+            return 0
+        fields = {"kind": "task" if self.actor is None else "actor_task", "pid": os.getpid(), "worker": self.engine.tag}
+        if self.actor_id is not None:
+            fields["actor_id"] = self.actor_id
+        self.engine.event("task_events", [
+            (tag + int(seq).to_bytes(8, "little"), state, wall - (now - ended) / 1e9,
+             dict(fields, name=name, times={"RUNNING": wall - (now - started) / 1e9}))
+            for tag, seq, name, started, ended, state in events])
+        return 0
+
     # ------------------------------------------------------------------ answers
     cdef int answer(self, Call call, object value) except -1:
         cdef uint8_t room[600]
@@ -415,6 +441,7 @@ cdef class Executor:
                               {"function": call.function.name, "pid": os.getpid()})
         error.__traceback__ = None
         error = None
+        self.record(call, "CANCELLED" if flags & R_CANCELLED else "FAILED")
         return self.finish(call, flags | R_ERROR, [e])
 
     cdef int finish(self, Call call, uint8_t flags, list objects) except -1:
@@ -654,6 +681,7 @@ cdef class Executor:
             value = parts[0](*parts[1], **(parts[2] or {}))
             parts = None
             self.answer(call, value)
+            self.record(call, "FINISHED")
         except _ActorExit:
             self.exit_actor(call)
         except BaseException as error:
@@ -734,6 +762,7 @@ cdef class Executor:
         if hasattr(value, "__await__"):
             value = await value
         self.answer(call, value)
+        self.record(call, "FINISHED")
 
     # ------------------------------------------------------------------ context
     def context(self):

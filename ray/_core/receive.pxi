@@ -200,6 +200,10 @@ cdef int on_timer(Engine self) except -1:
         self.deadline_stuck_ns = 0
         if self.executor is not None:
             self.executor.on_stuck_timer(now)
+    if self.deadline_events_ns and now >= self.deadline_events_ns:
+        self.deadline_events_ns = 0
+        if self.executor is not None:
+            self.executor.send_events()
     if self.deadline_hello_ns and now >= self.deadline_hello_ns:
         close_silent_links(self, now)
     arm_timer(self)
@@ -216,6 +220,8 @@ cdef int arm_timer(Engine self) except -1:
         at = self.deadline_stuck_ns
     if self.deadline_hello_ns and (at == 0 or self.deadline_hello_ns < at):
         at = self.deadline_hello_ns
+    if self.deadline_events_ns and (at == 0 or self.deadline_events_ns < at):
+        at = self.deadline_events_ns
     if at and self.poller != NULL and (self.timer_ns == 0 or at < self.timer_ns):
         self.timer_ns = at
         at -= NowNs()

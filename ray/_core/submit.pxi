@@ -328,8 +328,8 @@ cdef int on_result(Engine self, Link link, Reader* r, uint8_t flags) except -1:
     task.link = None
     if task.state == FINISHED:
         task.pins = None
-        if task.num_returns and not holds_lineage(task):
-            task.slots = None
+        if task.slots is not None:
+            keep_lineage(task)
     task.callee.finished(task, link, exec_us, flags)
     return 0
 
@@ -345,6 +345,66 @@ cdef int discard(Engine self, uint64_t seq, uint32_t index) except -1:
     except PlasmaStoreDied:
         pass  # its objects died with it
     return 0
+
+
+cdef int LINEAGE_DEPTH_MAX = 64
+
+
+cdef class LineageArgument:
+    """Stands for a store object among the arguments of a finished task: it may be freed, and be made again if needed."""
+    cdef ObjectId id
+    cdef Task producer         # None: made by put; then it is there or not
+
+
+cdef int keep_lineage(Task task) except -1:
+    """After a task: what is needed to run it again, without holding its arguments' memory in the store."""
+    cdef ObjectRef ref
+    cdef LineageArgument stand_in
+    cdef Py_ssize_t i
+    cdef int depth = 0
+    if not holds_lineage(task):
+        task.slots = None
+        return 0
+    for i in range(PyList_GET_SIZE(task.slots)):
+        if type(task.slots[i]) is not ObjectRef:
+            continue
+        ref = <ObjectRef>task.slots[i]
+        if ref.owned and ref.state == PLASMA:
+            stand_in = LineageArgument.__new__(LineageArgument)
+            stand_in.id, stand_in.producer = ref.id, <Task>ref.producer
+            task.slots[i] = stand_in
+            if stand_in.producer is not None and stand_in.producer.lineage_depth >= depth:
+                depth = stand_in.producer.lineage_depth + 1
+    if depth <= LINEAGE_DEPTH_MAX:
+        task.lineage_depth = <uint8_t>depth
+        return 0
+    # Bounded: the result can't be made again any more, and recover says so.
+    task.slots = None
+    for i in range(task.num_returns):
+        if task.returns[i] != NULL:
+            ref = <ObjectRef>task.returns[i]
+            task.returns[i] = NULL
+            ref.producer = None
+    return 0
+
+
+cdef ObjectRef revive(Engine self, LineageArgument stand_in):
+    """The argument again: alive here, or to be made by its task, which recover is then asked to run."""
+    cdef ObjectRef ref = find_ref(stand_in.id)
+    cdef Task task = stand_in.producer
+    if ref is not None:
+        return ref
+    ref = new_ref(stand_in.id, True)
+    intern(ref)
+    if task is None or stand_in.id.index >= task.num_returns:
+        ref.value = exceptions.ObjectReconstructionFailedError(
+            f"object {ref.hex()} is needed to make another one again, but it was put, not returned by a task, and is freed")
+        ref.state = FAILED
+        return ref
+    ref.producer = task
+    task.returns[stand_in.id.index] = <void*>ref
+    ref.state = PLASMA
+    return ref
 
 
 cdef bint holds_lineage(Task task) noexcept:
@@ -502,9 +562,11 @@ cdef int recover(Engine self, ObjectRef ref) except -1:
             (<ObjectRef>task.returns[i]).pinned = False
     task.state, task.order, task.deps = WAITING, 0, 0
     if task.slots is not None:
-        for slot in task.slots:
-            if type(slot) is ObjectRef:
-                argument = <ObjectRef>slot
+        for i in range(<int>PyList_GET_SIZE(task.slots)):
+            if type(task.slots[i]) is LineageArgument:
+                task.slots[i] = revive(self, <LineageArgument>task.slots[i])
+            if type(task.slots[i]) is ObjectRef:
+                argument = <ObjectRef>task.slots[i]
                 if argument.state == PLASMA and not in_store(self, argument):
                     recover(self, argument)
                 wait_for_argument(self, task, argument)
