@@ -167,14 +167,14 @@ class ActorMethod:
         target = self.options(**options) if options else self
         return target.remote(*(args or ()), **(kwargs or {}))
 
-    def bind(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def bind(self, /, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(f"{self._method.name}.bind(): task graphs are not built yet in this version of ray")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> NoReturn:
         name = self._method.name
         raise TypeError(f"{name} is a method of an actor and can't be called directly: use .{name}.remote(...)")
 
-    def _refuse_generator(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def _refuse_generator(self, /, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(
             f"{self._class_name}.{self._method.name} is a generator: returning one ref for each value yielded is not "
             "built yet in this version of ray; decorate it with @ray.method(num_returns=<how many values it yields>)"
@@ -268,7 +268,7 @@ class ActorClass(Generic[T]):
         self.__doc__ = actor_class.__doc__
         self.__wrapped__ = actor_class
 
-    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T]:
+    def remote(self, /, *args: Any, **kwargs: Any) -> ActorHandle[T]:
         """Asks for an actor and returns its handle at once; an error of its `__init__` is raised by the first call's
         result.
 
@@ -299,7 +299,7 @@ class ActorClass(Generic[T]):
         target = self.options(**options) if options else self
         return target.remote(*(args or ()), **(kwargs or {}))
 
-    def bind(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def bind(self, /, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(f"{self.__name__}.bind(): task graphs are not built yet in this version of ray")
 
     @property
@@ -331,7 +331,7 @@ class ActorClass(Generic[T]):
         engine_options = _options.actor_template(self._options, self._description.is_async)
         return ActorTemplate(self._class, self.__name__, returns, engine_options)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(
             f"{self.__name__} is an actor class and can't be instantiated directly: use {self.__name__}.remote(...) "
             f"to start an actor, or {self.__name__}.__wrapped__(...) for a plain object in this process"

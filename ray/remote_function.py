@@ -49,7 +49,7 @@ class RemoteFunction(Generic[R]):
         self.__module__ = getattr(function, "__module__", "__main__") or "__main__"
         self.__doc__ = getattr(function, "__doc__", None)
 
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
+    def remote(self, /, *args: Any, **kwargs: Any) -> Any:
         """Submits one task. Never blocks on the task; ObjectRefs among the arguments are replaced by their values
         there.
 
@@ -74,10 +74,10 @@ class RemoteFunction(Generic[R]):
         target = self.options(**options) if options else self
         return target.remote(*(args or ()), **(kwargs or {}))
 
-    def bind(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def bind(self, /, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(f"{self.__name__}.bind(): task graphs are not built yet in this version of ray")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(
             f"{self.__name__} is a remote function and can't be called directly: use {self.__name__}.remote(...), "
             f"whose result ray.get() fetches, or {self.__name__}.__wrapped__(...) to run it here and now"

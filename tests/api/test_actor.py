@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 import time
@@ -143,6 +144,55 @@ def test_a_method_that_is_not_there_is_an_attribute_error_with_a_hint(ray_shared
     with pytest.raises(AttributeError, match="'value'"):
         counter.value.remote()
     assert not hasattr(counter, "nonsense")
+
+
+def test_methods_and_parameters_may_have_any_name(ray_shared):
+    @ray.remote
+    class Odd:
+        def remote(self, args=1, kwargs=2, num_returns=3):
+            return args, kwargs, num_returns
+
+        def options(self):
+            return "options"
+
+        def __call__(self, x):
+            return x + 1
+
+    odd = Odd.remote()
+    assert ray.get(odd.remote.remote(args=5, kwargs=6, num_returns=7)) == (5, 6, 7)
+    assert ray.get(odd.options.remote()) == "options"
+    assert ray.get(odd.__call__.remote(1)) == 2
+
+
+def test_a_dataclass_can_be_an_actor(ray_shared):
+    @ray.remote
+    @dataclasses.dataclass
+    class Point:
+        x: int
+        y: int = 2
+
+        def total(self):
+            return self.x + self.y
+
+    assert ray.get(Point.remote(1, y=5).total.remote()) == 6
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'x'"):
+        Point.remote()
+
+
+def test_an_actor_may_create_actors_and_hold_its_own_handle(ray_shared):
+    @ray.remote
+    class Parent:
+        def child(self):
+            return Counter.remote(5)
+
+        def keep(self, handles):
+            self.me = handles[0]
+            return True
+
+    parent = Parent.remote()
+    assert ray.get(ray.get(parent.child.remote()).increment.remote()) == 6
+    assert ray.get(parent.keep.remote([parent]))
+    assert ray.get(ray.get(parent.child.remote()).increment.remote()) == 6
 
 
 def test_a_class_cannot_inherit_from_an_actor_class():

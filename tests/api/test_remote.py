@@ -336,3 +336,35 @@ def test_a_task_that_can_never_be_scheduled_says_so_and_names_the_resource(ray_s
     said = []
     wait_until(lambda: said.append(capfd.readouterr().err) or "unobtainium" in "".join(said))
     assert ray.wait([ref], timeout=0) == ([], [ref])
+
+
+def test_parameters_may_have_any_name(ray_shared):
+    @ray.remote
+    def f(self=1, args=2, kwargs=3, function=4):
+        return self, args, kwargs, function
+
+    for _ in range(2):  # the first call and a bound one
+        assert ray.get(f.remote(self=9, args=8, kwargs=7, function=6)) == (9, 8, 7, 6)
+
+
+def test_remote_functions_may_call_themselves_and_one_another(ray_shared):
+    @ray.remote
+    def even(n):
+        return True if n == 0 else ray.get(odd.remote(n - 1))
+
+    @ray.remote
+    def odd(n):
+        return False if n == 0 else ray.get(even.remote(n - 1))
+
+    assert ray.get([even.remote(4), odd.remote(4)]) == [True, False]
+
+
+def test_compiled_functions_can_be_remote(ray_shared):
+    import math
+
+    assert ray.get(ray.remote(math.sqrt).remote(16)) == 4
+    assert ray.get(ray.remote(len).remote([1, 2])) == 2
+
+
+def test_options_that_differ_at_each_call_work(ray_shared):
+    assert ray.get([add.options(name=f"task {i}").remote(i, 0) for i in range(200)]) == list(range(200))
