@@ -151,6 +151,24 @@ def _convert(row: Setting, given: Any, source: str) -> Any:
         ) from None
 
 
+def page() -> str:
+    """The table as docs/config.md shows it."""
+    rows = [f"| `{row.name}` | {row.default!r} {row.unit} | {row.reader} | {row.why} | {row.cost} |" for row in TABLE]
+    return "\n".join(
+        [
+            "# Settings",
+            "",
+            "`ray.init(_system_config={name: value})`, or the environment variable `RAY_` and the name in capitals;",
+            "the former wins. Read once, when a session starts. This page is printed from `ray/_config.py` by",
+            "`python -c 'import ray._config; print(ray._config.page())'`.",
+            "",
+            "| name | default | read by | why this value | more of it costs |",
+            "|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
 class Settings:
     """The settings of one session, as attributes. Immutable; `overrides()` is what children are given."""
 

@@ -203,6 +203,8 @@ def receive(control: socket.socket, timeout_s: float) -> bytes:
         control.settimeout(max(0.001, deadline - time.monotonic()))
         try:
             more = control.recv(65536)
+        except socket.timeout:  # is TimeoutError itself only since Python 3.10
+            raise TimeoutError from None
         except ConnectionResetError:
             more = b""
         if not more:

@@ -22,7 +22,7 @@ itself need a small task to finish first.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ray._protocol.resources import Resources, Shape, describe, describe_one, shape_of
@@ -605,6 +605,9 @@ class LocalScheduler:
 
     def lease_of_worker(self, worker_id: int) -> Lease | None:
         return self._by_worker.get(worker_id)
+
+    def leases(self) -> Iterable[Lease]:
+        return self._leases.values()
 
     def stats(self) -> dict[str, Any]:
         """Counts by state, what is queued by class, totals and free amounts (units)."""

@@ -88,6 +88,7 @@ class Node:
         self._cause_waiters: dict[bytes, list[asyncio.Future[str]]] = {}
         self._log_drains: set[bytes] = set()  # tags of drivers whose backlog is waited for
         self._oom_kills = detect.oom_kills()
+        self._many_workers = 100 + 10 * cpus  # where a person is told; doubles each time
         self.bugs = 0
         self._carry_out: dict[type, Callable[[Any], None]] = {
             ls.Grant: self._grant,
@@ -168,6 +169,19 @@ class Node:
         job = self.cores.jobs[action.job_id]
         descriptors = self.logs.open(action.worker_id, action.job_id)
         self.fork_link.request(action.worker_id, startup(self.session, self.settings, job), descriptors)
+        if len(self.pool.workers) >= self._many_workers:
+            self._warn_of_many_workers(action.job_id)
+
+    def _warn_of_many_workers(self, job_id: bytes) -> None:
+        """Nothing is wrong yet, but a program that nests without end should hear of it before memory runs out."""
+        count, self._many_workers = len(self.pool.workers), 2 * len(self.pool.workers)
+        blocked = sum(lease.allocation.cpu_lent for lease in self.scheduler.leases() if lease.allocation)
+        text = (
+            f"{count} worker processes run on this node, {blocked} of them blocked in ray.get or ray.wait. Each task "
+            "that waits for others keeps its process; deep recursion of tasks, or many actors, needs memory for all "
+            "of them at once."
+        )
+        self.head.report_error(job_id, "many_workers", text, {"workers": count})
 
     def _ask_to_exit(self, action: wp.AskToExit) -> None:
         core = self.cores.by_worker.get(action.worker_id)

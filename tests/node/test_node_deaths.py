@@ -18,7 +18,7 @@ from ray._launch import session as sessions
 from .harness import CPU1, ROOT, Driver, running, wait_gone
 
 Start = Callable[..., Driver]
-SPIN = "import ctypes; ctypes.CDLL(None).pause()"  # inside C, deaf to everything Python could notice
+SPIN = "__import__('ctypes').CDLL(None).pause()"  # inside C, deaf to everything Python could notice
 
 
 def test_the_holder_of_a_lease_is_told_when_its_worker_is_killed_and_by_what(start: Start) -> None:
@@ -181,6 +181,13 @@ def test_a_worker_deaf_to_exit_is_killed_at_shutdown(start: Start) -> None:
     pids = driver.pids()
     driver.shutdown()
     wait_gone(pids)
+
+
+def test_a_driver_killed_in_the_middle_of_its_shutdown_leaves_nothing(folder: str) -> None:
+    then = f"worker.run({SPIN!r}); driver.connection.send(1, __import__('pickle').dumps((99, 'shutdown', ()))); leave()"
+    pids, session_folder = _run_to_its_death(_driver_script(folder, then.replace("; ", "\n")))
+    wait_gone(pids)
+    assert not os.path.exists(session_folder)
 
 
 def test_the_death_of_a_nested_owner_kills_what_worked_for_it(start: Start) -> None:
