@@ -265,7 +265,7 @@ Status Client::List(const Patience& patience, std::vector<std::pair<Row, std::ve
       if (!row || (payload.size() - sizeof(*row)) / 4 < row->pid_count) return Unexpected();
       payload = payload.subspan(sizeof(*row));
       std::vector<uint32_t> pids(row->pid_count);
-      std::memcpy(pids.data(), payload.data(), pids.size() * 4);
+      if (!pids.empty()) std::memcpy(pids.data(), payload.data(), pids.size() * 4);
       payload = payload.subspan(pids.size() * 4);
       out->emplace_back(*row, std::move(pids));
     }

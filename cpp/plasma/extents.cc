@@ -42,6 +42,7 @@ std::optional<uint64_t> Extents::Take(uint64_t bytes) {
 }
 
 uint64_t Extents::Free(uint64_t offset, uint64_t bytes) {
+  if (bytes == 0 || bytes > pool_bytes_) return 0;
   bytes = ObjectExtentBytes(bytes, 0);
   if (offset % kObjectAlignBytes != 0 || offset >= pool_bytes_ || bytes > pool_bytes_ - offset) return 0;
   const auto after = by_offset_.lower_bound(offset);

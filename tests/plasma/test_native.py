@@ -9,6 +9,7 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -22,6 +23,11 @@ from ray._native.plasma import (
     PlasmaStoreFull,
 )
 from tests.plasma.conftest import STORE_BYTES, RunningStore
+
+
+def found(buffer: PlasmaBuffer | None) -> PlasmaBuffer:
+    assert buffer is not None
+    return buffer
 
 
 def key(n: int) -> bytes:
@@ -50,8 +56,8 @@ def test_an_object_is_writable_until_sealed_and_read_only_afterwards(store: Runn
 def test_sealed_bytes_cannot_be_written_even_by_address(store: RunningStore) -> None:
     client = store.native()
     client.put(key(1), b"x" * 100)
-    buffer = client.get(key(1))
-    address = np.frombuffer(buffer, np.uint8).ctypes.data
+    buffer = found(client.get(key(1)))
+    address = np.frombuffer(memoryview(buffer), np.uint8).ctypes.data
     child = os.fork()
     if child == 0:
         import ctypes
@@ -65,8 +71,8 @@ def test_sealed_bytes_cannot_be_written_even_by_address(store: RunningStore) -> 
 def test_a_view_pins_its_object_until_the_last_of_them_is_gone(store: RunningStore) -> None:
     client = store.native()
     client.put(key(1), bytes(1000))
-    buffer = client.get(key(1))
-    array = np.frombuffer(buffer, np.uint8)[10:20]
+    buffer = found(client.get(key(1)))
+    array = np.frombuffer(memoryview(buffer), np.uint8)[10:20]
     del buffer
     assert client.list()[key(1)]["pids"] == [os.getpid()]
     assert client.evict(STORE_BYTES) == 0
@@ -80,7 +86,7 @@ def test_a_view_pins_its_object_until_the_last_of_them_is_gone(store: RunningSto
 def test_a_buffer_outlives_its_client_and_keeps_its_pin(store: RunningStore) -> None:
     client, other = store.native(), store.native()
     client.put(key(1), b"abc")
-    buffer = client.get(key(1))
+    buffer = found(client.get(key(1)))
     client.disconnect()
     with pytest.raises(PlasmaStoreDied):
         client.get(key(1))
@@ -108,7 +114,7 @@ def test_plain_pins_are_counted_by_key(store: RunningStore) -> None:
 def test_a_deleted_object_is_hidden_at_once_and_freed_with_its_last_pin(store: RunningStore) -> None:
     a, b = store.native(), store.native()
     a.put(key(1), b"x" * 300_000)
-    buffer = b.get(key(1))
+    buffer = found(b.get(key(1)))
     assert a.delete(key(1)) and not a.delete(key(1))
     assert a.get(key(1)) is None and not b.contains(key(1))
     a.put(key(1), b"y")  # the key is free again
@@ -220,7 +226,7 @@ def test_ctrl_c_ends_a_wait_and_leaves_a_usable_client(store: RunningStore) -> N
 def test_the_death_of_the_store_is_seen_by_each_call_and_readers_keep_their_bytes(store: RunningStore) -> None:
     client = store.native()
     client.put(key(1), b"abc")
-    buffer = client.get(key(1))
+    buffer = found(client.get(key(1)))
     unsealed = client.create(key(2), 10)
     assert client.alive
     assert not select.select([client.death_fd()], [], [], 0)[0]
@@ -228,7 +234,7 @@ def test_the_death_of_the_store_is_seen_by_each_call_and_readers_keep_their_byte
     assert select.select([client.death_fd()], [], [], 10)[0]
     store.process.wait()
     assert not client.alive
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: client.get(key(1)),
         lambda: client.put(key(3), b"x"),
         lambda: client.create(key(3), 1 << 20),
@@ -241,7 +247,8 @@ def test_the_death_of_the_store_is_seen_by_each_call_and_readers_keep_their_byte
         lambda: client.stats(),
         lambda: client.list(),
         lambda: client.wait_sealed([key(1)], 1),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(PlasmaStoreDied):
             call()
     assert bytes(buffer) == b"abc"
@@ -259,7 +266,7 @@ def test_a_store_that_dies_ends_waits(store: RunningStore) -> None:
 def test_a_forked_child_may_read_what_was_mapped_and_nothing_else(store: RunningStore) -> None:
     client = store.native()
     client.put(key(1), b"abc")
-    buffer = client.get(key(1))
+    buffer = found(client.get(key(1)))
     child = os.fork()
     if child == 0:
         ok = bytes(buffer) == b"abc"
@@ -285,12 +292,13 @@ def test_whatever_a_killed_client_left_is_undone(store: RunningStore, when: str)
     child = os.fork()
     if child == 0:
         mine = PlasmaClient(store.path)
-        keep = {
+        acts: dict[str, Callable[[], object]] = {
             "before seal": lambda: [mine.create(key(10 + i), 10 ** (i + 1)) for i in range(6)],
             "holding a pin": lambda: mine.get(key(1)),
             "holding a plain pin": lambda: mine.pin(key(1)),
             "after delete": lambda: mine.delete(key(1)),
-        }[when]()
+        }
+        keep = acts[when]()
         os.kill(os.getpid(), signal.SIGKILL)
         del keep
     os.waitpid(child, 0)
