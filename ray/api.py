@@ -7,6 +7,7 @@ there always is one. How a session starts and ends is in `_driver.py`.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Callable, TypeVar, overload
@@ -123,15 +124,14 @@ def get(object_refs: Any = _MISSING, timeout: float | None = None, **older: Any)
         running = _engine_for("get", object_refs)
     if "asyncio" in _modules and timeout != 0:
         _warn_in_event_loop("ray.get()", "`await ref`, or `await asyncio.gather(*refs)`")
-    if type(object_refs) is ObjectRef:
-        return running.get_one(object_refs, timeout)
-    if type(object_refs) is not list:
-        object_refs = _list_for_get(object_refs)
     try:
+        if type(object_refs) is ObjectRef:
+            return running.get_one(object_refs, timeout)
+        if type(object_refs) is not list:
+            object_refs = _list_for_get(object_refs)
         return running.get(object_refs, timeout)
-    except TypeError:
-        _check_refs("get", object_refs, ValueError)  # names the element, if that is what it was
-        raise
+    except Exception as error:
+        raise _tidied(error, object_refs)  # noqa: B904  the same exception, so it is no cause of itself
 
 
 def put(value: Any, **older: Any) -> ObjectRef[Any]:
@@ -242,6 +242,18 @@ def _timeout(function: str, timeout: Any) -> float | None:
             f"ray.{function}: timeout={timeout!r}: expected a number of seconds >= 0, or None to wait for ever"
         )
     return seconds if seconds < FOREVER_S else None
+
+
+def _tidied(error: Exception, object_refs: Any) -> Exception:
+    """The error of a get as a person should see it."""
+    from ray.exceptions import RayError
+
+    if isinstance(error, RayError):
+        # The frames between the user's line and the error are all of the compiled engine, and say nothing.
+        return error if "RAY_INTERNAL_FRAMES" in os.environ else error.with_traceback(None)
+    if isinstance(error, TypeError) and isinstance(object_refs, list):
+        _check_refs("get", object_refs, ValueError)  # names the element, if that is what it was
+    return error
 
 
 def _list_for_get(object_refs: Any) -> list[Any]:

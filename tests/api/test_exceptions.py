@@ -71,6 +71,20 @@ def test_the_text_shows_the_user_s_frames_the_chain_and_no_internal_frame(ray_sh
     assert "/ray/_core/" not in text and "execute.pxi" not in text
 
 
+def test_the_driver_s_traceback_has_no_frames_of_the_engine(ray_shared, monkeypatch):
+    import traceback
+
+    with pytest.raises(ValueError) as caught:
+        ray.get(fail.remote(ValueError))
+    text = "".join(traceback.format_exception(caught.value))
+    assert "_core" not in text and "ray.get(fail.remote(ValueError))" in text
+
+    monkeypatch.setenv("RAY_INTERNAL_FRAMES", "1")
+    with pytest.raises(ValueError) as caught:
+        ray.get(fail.remote(ValueError))
+    assert any("_core" in frame.filename for frame in traceback.extract_tb(caught.value.__traceback__))
+
+
 def test_the_text_names_the_function_and_the_process(ray_shared):
     with pytest.raises(ValueError, match=r"fail.*pid=\d+"):
         ray.get(fail.remote(ValueError))
