@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import local_scheduler as ls
-from . import worker_pool as wp
+from . import lease_messages as lm
+from . import worker_messages as wm
 
 if TYPE_CHECKING:
     from .shell import Node
@@ -24,7 +24,7 @@ class HeadPort:
         self._placed.add(actor_id)
         node.feed(
             node.scheduler,
-            ls.ActorRequested(
+            lm.ActorRequested(
                 actor_id,
                 spec["job_id"],
                 spec.get("resources") or {},
@@ -39,7 +39,7 @@ class HeadPort:
     def release_actor(self, actor_id: bytes) -> None:
         if actor_id in self._placed:
             self._placed.discard(actor_id)
-            self._node.feed(self._node.scheduler, ls.ActorReleased(actor_id))
+            self._node.feed(self._node.scheduler, lm.ActorReleased(actor_id))
 
     def become_actor(
         self, worker_tag: bytes, actor_id: bytes, creation: bytes, incarnation: int, gpu_ids: list[int | str]
@@ -58,17 +58,17 @@ class HeadPort:
     def kill_worker(self, worker_tag: bytes, why: str) -> None:
         worker_id = self._worker_id(worker_tag)
         if worker_id:
-            self._node.feed(self._node.pool, wp.KillAsked(worker_id, why))
+            self._node.feed(self._node.pool, wm.KillAsked(worker_id, why))
 
     def ask_to_exit(self, worker_tag: bytes, why: str) -> None:
         worker_id = self._worker_id(worker_tag)
         if worker_id:
-            self._node.feed(self._node.pool, wp.ExitAsked(worker_id, why))
+            self._node.feed(self._node.pool, wm.ExitAsked(worker_id, why))
 
     def expect_exit(self, worker_tag: bytes, why: str) -> None:
         worker_id = self._worker_id(worker_tag)
         if worker_id:
-            self._node.feed(self._node.pool, wp.ExitAsked(worker_id, why, ask=False))
+            self._node.feed(self._node.pool, wm.ExitAsked(worker_id, why, ask=False))
 
     def error(self, job_id: bytes, kind: str, message: str, extra: dict[str, Any]) -> None:
         for core in self._node.cores.drivers_of(job_id):

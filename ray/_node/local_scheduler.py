@@ -21,229 +21,16 @@ itself need a small task to finish first.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ray._protocol.resources import Resources, Shape, describe, describe_one, shape_of
-from ray._scheduling.machine import InvalidTransition, Story
-from ray._scheduling.node_resources import Allocation, NodeResources
-
-QUEUED, STAFFING, HELD, ENDING, GONE = "QUEUED", "STAFFING", "HELD", "ENDING", "GONE"
-
-
-# -- events ---------------------------------------------------------------------------------------------------
-
-
-class CoreJoined(NamedTuple):
-    tag: bytes
-    job_id: bytes
-
-
-class CoreLeft(NamedTuple):
-    tag: bytes
-
-
-class LeaseRequested(NamedTuple):
-    tag: bytes
-    req_id: int
-    resources: Mapping[str, int]
-    name: str = ""
-    exclusive: bool = False
-
-
-class LeaseCancelled(NamedTuple):
-    tag: bytes
-    req_id: int
-
-
-class LeaseReturned(NamedTuple):
-    tag: bytes
-    lease_id: int
-    reusable: bool
-
-
-class WorkerAssigned(NamedTuple):  # from the pool, for a ticket of AcquireWorker
-    ticket: int
-    worker_id: int
-    worker_tag: bytes
-    worker_pid: int
-
-
-class WorkerLost(NamedTuple):  # from the pool: a worker that was assigned is dead
-    worker_id: int
-    cause: str
-
-
-class Blocked(NamedTuple):
-    worker_id: int
-
-
-class Unblocked(NamedTuple):
-    worker_id: int
-
-
-class ActorRequested(NamedTuple):
-    actor_id: bytes
-    job_id: bytes
-    resources: Mapping[str, int]
-    placement_resources: Mapping[str, int]
-    name: str = ""
-
-
-class ActorStarted(NamedTuple):  # its __init__ is over, well or not
-    actor_id: bytes
-
-
-class ActorReleased(NamedTuple):
-    actor_id: bytes
-
-
-class Tick(NamedTuple):
-    """A deadline that `deadline()` gave has passed."""
-
-
-# -- actions --------------------------------------------------------------------------------------------------
-
-
-class Grant(NamedTuple):
-    tag: bytes
-    req_id: int
-    lease_id: int
-    worker_id: int
-    worker_tag: bytes
-    worker_pid: int
-    gpu_ids: list[int | str]
-
-
-class Infeasible(NamedTuple):
-    tag: bytes
-    req_id: int
-    message: str
-
-
-class LeaseWanted(NamedTuple):
-    tag: bytes
-
-
-class LeaseLost(NamedTuple):
-    tag: bytes
-    lease_id: int
-    cause: str
-
-
-class AcquireWorker(NamedTuple):
-    ticket: int
-    job_id: bytes
-
-
-class CancelAcquire(NamedTuple):
-    ticket: int
-
-
-class ReleaseWorker(NamedTuple):
-    worker_id: int
-    reusable: bool
-
-
-class KillWorker(NamedTuple):
-    worker_id: int
-    why: str
-
-
-class ActorPlaced(NamedTuple):  # it has its resources; a worker follows
-    actor_id: bytes
-
-
-class ActorWorker(NamedTuple):
-    actor_id: bytes
-    worker_id: int
-    worker_tag: bytes
-    worker_pid: int
-    gpu_ids: list[int | str]
-
-
-class ActorInfeasible(NamedTuple):
-    actor_id: bytes
-    message: str
-
-
-class ActorLost(NamedTuple):
-    actor_id: bytes
-    cause: str
-
-
-class Lease:
-    """One request and what became of it. `tag` is its owner's; an actor's lease has the actor id there instead."""
-
-    __slots__ = (
-        "actor_starting", "allocation", "asked_at", "exclusive", "feasible", "is_actor", "job_id", "lease_id", "name",
-        "req_id", "shape", "state", "story", "tag", "worker_id",
-    )  # fmt: skip
-
-    def __init__(
-        self, lease_id: int, tag: bytes, req_id: int, job_id: bytes, shape: Shape, name: str, now: float
-    ) -> None:
-        self.lease_id = lease_id  # also its ticket at the worker pool
-        self.tag = tag
-        self.req_id = req_id
-        self.job_id = job_id
-        self.shape = shape
-        self.name = name
-        self.asked_at = now
-        self.state = QUEUED
-        self.exclusive = False
-        self.is_actor = False
-        self.actor_starting = False  # counts against actors_starting_max
-        self.feasible = True
-        self.allocation: Allocation | None = None
-        self.worker_id = -1
-        self.story = Story()
-
-    def __repr__(self) -> str:
-        return f"Lease({self.lease_id}, {self.state}, {self.name!r}, {dict(self.shape)}, {self.story})"
-
-
-class _Core:
-    __slots__ = ("held", "job_id", "requests", "tag")
-
-    def __init__(self, tag: bytes, job_id: bytes) -> None:
-        self.tag = tag
-        self.job_id = job_id
-        self.requests: dict[int, Lease] = {}  # by req_id: QUEUED and STAFFING
-        self.held: dict[int, Lease] = {}  # by lease_id: HELD
-
-
-class _Class:
-    """All queued leases of one shape: a line for each owner, the owners in turn."""
-
-    __slots__ = ("actor_starts", "lines", "shape")
-
-    def __init__(self, shape: Shape, actor_starts: bool) -> None:
-        self.shape = shape
-        self.actor_starts = actor_starts
-        self.lines: OrderedDict[bytes, deque[Lease]] = OrderedDict()
-
-    def add(self, lease: Lease) -> None:
-        # actors of one job stand in one line: each has an id of its own and would otherwise be an owner of its own
-        self.lines.setdefault(lease.job_id if lease.is_actor else lease.tag, deque()).append(lease)
-
-    def remove(self, lease: Lease) -> None:
-        key = lease.job_id if lease.is_actor else lease.tag
-        line = self.lines[key]
-        line.remove(lease)
-        if not line:
-            del self.lines[key]
-
-    def pop(self) -> Lease:
-        key, line = self.lines.popitem(last=False)
-        lease = line.popleft()
-        if line:
-            self.lines[key] = line  # to the end: the next owner comes first now
-        return lease
-
-    def oldest(self) -> float:
-        return min(line[0].asked_at for line in self.lines.values())
+from ray._scheduling.machine import InvalidTransition
+from ray._scheduling.node_resources import NodeResources
+
+from . import lease_messages as lm
+from .leases import ENDING, GONE, HELD, QUEUED, STAFFING, Holder, Lease, SchedulingClass
 
 
 class LocalScheduler:
@@ -253,8 +40,10 @@ class LocalScheduler:
         self.resources = resources
         self._starvation_s = starvation_s
         self._actors_starting_max = actors_starting_max
-        self._cores: dict[bytes, _Core] = {}
-        self._classes: OrderedDict[tuple[Shape, bool], _Class] = OrderedDict()  # feasible ones, longest unserved first
+        self._cores: dict[bytes, Holder] = {}
+        self._classes: OrderedDict[tuple[Shape, bool], SchedulingClass] = (
+            OrderedDict()
+        )  # feasible ones, longest unserved first
         self._infeasible: dict[int, Lease] = {}
         self._leases: dict[int, Lease] = {}
         self._staffing: dict[int, Lease] = {}
@@ -277,7 +66,7 @@ class LocalScheduler:
         return actions
 
     def deadline(self) -> float | None:
-        """When to send a Tick, or None: nothing depends on time alone."""
+        """When to send a lm.Tick, or None: nothing depends on time alone."""
         return self._hold_until
 
     def _go(self, lease: Lease, event: str, now: float) -> None:
@@ -292,11 +81,11 @@ class LocalScheduler:
 
     # -- events of cores --------------------------------------------------------------------------------------
 
-    def _core_joined(self, event: CoreJoined, now: float) -> None:
+    def _core_joined(self, event: lm.CoreJoined, now: float) -> None:
         assert event.tag not in self._cores, "a core joins once"
-        self._cores[event.tag] = _Core(event.tag, event.job_id)
+        self._cores[event.tag] = Holder(event.tag, event.job_id)
 
-    def _core_left(self, event: CoreLeft, now: float) -> None:
+    def _core_left(self, event: lm.CoreLeft, now: float) -> None:
         core = self._cores.get(event.tag)
         if core is None:
             self.ignored += 1
@@ -306,7 +95,7 @@ class LocalScheduler:
         del self._cores[event.tag]
         self._wanted_told.discard(event.tag)
 
-    def _lease_requested(self, event: LeaseRequested, now: float) -> None:
+    def _lease_requested(self, event: lm.LeaseRequested, now: float) -> None:
         core = self._cores.get(event.tag)
         if core is None or event.req_id in core.requests:
             self.ignored += 1
@@ -318,11 +107,13 @@ class LocalScheduler:
         if missing:
             lease.feasible = False
             self._infeasible[lease.lease_id] = lease
-            self._actions.append(Infeasible(event.tag, event.req_id, self._explain(lease.name, lease.shape, missing)))
+            self._actions.append(
+                lm.Infeasible(event.tag, event.req_id, self._explain(lease.name, lease.shape, missing))
+            )
         else:
             self._enqueue(lease)
 
-    def _lease_cancelled(self, event: LeaseCancelled, now: float) -> None:
+    def _lease_cancelled(self, event: lm.LeaseCancelled, now: float) -> None:
         core = self._cores.get(event.tag)
         lease = core.requests.get(event.req_id) if core else None
         if lease is None:
@@ -330,7 +121,7 @@ class LocalScheduler:
             return
         self._go(lease, "Cancelled", now)
 
-    def _lease_returned(self, event: LeaseReturned, now: float) -> None:
+    def _lease_returned(self, event: lm.LeaseReturned, now: float) -> None:
         core = self._cores.get(event.tag)
         lease = core.held.get(event.lease_id) if core else None
         if lease is None:
@@ -342,20 +133,22 @@ class LocalScheduler:
 
     # -- events of the worker pool ----------------------------------------------------------------------------
 
-    def _worker_assigned(self, event: WorkerAssigned, now: float) -> None:
+    def _worker_assigned(self, event: lm.WorkerAssigned, now: float) -> None:
         lease = self._staffing.get(event.ticket)
         if lease is None:  # given up while the pool's answer was on its way
-            self._actions.append(ReleaseWorker(event.worker_id, True))
+            self._actions.append(lm.ReleaseWorker(event.worker_id, True))
             return
         lease.worker_id = event.worker_id
         self._go(lease, "WorkerAssigned", now)
         gpu_ids = self.resources.gpu_ids_of(lease.allocation) if lease.allocation else []
         if lease.is_actor:
-            self._actions.append(ActorWorker(lease.tag, event.worker_id, event.worker_tag, event.worker_pid, gpu_ids))
+            self._actions.append(
+                lm.ActorWorker(lease.tag, event.worker_id, event.worker_tag, event.worker_pid, gpu_ids)
+            )
         else:
             self._wanted_told.discard(lease.tag)
             self._actions.append(
-                Grant(
+                lm.Grant(
                     lease.tag,
                     lease.req_id,
                     lease.lease_id,
@@ -366,7 +159,7 @@ class LocalScheduler:
                 )
             )
 
-    def _worker_lost(self, event: WorkerLost, now: float) -> None:
+    def _worker_lost(self, event: lm.WorkerLost, now: float) -> None:
         lease = self._by_worker.get(event.worker_id)
         if lease is None:
             self.ignored += 1
@@ -374,11 +167,11 @@ class LocalScheduler:
         held = lease.state == HELD
         self._go(lease, "WorkerLost", now)
         if held and lease.is_actor:
-            self._actions.append(ActorLost(lease.tag, event.cause))
+            self._actions.append(lm.ActorLost(lease.tag, event.cause))
         elif held:
-            self._actions.append(LeaseLost(lease.tag, lease.lease_id, event.cause))
+            self._actions.append(lm.LeaseLost(lease.tag, lease.lease_id, event.cause))
 
-    def _blocked(self, event: Blocked, now: float) -> None:
+    def _blocked(self, event: lm.Blocked, now: float) -> None:
         lease = self._by_worker.get(event.worker_id)
         if lease is None or lease.allocation is None:
             self.ignored += 1
@@ -387,7 +180,7 @@ class LocalScheduler:
         if lease.actor_starting:  # an __init__ that waits for others must not keep those from starting
             self._actor_start_over(lease)
 
-    def _unblocked(self, event: Unblocked, now: float) -> None:
+    def _unblocked(self, event: lm.Unblocked, now: float) -> None:
         lease = self._by_worker.get(event.worker_id)
         if lease is None or lease.allocation is None:
             self.ignored += 1
@@ -396,7 +189,7 @@ class LocalScheduler:
 
     # -- events of actors -------------------------------------------------------------------------------------
 
-    def _actor_requested(self, event: ActorRequested, now: float) -> None:
+    def _actor_requested(self, event: lm.ActorRequested, now: float) -> None:
         if event.actor_id in self._actors:
             self.ignored += 1
             return
@@ -410,16 +203,16 @@ class LocalScheduler:
         if missing:
             lease.feasible = False
             self._infeasible[lease.lease_id] = lease
-            self._actions.append(ActorInfeasible(event.actor_id, self._explain(lease.name, placement, missing)))
+            self._actions.append(lm.ActorInfeasible(event.actor_id, self._explain(lease.name, placement, missing)))
         else:
             self._enqueue(lease)
 
-    def _actor_started(self, event: ActorStarted, now: float) -> None:
+    def _actor_started(self, event: lm.ActorStarted, now: float) -> None:
         lease = self._actors.get(event.actor_id)
         if lease is not None and lease.actor_starting:
             self._actor_start_over(lease)
 
-    def _actor_released(self, event: ActorReleased, now: float) -> None:
+    def _actor_released(self, event: lm.ActorReleased, now: float) -> None:
         lease = self._actors.get(event.actor_id)
         if lease is None:
             self.ignored += 1
@@ -428,18 +221,18 @@ class LocalScheduler:
         elif lease.state != ENDING:
             self._go(lease, "Cancelled", now)
 
-    def _tick(self, event: Tick, now: float) -> None:
+    def _tick(self, event: lm.Tick, now: float) -> None:
         return  # the dispatch after every event does the rest
 
     # -- steps: what a row of the table does ------------------------------------------------------------------
 
     def _staff(self, lease: Lease, now: float) -> str:
         self._staffing[lease.lease_id] = lease
-        self._actions.append(AcquireWorker(lease.lease_id, lease.job_id))
+        self._actions.append(lm.AcquireWorker(lease.lease_id, lease.job_id))
         if lease.is_actor:
             lease.actor_starting = True
             self._actors_starting += 1
-            self._actions.append(ActorPlaced(lease.tag))
+            self._actions.append(lm.ActorPlaced(lease.tag))
         return STAFFING
 
     def _hold(self, lease: Lease, now: float) -> str:
@@ -463,12 +256,12 @@ class LocalScheduler:
 
     def _unstaff(self, lease: Lease, now: float) -> str:
         del self._staffing[lease.lease_id]
-        self._actions.append(CancelAcquire(lease.lease_id))
+        self._actions.append(lm.CancelAcquire(lease.lease_id))
         return self._forget(lease)
 
     def _give_back(self, lease: Lease, now: float) -> str:
         del self._by_worker[lease.worker_id]
-        self._actions.append(ReleaseWorker(lease.worker_id, not lease.exclusive))
+        self._actions.append(lm.ReleaseWorker(lease.worker_id, not lease.exclusive))
         return self._forget(lease)
 
     def _lose(self, lease: Lease, now: float) -> str:
@@ -477,7 +270,9 @@ class LocalScheduler:
 
     def _end(self, lease: Lease, now: float) -> str:
         """Its owner is gone: whatever the worker does for it has no reader. Only a dead worker surely does nothing."""
-        self._actions.append(KillWorker(lease.worker_id, "its owner, the process that submitted the task, has ended"))
+        self._actions.append(
+            lm.KillWorker(lease.worker_id, "its owner, the process that submitted the task, has ended")
+        )
         return ENDING
 
     def _forget(self, lease: Lease) -> str:
@@ -567,9 +362,9 @@ class LocalScheduler:
                 self._is_wanted(lease, waiting) for lease in core.held.values() for waiting in self._classes.values()
             ):
                 self._wanted_told.add(tag)
-                self._actions.append(LeaseWanted(tag))
+                self._actions.append(lm.LeaseWanted(tag))
 
-    def _is_wanted(self, lease: Lease, waiting: _Class) -> bool:
+    def _is_wanted(self, lease: Lease, waiting: SchedulingClass) -> bool:
         if waiting.shape == lease.shape and list(waiting.lines) == [lease.tag]:
             return False  # only the holder itself waits, for more of the same: it has no idle lease, or soon uses it
         held = lease.allocation.units if lease.allocation else {}
@@ -584,7 +379,7 @@ class LocalScheduler:
     def _enqueue(self, lease: Lease) -> None:
         key = (lease.shape, lease.is_actor)
         if key not in self._classes:
-            self._classes[key] = _Class(lease.shape, lease.is_actor)
+            self._classes[key] = SchedulingClass(lease.shape, lease.is_actor)
         self._classes[key].add(lease)
 
     def _explain(self, name: str, shape: Shape, missing: list[str]) -> str:
@@ -673,17 +468,17 @@ TRANSITIONS: dict[tuple[str, str], _Step] = {
 }
 
 HANDLERS: dict[type, Callable[[LocalScheduler, Any, float], None]] = {
-    CoreJoined: LocalScheduler._core_joined,
-    CoreLeft: LocalScheduler._core_left,
-    LeaseRequested: LocalScheduler._lease_requested,
-    LeaseCancelled: LocalScheduler._lease_cancelled,
-    LeaseReturned: LocalScheduler._lease_returned,
-    WorkerAssigned: LocalScheduler._worker_assigned,
-    WorkerLost: LocalScheduler._worker_lost,
-    Blocked: LocalScheduler._blocked,
-    Unblocked: LocalScheduler._unblocked,
-    ActorRequested: LocalScheduler._actor_requested,
-    ActorStarted: LocalScheduler._actor_started,
-    ActorReleased: LocalScheduler._actor_released,
-    Tick: LocalScheduler._tick,
+    lm.CoreJoined: LocalScheduler._core_joined,
+    lm.CoreLeft: LocalScheduler._core_left,
+    lm.LeaseRequested: LocalScheduler._lease_requested,
+    lm.LeaseCancelled: LocalScheduler._lease_cancelled,
+    lm.LeaseReturned: LocalScheduler._lease_returned,
+    lm.WorkerAssigned: LocalScheduler._worker_assigned,
+    lm.WorkerLost: LocalScheduler._worker_lost,
+    lm.Blocked: LocalScheduler._blocked,
+    lm.Unblocked: LocalScheduler._unblocked,
+    lm.ActorRequested: LocalScheduler._actor_requested,
+    lm.ActorStarted: LocalScheduler._actor_started,
+    lm.ActorReleased: LocalScheduler._actor_released,
+    lm.Tick: LocalScheduler._tick,
 }

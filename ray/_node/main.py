@@ -111,6 +111,7 @@ def _first_workers(
     session: sessions.Session, settings: Settings, config: dict[str, Any], total: dict[str, int], control: socket.socket
 ) -> Any:
     """The pool, the logs, and the first workers of the driver's job, asked for before there is an event loop."""
+    from . import worker_messages as wm
     from . import worker_pool as wp
     from .cores import FIRST_JOB, Job, startup
     from .log_tail import LogTail
@@ -131,8 +132,8 @@ def _first_workers(
     job = Job(FIRST_JOB, config["job"])
     logs.hold(FIRST_JOB)
     now = time.monotonic()
-    pool.handle(wp.JobStarted(FIRST_JOB), now)
-    for action in pool.handle(wp.Prestart(FIRST_JOB, settings.prestart_workers), now):
+    pool.handle(wm.JobStarted(FIRST_JOB), now)
+    for action in pool.handle(wm.Prestart(FIRST_JOB, settings.prestart_workers), now):
         descriptors = logs.open(action.worker_id, FIRST_JOB)
         body = pickle.dumps({"worker_id": action.worker_id, "startup": startup(session, settings, job)})
         try:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray._protocol.frames import ROLE_DRIVER, ROLE_WORKER, TAG_BYTES
 
-from . import local_scheduler as ls
-from . import worker_pool as wp
+from . import lease_messages as lm
+from . import worker_messages as wm
 from .cores import Core
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Requests:
     def event(self, core: Core, name: str, args: tuple[Any, ...]) -> None:
         if name in self._head_events:
             if name in ("actor_ready", "actor_failed"):
-                self._node.feed(self._node.scheduler, ls.ActorStarted(args[0]))
+                self._node.feed(self._node.scheduler, lm.ActorStarted(args[0]))
             self._node.head.event(core, name, args)
             return
         handler = getattr(self, "event_" + name, None)
@@ -111,33 +111,33 @@ class Requests:
             if not isinstance(name, str) or not isinstance(units, int) or units < 0:
                 raise ValueError(f"lease_request: resources must be units >= 0 by name, not {name!r}: {units!r}")
         self._schedule(
-            ls.LeaseRequested(
+            lm.LeaseRequested(
                 core.tag, int(req_id), resources, str(info.get("name", "")), bool(info.get("exclusive_worker"))
             )
         )
 
     def event_lease_cancel(self, core: Core, req_id: int) -> None:
-        self._schedule(ls.LeaseCancelled(core.tag, int(req_id)))
+        self._schedule(lm.LeaseCancelled(core.tag, int(req_id)))
 
     def event_lease_return(self, core: Core, lease_id: int, reusable: bool = True) -> None:
-        self._schedule(ls.LeaseReturned(core.tag, int(lease_id), bool(reusable)))
+        self._schedule(lm.LeaseReturned(core.tag, int(lease_id), bool(reusable)))
 
     def event_blocked(self, core: Core) -> None:
         if core.worker_id:
-            self._schedule(ls.Blocked(core.worker_id))
+            self._schedule(lm.Blocked(core.worker_id))
 
     def event_unblocked(self, core: Core) -> None:
         if core.worker_id:
-            self._schedule(ls.Unblocked(core.worker_id))
+            self._schedule(lm.Unblocked(core.worker_id))
 
     def event_kill_worker(self, core: Core, tag: bytes) -> None:
         target = self._node.cores.by_tag.get(tag)
         if target is not None and target.worker_id and target.job_id == core.job_id:
-            self._node.feed(self._node.pool, wp.KillAsked(target.worker_id, "killed by ray.cancel(force=True)"))
+            self._node.feed(self._node.pool, wm.KillAsked(target.worker_id, "killed by ray.cancel(force=True)"))
 
     def event_exit_postponed(self, core: Core) -> None:
         if core.worker_id:
-            self._node.feed(self._node.pool, wp.ExitPostponed(core.worker_id))
+            self._node.feed(self._node.pool, wm.ExitPostponed(core.worker_id))
 
     def event_goodbye(self, core: Core) -> None:
         """A driver that leaves in order, but not the one that started the session."""

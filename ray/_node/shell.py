@@ -26,7 +26,9 @@ from ray._launch.session import Session
 from ray._scheduling.node_resources import NodeResources
 
 from . import children, detect
+from . import lease_messages as lm
 from . import local_scheduler as ls
+from . import worker_messages as wm
 from . import worker_pool as wp
 from .cores import Core, Cores, Job, startup
 from .head_port import HeadPort
@@ -91,26 +93,26 @@ class Node:
         self._many_workers = 100 + 10 * cpus  # where a person is told; doubles each time
         self.bugs = 0
         self._carry_out: dict[type, Callable[[Any], None]] = {
-            ls.Grant: self._grant,
-            ls.Infeasible: lambda a: self._tell(a.tag, "lease_infeasible", a.req_id, a.message),
-            ls.LeaseWanted: lambda a: self._tell(a.tag, "lease_wanted"),
-            ls.LeaseLost: lambda a: self._tell(a.tag, "lease_lost", a.lease_id, a.cause),
-            ls.AcquireWorker: lambda a: self.feed(self.pool, wp.Acquire(a.ticket, a.job_id)),
-            ls.CancelAcquire: lambda a: self.feed(self.pool, wp.AcquireCancelled(a.ticket)),
-            ls.ReleaseWorker: lambda a: self.feed(self.pool, wp.Released(a.worker_id, a.reusable)),
-            ls.KillWorker: lambda a: self.feed(self.pool, wp.KillAsked(a.worker_id, a.why)),
-            ls.ActorPlaced: lambda a: self.head.actor_placed(a.actor_id, self.node_id),
-            ls.ActorWorker: self._actor_worker,
-            ls.ActorInfeasible: lambda a: self.head.actor_infeasible(a.actor_id, a.message),
-            ls.ActorLost: lambda a: None,  # the head hears of the worker's death itself, by its tag
-            wp.StartWorker: self._start_worker,
-            wp.Assigned: lambda a: self.feed(
-                self.scheduler, ls.WorkerAssigned(a.ticket, a.worker_id, a.tag, a.pid)
+            lm.Grant: self._grant,
+            lm.Infeasible: lambda a: self._tell(a.tag, "lease_infeasible", a.req_id, a.message),
+            lm.LeaseWanted: lambda a: self._tell(a.tag, "lease_wanted"),
+            lm.LeaseLost: lambda a: self._tell(a.tag, "lease_lost", a.lease_id, a.cause),
+            lm.AcquireWorker: lambda a: self.feed(self.pool, wm.Acquire(a.ticket, a.job_id)),
+            lm.CancelAcquire: lambda a: self.feed(self.pool, wm.AcquireCancelled(a.ticket)),
+            lm.ReleaseWorker: lambda a: self.feed(self.pool, wm.Released(a.worker_id, a.reusable)),
+            lm.KillWorker: lambda a: self.feed(self.pool, wm.KillAsked(a.worker_id, a.why)),
+            lm.ActorPlaced: lambda a: self.head.actor_placed(a.actor_id, self.node_id),
+            lm.ActorWorker: self._actor_worker,
+            lm.ActorInfeasible: lambda a: self.head.actor_infeasible(a.actor_id, a.message),
+            lm.ActorLost: lambda a: None,  # the head hears of the worker's death itself, by its tag
+            wm.StartWorker: self._start_worker,
+            wm.Assigned: lambda a: self.feed(
+                self.scheduler, lm.WorkerAssigned(a.ticket, a.worker_id, a.tag, a.pid)
             ),
-            wp.AskToExit: self._ask_to_exit,
-            wp.Kill: lambda a: children.kill_group(a.pid),
-            wp.WorkerGone: self._worker_gone,
-            wp.StartsFailing: self._starts_failing,
+            wm.AskToExit: self._ask_to_exit,
+            wm.Kill: lambda a: children.kill_group(a.pid),
+            wm.WorkerGone: self._worker_gone,
+            wm.StartsFailing: self._starts_failing,
         }  # fmt: skip
 
     # -- events in, actions out -------------------------------------------------------------------------------
@@ -147,8 +149,8 @@ class Node:
 
     def _time_is_up(self) -> None:
         self._timer = self._timer_at = None
-        self.feed(self.pool, wp.Tick())
-        self.feed(self.scheduler, ls.Tick())
+        self.feed(self.pool, wm.Tick())
+        self.feed(self.scheduler, lm.Tick())
 
     # -- actions ----------------------------------------------------------------------------------------------
 
@@ -157,15 +159,15 @@ class Node:
         if core is not None:
             core.tell(name, *args)
 
-    def _grant(self, grant: ls.Grant) -> None:
+    def _grant(self, grant: lm.Grant) -> None:
         self._tell(
             grant.tag, "lease_grant", grant.req_id, grant.lease_id, grant.worker_tag, grant.worker_pid, grant.gpu_ids
         )
 
-    def _actor_worker(self, action: ls.ActorWorker) -> None:
+    def _actor_worker(self, action: lm.ActorWorker) -> None:
         self.head.actor_worker_started(action.actor_id, action.worker_tag, action.worker_pid, action.gpu_ids)
 
-    def _start_worker(self, action: wp.StartWorker) -> None:
+    def _start_worker(self, action: wm.StartWorker) -> None:
         job = self.cores.jobs[action.job_id]
         descriptors = self.logs.open(action.worker_id, action.job_id)
         self.fork_link.request(action.worker_id, startup(self.session, self.settings, job), descriptors)
@@ -183,25 +185,25 @@ class Node:
         )
         self.head.report_error(job_id, "many_workers", text, {"workers": count})
 
-    def _ask_to_exit(self, action: wp.AskToExit) -> None:
+    def _ask_to_exit(self, action: wm.AskToExit) -> None:
         core = self.cores.by_worker.get(action.worker_id)
         if core is not None:
             worker = self.pool.workers.get(action.worker_id)
             core.tell("exit", (worker.cause if worker is not None else None) or "")
         # else its connection has ended: it is exiting, or will be killed at its deadline
 
-    def _starts_failing(self, action: wp.StartsFailing) -> None:
+    def _starts_failing(self, action: wm.StartsFailing) -> None:
         text = f"{action.tries} workers in a row died while starting. The last one {action.cause}"
         logger.error("%s", text)
         self.head.report_error(action.job_id, "worker_start", text, {})
 
-    def _worker_gone(self, gone: wp.WorkerGone) -> None:
+    def _worker_gone(self, gone: wm.WorkerGone) -> None:
         """Its last words have been forwarded already. Resources come back first, then everybody hears of it."""
         core = self.cores.by_worker.get(gone.worker_id)
         if core is not None:
             self._core_lost(core, "its process has ended")
         if gone.was_assigned:
-            self.feed(self.scheduler, ls.WorkerLost(gone.worker_id, gone.cause))
+            self.feed(self.scheduler, lm.WorkerLost(gone.worker_id, gone.cause))
         if gone.tag:
             self.cores.remember_cause(gone.tag, gone.cause)
             for waiter in self._cause_waiters.pop(gone.tag, ()):
@@ -229,11 +231,11 @@ class Node:
         self.cores.worker_of_pid[pid] = worker_id
         self.logs.started(worker_id, pid)
         self.reaper.watch(pid, partial(self._worker_ended, worker_id), group=True)
-        self.feed(self.pool, wp.Forked(worker_id, pid))
+        self.feed(self.pool, wm.Forked(worker_id, pid))
 
     def worker_not_forked(self, worker_id: int, cause: str) -> None:
         self.logs.drain(worker_id)
-        self.feed(self.pool, wp.ForkFailed(worker_id, cause))
+        self.feed(self.pool, wm.ForkFailed(worker_id, cause))
 
     def _worker_ended(self, worker_id: int, result: os.waitid_result) -> None:
         pid = result.si_pid
@@ -249,7 +251,7 @@ class Node:
         if worker is not None and not worker.tag:
             words = self.logs.tail(worker_id, pid)
             cause += f"; it wrote:\n{words}" if words else ""
-        self.feed(self.pool, wp.Exited(worker_id, cause))
+        self.feed(self.pool, wm.Exited(worker_id, cause))
 
     def register_worker(self, peer: Any, tag: bytes) -> Core:
         """Raises: PermissionError: not a process that we forked.  RuntimeError: not ready to be leased."""
@@ -268,9 +270,9 @@ class Node:
         core = Core(peer, "worker", tag, worker.job_id, job.namespace)
         core.worker_id = worker.worker_id
         self.cores.add(core)
-        self.feed(self.scheduler, ls.CoreJoined(tag, core.job_id))
+        self.feed(self.scheduler, lm.CoreJoined(tag, core.job_id))
         # In the next turn: the answer to `register` leaves first.
-        self.loop.call_soon(self.feed, self.pool, wp.Registered(worker.worker_id, tag))
+        self.loop.call_soon(self.feed, self.pool, wm.Registered(worker.worker_id, tag))
         return core
 
     def register_driver(self, peer: Any, tag: bytes, info: dict[str, Any]) -> Core:
@@ -278,17 +280,17 @@ class Node:
         job = Job(job_id, info)
         early = self.cores.jobs.get(job_id)
         if early is not None and not early.same_surroundings(job):
-            self.feed(self.pool, wp.JobEnded(job_id))  # a worker started for it already finds other modules: start over
+            self.feed(self.pool, wm.JobEnded(job_id))  # a worker started for it already finds other modules: start over
             early = None
         if early is None:
-            self.feed(self.pool, wp.JobStarted(job_id))
+            self.feed(self.pool, wm.JobStarted(job_id))
         self.cores.jobs[job_id] = job
         core = Core(peer, "driver", tag, job_id, job.namespace)
         core.log_to_driver = bool(info.get("log_to_driver", True))
         if self.founder is None and peer.pid == self.config.get("driver_pid") and self.config.get("watch_driver", True):
             self.founder = core
         self.cores.add(core)
-        self.feed(self.scheduler, ls.CoreJoined(tag, job_id))
+        self.feed(self.scheduler, lm.CoreJoined(tag, job_id))
         self.loop.call_soon(self.logs.resume, job_id)  # behind the answer to `register`
         return core
 
@@ -303,19 +305,19 @@ class Node:
             worker_id = core.worker_id
             self.loop.call_later(
                 self.settings.worker_exit_grace_s,
-                lambda: self.feed(self.pool, wp.KillAsked(worker_id, f"it lost its connection to the node: {why}")),
+                lambda: self.feed(self.pool, wm.KillAsked(worker_id, f"it lost its connection to the node: {why}")),
             )
 
     def _core_lost(self, core: Core, why: str) -> None:
         self.cores.remove(core)
-        self.feed(self.scheduler, ls.CoreLeft(core.tag))
+        self.feed(self.scheduler, lm.CoreLeft(core.tag))
         if core.kind == "worker":
             return  # the head hears of it when the process has ended, with the cause
         self.head.driver_gone(core.tag, why, core.leaving)
         self.logs.resume(core.job_id)
         if not self.cores.drivers_of(core.job_id):
             self.cores.jobs.pop(core.job_id, None)
-            self.feed(self.pool, wp.JobEnded(core.job_id))
+            self.feed(self.pool, wm.JobEnded(core.job_id))
         if core is self.founder:
             self.founder_gone(f"the driver's connection ended: {why}")
 
@@ -440,12 +442,12 @@ class Node:
         return self.ending
 
     async def _end(self, graceful: bool) -> None:
-        self.feed(self.pool, wp.NoMoreStarts())
+        self.feed(self.pool, wm.NoMoreStarts())
         if graceful and self.pool.workers:
             gone: asyncio.Future[None] = self.loop.create_future()
             self._waiting_for_exit.append(gone)
             for worker_id in list(self.pool.workers):
-                self.feed(self.pool, wp.ExitAsked(worker_id, "the session ends"))
+                self.feed(self.pool, wm.ExitAsked(worker_id, "the session ends"))
             await asyncio.wait([gone], timeout=self.settings.shutdown_grace_s if self.pool.workers else 0)
             if self.pool.workers:
                 self._kill_all("it did not end within shutdown_grace_s")
@@ -454,7 +456,7 @@ class Node:
 
     def _kill_all(self, why: str) -> None:
         for worker_id in list(self.pool.workers):
-            self.feed(self.pool, wp.KillAsked(worker_id, why))
+            self.feed(self.pool, wm.KillAsked(worker_id, why))
 
     async def finish(self) -> None:
         """After `end`: stops everything else. The caller then kills what is left below us and removes the folder."""

@@ -8,7 +8,7 @@ Runs in the node process, on its event loop. A worker belongs to one job for lif
     EXITING    asked to end (idle too long, not reusable); killed if it is still there at its deadline
     (gone)     dead and reaped: forgotten
 
-If a worker dies while ASSIGNED the scheduler is told (WorkerGone), else nobody. Workers that die one after another
+If a worker dies while ASSIGNED the scheduler is told (wm.WorkerGone), else nobody. Workers that die one after another
 before they register have a common cause (a broken sys.path, no memory): starting is tried again ever more slowly
 and, after `start_retries_max` in a row, a person is told with the reason. If the fork server dies, starts it had not
 answered fail and are asked again of the next one.
@@ -18,125 +18,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from ray._scheduling.machine import InvalidTransition, Story
+
+from . import worker_messages as wm
 
 STARTING, IDLE, ASSIGNED, EXITING, GONE = "STARTING", "IDLE", "ASSIGNED", "EXITING", "GONE"
 
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 10.0
-
-
-# -- events ---------------------------------------------------------------------------------------------------
-
-
-class JobStarted(NamedTuple):
-    job_id: bytes
-
-
-class JobEnded(NamedTuple):  # its driver is gone: its workers are killed, its tickets are forgotten
-    job_id: bytes
-
-
-class Prestart(NamedTuple):
-    job_id: bytes
-    workers: int
-
-
-class Acquire(NamedTuple):
-    ticket: int
-    job_id: bytes
-
-
-class AcquireCancelled(NamedTuple):
-    ticket: int
-
-
-class Released(NamedTuple):
-    worker_id: int
-    reusable: bool
-
-
-class Forked(NamedTuple):  # the fork server made it; it has not registered yet
-    worker_id: int
-    pid: int
-
-
-class ForkFailed(NamedTuple):
-    worker_id: int
-    cause: str
-
-
-class Registered(NamedTuple):
-    worker_id: int
-    tag: bytes
-
-
-class Exited(NamedTuple):
-    worker_id: int
-    cause: str
-
-
-class KillAsked(NamedTuple):
-    worker_id: int
-    why: str
-
-
-class ExitPostponed(NamedTuple):  # it owns objects that others refer to, and leaves when they are released
-    worker_id: int
-
-
-class ExitAsked(NamedTuple):
-    worker_id: int
-    why: str
-    ask: bool = True  # False: it said that it exits by itself, and is only watched
-
-
-class NoMoreStarts(NamedTuple):
-    """The session ends: what waits for a worker waits in vain."""
-
-
-class Tick(NamedTuple):
-    """A deadline that `deadline()` gave has passed."""
-
-
-# -- actions --------------------------------------------------------------------------------------------------
-
-
-class StartWorker(NamedTuple):
-    worker_id: int
-    job_id: bytes
-
-
-class Assigned(NamedTuple):
-    ticket: int
-    worker_id: int
-    tag: bytes
-    pid: int
-
-
-class AskToExit(NamedTuple):
-    worker_id: int
-
-
-class Kill(NamedTuple):
-    worker_id: int
-    pid: int
-
-
-class WorkerGone(NamedTuple):
-    """A worker is dead. was_assigned: a lease has lost it."""
-
-    worker_id: int
-    tag: bytes
-    cause: str
-    was_assigned: bool
-
-
-class StartsFailing(NamedTuple):
-    job_id: bytes
-    cause: str
-    tries: int
 
 
 class Worker:
@@ -208,7 +98,7 @@ class WorkerPool:
         return actions
 
     def deadline(self) -> float | None:
-        """When to send a Tick, or None. Only what must end or be tried again has one: an idle pool sets no timer."""
+        """When to send a wm.Tick, or None. Only what must end or be tried again has one: an idle pool sets no timer."""
         times = list(self._deadlines.values())
         for job in self._jobs.values():
             if job.retry_at is not None and self._wants(job) > 0 and self._starting_max:
@@ -229,10 +119,10 @@ class WorkerPool:
 
     # -- events -----------------------------------------------------------------------------------------------
 
-    def _job_started(self, event: JobStarted, now: float) -> None:
+    def _job_started(self, event: wm.JobStarted, now: float) -> None:
         self._jobs.setdefault(event.job_id, _Job(event.job_id))
 
-    def _job_ended(self, event: JobEnded, now: float) -> None:
+    def _job_ended(self, event: wm.JobEnded, now: float) -> None:
         job = self._jobs.pop(event.job_id, None)
         if job is None:
             self.ignored += 1
@@ -243,14 +133,14 @@ class WorkerPool:
             worker.cause = worker.cause or "its job has ended"
             self._go(worker, "JobEnded", now)
 
-    def _prestart(self, event: Prestart, now: float) -> None:
+    def _prestart(self, event: wm.Prestart, now: float) -> None:
         job = self._jobs.get(event.job_id)
         if job is None:
             self.ignored += 1
             return
         job.prestart = max(job.prestart, event.workers - len(job.idle))
 
-    def _acquire(self, event: Acquire, now: float) -> None:
+    def _acquire(self, event: wm.Acquire, now: float) -> None:
         job = self._jobs.get(event.job_id)
         if job is None:
             self.ignored += 1  # its job has just ended; so do the leases that wait for it
@@ -261,14 +151,14 @@ class WorkerPool:
             worker = job.idle[next(reversed(job.idle))]  # the one used last: its caches are warm
             self._go(worker, "Assign", now)
 
-    def _acquire_cancelled(self, event: AcquireCancelled, now: float) -> None:
+    def _acquire_cancelled(self, event: wm.AcquireCancelled, now: float) -> None:
         job_id = self._ticket_job.pop(event.ticket, None)
         if job_id is None:
             self.ignored += 1
             return
         del self._jobs[job_id].tickets[event.ticket]  # the worker that starts for it will be idle and reaped in time
 
-    def _released(self, event: Released, now: float) -> None:
+    def _released(self, event: wm.Released, now: float) -> None:
         worker = self.workers.get(event.worker_id)
         if worker is None or worker.state != ASSIGNED:
             self.ignored += 1  # it has died meanwhile
@@ -277,16 +167,16 @@ class WorkerPool:
         reusable = event.reusable and worker.cause is None and worker.job_id in self._jobs
         self._go(worker, "Released" if reusable else "Retired", now)
 
-    def _forked(self, event: Forked, now: float) -> None:
+    def _forked(self, event: wm.Forked, now: float) -> None:
         worker = self.workers.get(event.worker_id)
         if worker is None:
             self.ignored += 1
             return
         worker.pid = event.pid
         if worker.state == EXITING:  # killed before it was made: its job ended meanwhile
-            self._actions.append(Kill(worker.worker_id, worker.pid))
+            self._actions.append(wm.Kill(worker.worker_id, worker.pid))
 
-    def _fork_failed(self, event: ForkFailed, now: float) -> None:
+    def _fork_failed(self, event: wm.ForkFailed, now: float) -> None:
         worker = self.workers.get(event.worker_id)
         if worker is None or worker.pid:
             self.ignored += 1
@@ -294,7 +184,7 @@ class WorkerPool:
         worker.cause = worker.cause or event.cause
         self._go(worker, "Exited", now)
 
-    def _registered(self, event: Registered, now: float) -> None:
+    def _registered(self, event: wm.Registered, now: float) -> None:
         worker = self.workers.get(event.worker_id)
         if worker is None or worker.tag:
             self.ignored += 1
@@ -303,7 +193,7 @@ class WorkerPool:
         if worker.state == STARTING:
             self._go(worker, "Registered", now)
 
-    def _exited(self, event: Exited, now: float) -> None:
+    def _exited(self, event: wm.Exited, now: float) -> None:
         worker = self.workers.get(event.worker_id)
         if worker is None:
             self.ignored += 1
@@ -311,7 +201,7 @@ class WorkerPool:
         worker.cause = worker.cause or event.cause
         self._go(worker, "Exited", now)
 
-    def _kill_asked(self, event: KillAsked, now: float) -> None:
+    def _kill_asked(self, event: wm.KillAsked, now: float) -> None:
         worker = self.workers.get(event.worker_id)
         if worker is None:
             self.ignored += 1
@@ -319,14 +209,14 @@ class WorkerPool:
         worker.cause = event.why
         self._kill(worker)
 
-    def _exit_postponed(self, event: ExitPostponed, now: float) -> None:
+    def _exit_postponed(self, event: wm.ExitPostponed, now: float) -> None:
         worker = self.workers.get(event.worker_id)
         if worker is None or worker.cause is None:
             self.ignored += 1
             return
         self._deadlines.pop(worker.worker_id, None)
 
-    def _exit_asked(self, event: ExitAsked, now: float) -> None:
+    def _exit_asked(self, event: wm.ExitAsked, now: float) -> None:
         worker = self.workers.get(event.worker_id)
         if worker is None or worker.state == EXITING:
             self.ignored += 1
@@ -335,14 +225,14 @@ class WorkerPool:
         if worker.state == ASSIGNED:  # stays assigned until it is dead: its lease holds resources
             self._deadlines[worker.worker_id] = now + self._exit_grace_s
             if event.ask:
-                self._actions.append(AskToExit(worker.worker_id))
+                self._actions.append(wm.AskToExit(worker.worker_id))
         else:
             self._go(worker, "Retired", now)
 
-    def _no_more_starts(self, event: NoMoreStarts, now: float) -> None:
+    def _no_more_starts(self, event: wm.NoMoreStarts, now: float) -> None:
         self._starting_max = 0
 
-    def _tick(self, event: Tick, now: float) -> None:
+    def _tick(self, event: wm.Tick, now: float) -> None:
         for worker_id, at in list(self._deadlines.items()):
             if at <= now:
                 worker = self.workers[worker_id]
@@ -375,7 +265,7 @@ class WorkerPool:
         job.idle.pop(worker.worker_id, None)
         worker.ticket, _ = job.tickets.popitem(last=False)
         del self._ticket_job[worker.ticket]
-        self._actions.append(Assigned(worker.ticket, worker.worker_id, worker.tag, worker.pid))
+        self._actions.append(wm.Assigned(worker.ticket, worker.worker_id, worker.tag, worker.pid))
         return ASSIGNED
 
     def _welcome(self, worker: Worker, now: float) -> str:
@@ -394,7 +284,7 @@ class WorkerPool:
         job.retry_at = now + min(BACKOFF_FIRST_S * 2 ** (job.failures - 1), BACKOFF_MAX_S)
         job.prestart = 0
         if job.failures % self._start_retries_max == 0:
-            self._actions.append(StartsFailing(worker.job_id, worker.cause or "unknown", job.failures))
+            self._actions.append(wm.StartsFailing(worker.job_id, worker.cause or "unknown", job.failures))
         return GONE
 
     def _retire(self, worker: Worker, now: float) -> str:
@@ -405,7 +295,7 @@ class WorkerPool:
         self._deadlines[worker.worker_id] = now + self._exit_grace_s
         worker.cause = worker.cause or "retired"
         if worker.tag:
-            self._actions.append(AskToExit(worker.worker_id))
+            self._actions.append(wm.AskToExit(worker.worker_id))
         else:
             self._kill(worker)  # it has no connection to be asked over
         return EXITING
@@ -425,12 +315,12 @@ class WorkerPool:
     def _forget(self, worker: Worker, was_assigned: bool) -> None:
         del self.workers[worker.worker_id]
         self._deadlines.pop(worker.worker_id, None)
-        self._actions.append(WorkerGone(worker.worker_id, worker.tag, worker.cause or "unknown", was_assigned))
+        self._actions.append(wm.WorkerGone(worker.worker_id, worker.tag, worker.cause or "unknown", was_assigned))
 
     def _kill(self, worker: Worker) -> None:
         self._deadlines.pop(worker.worker_id, None)
         if worker.pid:
-            self._actions.append(Kill(worker.worker_id, worker.pid))
+            self._actions.append(wm.Kill(worker.worker_id, worker.pid))
 
     def _starting_over(self, worker: Worker) -> None:
         self._starting -= 1
@@ -458,7 +348,7 @@ class WorkerPool:
             job.retry_at = None
             self._starting += 1
             self.started += 1
-            self._actions.append(StartWorker(worker.worker_id, job.job_id))
+            self._actions.append(wm.StartWorker(worker.worker_id, job.job_id))
             if job.failures:
                 return  # after a failure one at a time, until one has come up
 
@@ -512,19 +402,19 @@ TRANSITIONS: dict[tuple[str, str], _Step] = {
 }
 
 HANDLERS: dict[type, Callable[[WorkerPool, Any, float], None]] = {
-    JobStarted: WorkerPool._job_started,
-    JobEnded: WorkerPool._job_ended,
-    Prestart: WorkerPool._prestart,
-    Acquire: WorkerPool._acquire,
-    AcquireCancelled: WorkerPool._acquire_cancelled,
-    Released: WorkerPool._released,
-    Forked: WorkerPool._forked,
-    ForkFailed: WorkerPool._fork_failed,
-    Registered: WorkerPool._registered,
-    Exited: WorkerPool._exited,
-    KillAsked: WorkerPool._kill_asked,
-    ExitAsked: WorkerPool._exit_asked,
-    ExitPostponed: WorkerPool._exit_postponed,
-    NoMoreStarts: WorkerPool._no_more_starts,
-    Tick: WorkerPool._tick,
+    wm.JobStarted: WorkerPool._job_started,
+    wm.JobEnded: WorkerPool._job_ended,
+    wm.Prestart: WorkerPool._prestart,
+    wm.Acquire: WorkerPool._acquire,
+    wm.AcquireCancelled: WorkerPool._acquire_cancelled,
+    wm.Released: WorkerPool._released,
+    wm.Forked: WorkerPool._forked,
+    wm.ForkFailed: WorkerPool._fork_failed,
+    wm.Registered: WorkerPool._registered,
+    wm.Exited: WorkerPool._exited,
+    wm.KillAsked: WorkerPool._kill_asked,
+    wm.ExitAsked: WorkerPool._exit_asked,
+    wm.ExitPostponed: WorkerPool._exit_postponed,
+    wm.NoMoreStarts: WorkerPool._no_more_starts,
+    wm.Tick: WorkerPool._tick,
 }

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from ray._node import lease_messages as lm
 from ray._node import local_scheduler as ls
+from ray._node import worker_messages as wm
 from ray._node import worker_pool as wp
 from ray._scheduling.node_resources import NodeResources
 
@@ -68,7 +70,7 @@ class World:
             self.scheduler.check()
             self.pool.check()
 
-    def do_Grant(self, a: ls.Grant) -> None:
+    def do_Grant(self, a: lm.Grant) -> None:
         assert (a.tag, a.req_id) in self.requests, "granted what was not asked, or was cancelled"
         assert self.tags[a.worker_id] == a.worker_tag
         assert self.job_of[a.worker_id] == self.cores[a.tag], "a worker of another job"
@@ -77,66 +79,66 @@ class World:
         self.leases[a.lease_id] = (a.tag, a.worker_id)
         self.granted.append((a.tag, a.req_id))
 
-    def do_Infeasible(self, a: ls.Infeasible) -> None:
+    def do_Infeasible(self, a: lm.Infeasible) -> None:
         assert (a.tag, a.req_id) in self.requests
         assert "TPU" in a.message or "CPU: 9" in a.message
 
-    def do_LeaseWanted(self, a: ls.LeaseWanted) -> None:
+    def do_LeaseWanted(self, a: lm.LeaseWanted) -> None:
         assert a.tag in self.cores
 
-    def do_LeaseLost(self, a: ls.LeaseLost) -> None:
+    def do_LeaseLost(self, a: lm.LeaseLost) -> None:
         owner, worker_id = self.leases.pop(a.lease_id)
         assert owner == a.tag and worker_id not in self.alive
 
-    def do_AcquireWorker(self, a: ls.AcquireWorker) -> None:
-        self.queue.append((self.pool, wp.Acquire(a.ticket, a.job_id)))
+    def do_AcquireWorker(self, a: lm.AcquireWorker) -> None:
+        self.queue.append((self.pool, wm.Acquire(a.ticket, a.job_id)))
 
-    def do_CancelAcquire(self, a: ls.CancelAcquire) -> None:
-        self.queue.append((self.pool, wp.AcquireCancelled(a.ticket)))
+    def do_CancelAcquire(self, a: lm.CancelAcquire) -> None:
+        self.queue.append((self.pool, wm.AcquireCancelled(a.ticket)))
 
-    def do_ReleaseWorker(self, a: ls.ReleaseWorker) -> None:
-        self.queue.append((self.pool, wp.Released(a.worker_id, a.reusable)))
+    def do_ReleaseWorker(self, a: lm.ReleaseWorker) -> None:
+        self.queue.append((self.pool, wm.Released(a.worker_id, a.reusable)))
 
-    def do_KillWorker(self, a: ls.KillWorker) -> None:
-        self.queue.append((self.pool, wp.KillAsked(a.worker_id, a.why)))
+    def do_KillWorker(self, a: lm.KillWorker) -> None:
+        self.queue.append((self.pool, wm.KillAsked(a.worker_id, a.why)))
 
-    def do_ActorPlaced(self, a: ls.ActorPlaced) -> None:
+    def do_ActorPlaced(self, a: lm.ActorPlaced) -> None:
         assert self.actors[a.actor_id] == 0
 
-    def do_ActorWorker(self, a: ls.ActorWorker) -> None:
+    def do_ActorWorker(self, a: lm.ActorWorker) -> None:
         assert self.actors[a.actor_id] == 0
         self.actors[a.actor_id] = a.worker_id
 
-    def do_ActorInfeasible(self, a: ls.ActorInfeasible) -> None:
+    def do_ActorInfeasible(self, a: lm.ActorInfeasible) -> None:
         assert a.actor_id in self.actors
 
-    def do_ActorLost(self, a: ls.ActorLost) -> None:
+    def do_ActorLost(self, a: lm.ActorLost) -> None:
         assert self.actors.pop(a.actor_id) not in self.alive
 
-    def do_StartWorker(self, a: wp.StartWorker) -> None:
+    def do_StartWorker(self, a: wm.StartWorker) -> None:
         assert a.worker_id not in self.forking
         self.forking[a.worker_id] = a.job_id
         self.job_of[a.worker_id] = a.job_id
 
-    def do_Assigned(self, a: wp.Assigned) -> None:
+    def do_Assigned(self, a: wm.Assigned) -> None:
         assert a.worker_id in self.alive or a.worker_id in self.doomed
-        self.queue.append((self.scheduler, ls.WorkerAssigned(a.ticket, a.worker_id, a.tag, a.pid)))
+        self.queue.append((self.scheduler, lm.WorkerAssigned(a.ticket, a.worker_id, a.tag, a.pid)))
 
-    def do_AskToExit(self, a: wp.AskToExit) -> None:
+    def do_AskToExit(self, a: wm.AskToExit) -> None:
         self.doomed.add(a.worker_id)
 
-    def do_Kill(self, a: wp.Kill) -> None:
+    def do_Kill(self, a: wm.Kill) -> None:
         assert self.alive[a.worker_id] == a.pid
         self.doomed.add(a.worker_id)
 
-    def do_WorkerGone(self, a: wp.WorkerGone) -> None:
+    def do_WorkerGone(self, a: wm.WorkerGone) -> None:
         assert a.worker_id not in self.alive
         if a.tag in self.cores:
             self.lose_core(a.tag, queued=True)
         if a.was_assigned:
-            self.queue.append((self.scheduler, ls.WorkerLost(a.worker_id, a.cause)))
+            self.queue.append((self.scheduler, lm.WorkerLost(a.worker_id, a.cause)))
 
-    def do_StartsFailing(self, a: wp.StartsFailing) -> None:
+    def do_StartsFailing(self, a: wm.StartsFailing) -> None:
         assert a.tries >= 3
 
     # -- what happens
@@ -145,7 +147,7 @@ class World:
         del self.cores[tag]
         self.requests = {request for request in self.requests if request[0] != tag}
         self.leases = {lease: held for lease, held in self.leases.items() if held[0] != tag}
-        event = (self.scheduler, ls.CoreLeft(tag))
+        event = (self.scheduler, lm.CoreLeft(tag))
         self.queue.append(event) if queued else self.feed(*event)
 
     def new_tag(self) -> bytes:
@@ -155,11 +157,11 @@ class World:
     def join_driver(self, job: bytes) -> None:
         if job not in self.jobs:
             self.jobs.add(job)
-            self.feed(self.pool, wp.JobStarted(job))
-            self.feed(self.pool, wp.Prestart(job, self.random.randint(0, 3)))
+            self.feed(self.pool, wm.JobStarted(job))
+            self.feed(self.pool, wm.Prestart(job, self.random.randint(0, 3)))
             tag = self.new_tag()
             self.cores[tag] = job
-            self.feed(self.scheduler, ls.CoreJoined(tag, job))
+            self.feed(self.scheduler, lm.CoreJoined(tag, job))
 
     def end_job(self, job: bytes) -> None:
         """The driver dies; its workers' cores go as the workers are killed."""
@@ -169,21 +171,21 @@ class World:
             self.lose_core(tag)
         for actor in [a for a, w in self.actors.items() if w == 0 or self.job_of.get(w) == job]:
             self.drop_actor(actor)
-        self.feed(self.pool, wp.JobEnded(job))
+        self.feed(self.pool, wm.JobEnded(job))
 
     def drop_actor(self, actor: bytes) -> None:
         worker = self.actors.pop(actor)
-        self.feed(self.scheduler, ls.ActorReleased(actor))
+        self.feed(self.scheduler, lm.ActorReleased(actor))
         assert worker == 0 or self.scheduler.lease_of_worker(worker) is None
 
     def fork_answers(self, worker_id: int) -> None:
         del self.forking[worker_id]
         if self.random.random() < 0.1:
-            self.feed(self.pool, wp.ForkFailed(worker_id, "fork: Resource temporarily unavailable"))
+            self.feed(self.pool, wm.ForkFailed(worker_id, "fork: Resource temporarily unavailable"))
             return
         self.next += 1
         self.alive[worker_id] = self.unregistered[worker_id] = self.next
-        self.feed(self.pool, wp.Forked(worker_id, self.next))
+        self.feed(self.pool, wm.Forked(worker_id, self.next))
 
     def register(self, worker_id: int) -> None:
         del self.unregistered[worker_id]
@@ -191,27 +193,27 @@ class World:
         if job in self.jobs:
             tag = self.tags[worker_id] = self.new_tag()
             self.cores[tag] = job
-            self.feed(self.scheduler, ls.CoreJoined(tag, job))
-            self.feed(self.pool, wp.Registered(worker_id, tag))
+            self.feed(self.scheduler, lm.CoreJoined(tag, job))
+            self.feed(self.pool, wm.Registered(worker_id, tag))
 
     def die(self, worker_id: int) -> None:
         del self.alive[worker_id]
         self.unregistered.pop(worker_id, None)
         self.doomed.discard(worker_id)
-        self.feed(self.pool, wp.Exited(worker_id, "killed by SIGKILL"))
+        self.feed(self.pool, wm.Exited(worker_id, "killed by SIGKILL"))
 
     def request(self) -> None:
         tag = self.random.choice(list(self.cores))
         self.next += 1
         self.requests.add((tag, self.next))
         shape = self.random.choice(SHAPES)
-        self.feed(self.scheduler, ls.LeaseRequested(tag, self.next, shape, "f", self.random.random() < 0.1))
+        self.feed(self.scheduler, lm.LeaseRequested(tag, self.next, shape, "f", self.random.random() < 0.1))
 
     def actor(self) -> None:
         actor, job = self.new_tag(), self.random.choice(list(self.jobs))
         self.actors[actor] = 0
         runs_on = self.random.choice([{}, {}, {"CPU": 10_000}, {"GPU": 5_000}])
-        self.feed(self.scheduler, ls.ActorRequested(actor, job, runs_on, {"CPU": 10_000}, "actor A"))
+        self.feed(self.scheduler, lm.ActorRequested(actor, job, runs_on, {"CPU": 10_000}, "actor A"))
 
     def step(self) -> None:
         pick = self.random.random()
@@ -219,8 +221,8 @@ class World:
         self.now += self.random.expovariate(10)
         deadlines = [at for at in (self.scheduler.deadline(), self.pool.deadline()) if at is not None]
         if deadlines and min(deadlines) <= self.now:
-            self.feed(self.pool, wp.Tick())
-            self.feed(self.scheduler, ls.Tick())
+            self.feed(self.pool, wm.Tick())
+            self.feed(self.scheduler, lm.Tick())
         elif pick < 0.02:
             self.join_driver(self.random.choice(JOBS))
         elif pick < 0.023 and self.jobs:
@@ -231,12 +233,12 @@ class World:
             self.actor()
         elif pick < 0.33 and (request := choose(self.requests)):
             self.requests.discard(request)
-            self.feed(self.scheduler, ls.LeaseCancelled(*request))
+            self.feed(self.scheduler, lm.LeaseCancelled(*request))
         elif pick < 0.50 and (lease := choose(self.leases)):
             owner, _ = self.leases.pop(lease)
-            self.feed(self.scheduler, ls.LeaseReturned(owner, lease, self.random.random() < 0.9))
+            self.feed(self.scheduler, lm.LeaseReturned(owner, lease, self.random.random() < 0.9))
         elif pick < 0.60 and (worker := choose(self.tags)):
-            event = ls.Blocked if self.random.random() < 0.5 else ls.Unblocked
+            event = lm.Blocked if self.random.random() < 0.5 else lm.Unblocked
             self.feed(self.scheduler, event(worker))
         elif pick < 0.75 and (worker := choose(self.forking)):
             self.fork_answers(worker)
@@ -247,7 +249,7 @@ class World:
         elif pick < 0.96 and (worker := choose(self.alive)):
             self.die(worker)
         elif pick < 0.97 and (actor := choose(self.actors)):
-            self.feed(self.scheduler, ls.ActorStarted(actor))
+            self.feed(self.scheduler, lm.ActorStarted(actor))
         elif pick < 0.98 and (actor := choose(self.actors)):
             self.drop_actor(actor)
         elif (
@@ -257,14 +259,14 @@ class World:
         ):
             self.lose_core(lost)  # its connection ended, its process has not yet
         elif pick < 0.987 and (worker := choose(self.job_of)):
-            self.feed(self.pool, wp.ExitAsked(worker, "asked by a test"))
+            self.feed(self.pool, wm.ExitAsked(worker, "asked by a test"))
         elif pick < 0.989 and (worker := choose(self.job_of)):
-            self.feed(self.pool, wp.KillAsked(worker, "killed by a test"))
+            self.feed(self.pool, wm.KillAsked(worker, "killed by a test"))
         elif pick < 0.99:  # late, repeated and forged messages
-            self.feed(self.scheduler, ls.LeaseReturned(b"x" * 16, 5, True))
-            self.feed(self.scheduler, ls.LeaseCancelled(b"x" * 16, 5))
-            self.feed(self.scheduler, ls.LeaseRequested(b"x" * 16, 5, {}))
-            self.feed(self.pool, wp.Exited(10**9, ""))
+            self.feed(self.scheduler, lm.LeaseReturned(b"x" * 16, 5, True))
+            self.feed(self.scheduler, lm.LeaseCancelled(b"x" * 16, 5))
+            self.feed(self.scheduler, lm.LeaseRequested(b"x" * 16, 5, {}))
+            self.feed(self.pool, wm.Exited(10**9, ""))
 
     def finish(self) -> None:
         for job in sorted(self.jobs):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ray._node import lease_messages as lm
 from ray._node import local_scheduler as ls
 from ray._scheduling.machine import InvalidTransition
 from ray._scheduling.node_resources import NodeResources
@@ -24,7 +25,7 @@ class Bench:
         self.staffed = True
         self.held_tickets: list[int] = []
         for tag in (A, B, C):
-            self.do(ls.CoreJoined(tag, JOB))
+            self.do(lm.CoreJoined(tag, JOB))
 
     def do(self, event: Any) -> list[Any]:
         done: list[Any] = []
@@ -32,7 +33,7 @@ class Bench:
         while events:
             for action in self.machine.handle(events.pop(0), self.now):
                 done.append(action)
-                if isinstance(action, ls.AcquireWorker):
+                if isinstance(action, lm.AcquireWorker):
                     if self.staffed:
                         events.append(self.worker(action.ticket))
                     else:
@@ -40,18 +41,18 @@ class Bench:
             self.machine.check()
         return done
 
-    def worker(self, ticket: int) -> ls.WorkerAssigned:
-        return ls.WorkerAssigned(ticket, ticket, bytes([ticket]) * 16, 1000 + ticket)
+    def worker(self, ticket: int) -> lm.WorkerAssigned:
+        return lm.WorkerAssigned(ticket, ticket, bytes([ticket]) * 16, 1000 + ticket)
 
     def ask(self, tag: bytes, req_id: int, resources: dict[str, int], **more: Any) -> list[Any]:
-        return self.do(ls.LeaseRequested(tag, req_id, resources, "f", **more))
+        return self.do(lm.LeaseRequested(tag, req_id, resources, "f", **more))
 
     def free(self, name: str = "CPU") -> int:
         return self.machine.resources.available[name]
 
 
 def grants(actions: list[Any]) -> list[tuple[bytes, int]]:
-    return [(a.tag, a.req_id) for a in actions if isinstance(a, ls.Grant)]
+    return [(a.tag, a.req_id) for a in actions if isinstance(a, lm.Grant)]
 
 
 def the(kind: type, actions: list[Any]) -> Any:
@@ -62,9 +63,9 @@ def the(kind: type, actions: list[Any]) -> Any:
 def test_a_request_is_granted_at_once_while_resources_are_free_and_waits_when_they_are_not() -> None:
     bench = Bench()
     assert grants(bench.ask(A, 1, CPU1)) == [(A, 1)]
-    lease = the(ls.Grant, bench.ask(A, 2, CPU1)).lease_id
+    lease = the(lm.Grant, bench.ask(A, 2, CPU1)).lease_id
     assert grants(bench.ask(A, 3, CPU1)) == []
-    assert grants(bench.do(ls.LeaseReturned(A, lease, True))) == [(A, 3)]
+    assert grants(bench.do(lm.LeaseReturned(A, lease, True))) == [(A, 3)]
 
 
 def test_fractions_share_a_cpu_exactly() -> None:
@@ -78,41 +79,41 @@ def test_fractions_share_a_cpu_exactly() -> None:
 def test_whole_gpus_are_distinct_and_fractions_share_the_fullest_that_has_room() -> None:
     bench = Bench({"CPU": 80_000, "GPU": 30_000})
     ids = [
-        the(ls.Grant, bench.ask(A, n, {"GPU": units})).gpu_ids for n, units in enumerate([10_000, 5_000, 2_500, 2_500])
+        the(lm.Grant, bench.ask(A, n, {"GPU": units})).gpu_ids for n, units in enumerate([10_000, 5_000, 2_500, 2_500])
     ]
     assert ids == [[0], [1], [1], [1]]
-    assert the(ls.Grant, bench.ask(A, 9, {"GPU": 10_000})).gpu_ids == [2]
+    assert the(lm.Grant, bench.ask(A, 9, {"GPU": 10_000})).gpu_ids == [2]
     assert grants(bench.ask(A, 10, {"GPU": 1})) == []
 
 
 def test_half_of_one_gpu_and_half_of_another_are_no_whole_gpu() -> None:
     bench = Bench({"GPU": 20_000})
-    first = the(ls.Grant, bench.ask(A, 1, {"GPU": 6_000}))
-    second = the(ls.Grant, bench.ask(A, 2, {"GPU": 6_000}))
+    first = the(lm.Grant, bench.ask(A, 1, {"GPU": 6_000}))
+    second = the(lm.Grant, bench.ask(A, 2, {"GPU": 6_000}))
     assert (first.gpu_ids, second.gpu_ids) == ([0], [1])
     assert grants(bench.ask(A, 3, {"GPU": 8_000})) == []
-    assert grants(bench.do(ls.LeaseReturned(A, first.lease_id, True))) == [(A, 3)]
+    assert grants(bench.do(lm.LeaseReturned(A, first.lease_id, True))) == [(A, 3)]
 
 
 def test_what_can_never_run_names_the_resource_the_ask_and_what_the_node_has() -> None:
     bench = Bench({"CPU": 20_000, "memory": 8 * 2**30 * 10_000})
-    message = the(ls.Infeasible, bench.ask(A, 1, {"CPU": 160_000})).message
+    message = the(lm.Infeasible, bench.ask(A, 1, {"CPU": 160_000})).message
     assert "f can't be scheduled" in message and "CPU: 16" in message and "CPU: 2" in message
-    message = the(ls.Infeasible, bench.ask(A, 2, {"GPU": 10_000})).message
+    message = the(lm.Infeasible, bench.ask(A, 2, {"GPU": 10_000})).message
     assert "no 'GPU'" in message and "memory: 8 GiB" in message
     assert bench.machine.stats()["infeasible"] == 2
-    assert bench.do(ls.LeaseCancelled(A, 1)) == [] and bench.machine.stats()["infeasible"] == 1
+    assert bench.do(lm.LeaseCancelled(A, 1)) == [] and bench.machine.stats()["infeasible"] == 1
 
 
 def test_owners_take_turns_so_a_long_queue_does_not_shut_out_a_short_one() -> None:
     bench = Bench({"CPU": 10_000})
-    lease = the(ls.Grant, bench.ask(A, 0, CPU1)).lease_id
+    lease = the(lm.Grant, bench.ask(A, 0, CPU1)).lease_id
     for req_id in range(1, 6):
         bench.ask(A, req_id, CPU1)
     bench.ask(B, 1, CPU1)
     order = []
     for owner in (A, A, B, A, A, A):
-        grant = the(ls.Grant, bench.do(ls.LeaseReturned(owner if not order else order[-1][0], lease, True)))
+        grant = the(lm.Grant, bench.do(lm.LeaseReturned(owner if not order else order[-1][0], lease, True)))
         order.append((grant.tag, grant.req_id))
         lease = grant.lease_id
     assert order.index((B, 1)) <= 1
@@ -120,14 +121,14 @@ def test_owners_take_turns_so_a_long_queue_does_not_shut_out_a_short_one() -> No
 
 def test_classes_take_turns() -> None:
     bench = Bench({"CPU": 10_000, "x": 990_000})
-    lease = the(ls.Grant, bench.ask(A, 0, CPU1)).lease_id
+    lease = the(lm.Grant, bench.ask(A, 0, CPU1)).lease_id
     small, other = CPU1, {"CPU": 10_000, "x": 10_000}
     for req_id in range(1, 4):
         bench.ask(A, req_id, small)
     for req_id in range(11, 14):
         bench.ask(A, req_id, other)
     order = []
-    while grant := [g for g in bench.do(ls.LeaseReturned(A, lease, True)) if isinstance(g, ls.Grant)]:
+    while grant := [g for g in bench.do(lm.LeaseReturned(A, lease, True)) if isinstance(g, lm.Grant)]:
         order.append(grant[0].req_id)
         lease = grant[0].lease_id
     assert order == [1, 11, 2, 12, 3, 13]
@@ -137,56 +138,56 @@ def test_holders_are_asked_once_to_give_back_when_somebody_else_waits() -> None:
     bench = Bench()
     bench.ask(A, 1, CPU1)
     bench.ask(A, 2, CPU1)
-    assert [a for a in bench.ask(A, 3, CPU1) if isinstance(a, ls.LeaseWanted)] == []  # only itself, for the same
-    assert [a.tag for a in bench.ask(B, 1, CPU1) if isinstance(a, ls.LeaseWanted)] == [A]
-    assert [a for a in bench.ask(B, 2, CPU1) if isinstance(a, ls.LeaseWanted)] == []
+    assert [a for a in bench.ask(A, 3, CPU1) if isinstance(a, lm.LeaseWanted)] == []  # only itself, for the same
+    assert [a.tag for a in bench.ask(B, 1, CPU1) if isinstance(a, lm.LeaseWanted)] == [A]
+    assert [a for a in bench.ask(B, 2, CPU1) if isinstance(a, lm.LeaseWanted)] == []
 
 
 def test_a_holder_of_one_class_is_asked_for_its_own_request_of_another() -> None:
     bench = Bench()
     bench.ask(A, 1, CPU1)
-    assert [a.tag for a in bench.ask(A, 2, CPU2) if isinstance(a, ls.LeaseWanted)] == [A]
+    assert [a.tag for a in bench.ask(A, 2, CPU2) if isinstance(a, lm.LeaseWanted)] == [A]
 
 
 def test_a_blocked_task_lends_its_cpus_and_takes_them_back_at_once() -> None:
     bench = Bench({"CPU": 10_000, "GPU": 10_000})
-    parent = the(ls.Grant, bench.ask(A, 1, {"CPU": 10_000, "GPU": 10_000}))
+    parent = the(lm.Grant, bench.ask(A, 1, {"CPU": 10_000, "GPU": 10_000}))
     bench.ask(B, 1, CPU1)
     bench.ask(C, 1, {"GPU": 10_000})
-    assert grants(bench.do(ls.Blocked(parent.worker_id))) == [(B, 1)]  # CPUs only: the GPU's memory is still in use
-    bench.do(ls.Unblocked(parent.worker_id))
+    assert grants(bench.do(lm.Blocked(parent.worker_id))) == [(B, 1)]  # CPUs only: the GPU's memory is still in use
+    bench.do(lm.Unblocked(parent.worker_id))
     assert bench.free() == -10_000
-    bench.do(ls.Unblocked(parent.worker_id))  # repeated: harmless
+    bench.do(lm.Unblocked(parent.worker_id))  # repeated: harmless
     assert bench.free() == -10_000
 
 
 def test_nested_blocking_of_any_depth_never_deadlocks() -> None:
     bench = Bench({"CPU": 10_000})
     for depth in range(50):
-        grant = the(ls.Grant, bench.ask(A, depth, CPU1))
-        bench.do(ls.Blocked(grant.worker_id))
+        grant = the(lm.Grant, bench.ask(A, depth, CPU1))
+        bench.do(lm.Blocked(grant.worker_id))
     assert bench.free() == 10_000
 
 
 def test_the_death_of_a_worker_frees_its_resources_and_tells_the_owner() -> None:
     bench = Bench({"CPU": 10_000})
-    grant = the(ls.Grant, bench.ask(A, 1, CPU1))
-    bench.do(ls.Blocked(grant.worker_id))
-    lost = the(ls.LeaseLost, bench.do(ls.WorkerLost(grant.worker_id, "killed by SIGKILL")))
-    assert lost == ls.LeaseLost(A, grant.lease_id, "killed by SIGKILL")
+    grant = the(lm.Grant, bench.ask(A, 1, CPU1))
+    bench.do(lm.Blocked(grant.worker_id))
+    lost = the(lm.LeaseLost, bench.do(lm.WorkerLost(grant.worker_id, "killed by SIGKILL")))
+    assert lost == lm.LeaseLost(A, grant.lease_id, "killed by SIGKILL")
     assert bench.free() == 10_000
-    assert bench.do(ls.LeaseReturned(A, grant.lease_id, True)) == []  # it crossed with the news
+    assert bench.do(lm.LeaseReturned(A, grant.lease_id, True)) == []  # it crossed with the news
 
 
 def test_the_death_of_an_owner_kills_its_workers_and_frees_only_when_they_are_dead() -> None:
     bench = Bench({"CPU": 10_000})
-    grant = the(ls.Grant, bench.ask(A, 1, CPU1))
+    grant = the(lm.Grant, bench.ask(A, 1, CPU1))
     bench.ask(A, 2, CPU1)
     bench.ask(B, 1, CPU1)
-    actions = bench.do(ls.CoreLeft(A))
-    assert the(ls.KillWorker, actions).worker_id == grant.worker_id
+    actions = bench.do(lm.CoreLeft(A))
+    assert the(lm.KillWorker, actions).worker_id == grant.worker_id
     assert grants(actions) == [] and bench.free() == 0
-    assert grants(bench.do(ls.WorkerLost(grant.worker_id, "killed by SIGKILL"))) == [(B, 1)]
+    assert grants(bench.do(lm.WorkerLost(grant.worker_id, "killed by SIGKILL"))) == [(B, 1)]
 
 
 @pytest.mark.parametrize("how", ["cancelled", "owner left"])
@@ -195,92 +196,92 @@ def test_a_request_that_ends_while_its_worker_starts_gives_everything_back(how: 
     bench.staffed = False
     bench.ask(A, 1, CPU1)
     assert bench.free() == 0
-    actions = bench.do(ls.LeaseCancelled(A, 1) if how == "cancelled" else ls.CoreLeft(A))
-    assert the(ls.CancelAcquire, actions).ticket == bench.held_tickets[0]
+    actions = bench.do(lm.LeaseCancelled(A, 1) if how == "cancelled" else lm.CoreLeft(A))
+    assert the(lm.CancelAcquire, actions).ticket == bench.held_tickets[0]
     assert bench.free() == 10_000
     # The pool had assigned one at the same moment: it goes back.
-    release = the(ls.ReleaseWorker, bench.do(bench.worker(bench.held_tickets[0])))
+    release = the(lm.ReleaseWorker, bench.do(bench.worker(bench.held_tickets[0])))
     assert release.reusable
 
 
 def test_a_worker_that_is_not_reusable_or_was_exclusive_is_retired() -> None:
     bench = Bench()
-    grant = the(ls.Grant, bench.ask(A, 1, CPU1))
-    assert not the(ls.ReleaseWorker, bench.do(ls.LeaseReturned(A, grant.lease_id, False))).reusable
-    grant = the(ls.Grant, bench.ask(A, 2, CPU1, exclusive=True))
-    assert not the(ls.ReleaseWorker, bench.do(ls.LeaseReturned(A, grant.lease_id, True))).reusable
+    grant = the(lm.Grant, bench.ask(A, 1, CPU1))
+    assert not the(lm.ReleaseWorker, bench.do(lm.LeaseReturned(A, grant.lease_id, False))).reusable
+    grant = the(lm.Grant, bench.ask(A, 2, CPU1, exclusive=True))
+    assert not the(lm.ReleaseWorker, bench.do(lm.LeaseReturned(A, grant.lease_id, True))).reusable
 
 
 def test_nobody_can_return_the_lease_of_another() -> None:
     bench = Bench()
-    grant = the(ls.Grant, bench.ask(A, 1, CPU1))
-    assert bench.do(ls.LeaseReturned(B, grant.lease_id, True)) == []
+    grant = the(lm.Grant, bench.ask(A, 1, CPU1))
+    assert bench.do(lm.LeaseReturned(B, grant.lease_id, True)) == []
     assert bench.free() == 10_000 and bench.machine.ignored == 1
 
 
 def test_a_large_request_gets_its_turn_behind_an_endless_stream_of_small_ones() -> None:
     bench = Bench(starvation_s=2.0)
-    held = [the(ls.Grant, bench.ask(A, n, CPU1)).lease_id for n in range(2)]
+    held = [the(lm.Grant, bench.ask(A, n, CPU1)).lease_id for n in range(2)]
     bench.ask(B, 1, CPU2)
     served_at = None
     for n in range(2, 200):
         bench.now += 0.1
         bench.ask(A, n, CPU1)
         if held:
-            actions = bench.do(ls.LeaseReturned(A, held.pop(0), True))
+            actions = bench.do(lm.LeaseReturned(A, held.pop(0), True))
             if (B, 1) in grants(actions):
                 served_at = bench.now
                 break
-            held += [a.lease_id for a in actions if isinstance(a, ls.Grant)]
+            held += [a.lease_id for a in actions if isinstance(a, lm.Grant)]
     assert served_at is not None and 2.0 <= served_at <= 3.0
 
 
 def test_holding_back_ends_so_that_small_requests_a_large_one_depends_on_still_run() -> None:
     bench = Bench(starvation_s=2.0)
-    first = the(ls.Grant, bench.ask(A, 1, CPU1))
-    the(ls.Grant, bench.ask(A, 2, CPU1))  # runs until the small one below is done
+    first = the(lm.Grant, bench.ask(A, 1, CPU1))
+    the(lm.Grant, bench.ask(A, 2, CPU1))  # runs until the small one below is done
     bench.ask(B, 1, CPU2)
     bench.now = 2.5
-    bench.do(ls.LeaseReturned(A, first.lease_id, True))
+    bench.do(lm.LeaseReturned(A, first.lease_id, True))
     assert grants(bench.ask(A, 3, CPU1)) == []
     at = bench.machine.deadline()
     assert at == 3.0
     bench.now = at
-    assert grants(bench.do(ls.Tick())) == [(A, 3)]
+    assert grants(bench.do(lm.Tick())) == [(A, 3)]
     assert bench.machine.deadline() is None  # nothing waits for time alone now
 
 
 def test_an_actor_that_runs_on_no_cpu_is_placed_though_all_cpus_are_taken() -> None:
     bench = Bench({"CPU": 10_000})
     bench.ask(A, 1, CPU1)
-    actions = bench.do(ls.ActorRequested(C, JOB, {}, CPU1, "actor X"))
-    assert the(ls.ActorPlaced, actions).actor_id == C and the(ls.ActorWorker, actions).actor_id == C
+    actions = bench.do(lm.ActorRequested(C, JOB, {}, CPU1, "actor X"))
+    assert the(lm.ActorPlaced, actions).actor_id == C and the(lm.ActorWorker, actions).actor_id == C
 
 
 def test_an_actor_needs_what_placement_asks_for_to_exist_somewhere() -> None:
     bench = Bench({"GPU": 10_000})
-    assert "no 'CPU'" in the(ls.ActorInfeasible, bench.do(ls.ActorRequested(C, JOB, {}, CPU1, "actor X"))).message
-    bench.do(ls.ActorReleased(C))
+    assert "no 'CPU'" in the(lm.ActorInfeasible, bench.do(lm.ActorRequested(C, JOB, {}, CPU1, "actor X"))).message
+    bench.do(lm.ActorReleased(C))
     assert bench.machine.stats()["infeasible"] == 0
 
 
 def test_actors_that_start_are_few_at_a_time_unless_they_wait_for_one_another() -> None:
     bench = Bench(actors_starting_max=1)
-    first = the(ls.ActorWorker, bench.do(ls.ActorRequested(A, JOB, {}, CPU1)))
-    assert bench.do(ls.ActorRequested(B, JOB, {}, CPU1)) == []
-    assert the(ls.ActorWorker, bench.do(ls.Blocked(first.worker_id))).actor_id == B
-    assert bench.do(ls.ActorRequested(C, JOB, {}, CPU1)) == []
-    assert the(ls.ActorWorker, bench.do(ls.ActorStarted(B))).actor_id == C
+    first = the(lm.ActorWorker, bench.do(lm.ActorRequested(A, JOB, {}, CPU1)))
+    assert bench.do(lm.ActorRequested(B, JOB, {}, CPU1)) == []
+    assert the(lm.ActorWorker, bench.do(lm.Blocked(first.worker_id))).actor_id == B
+    assert bench.do(lm.ActorRequested(C, JOB, {}, CPU1)) == []
+    assert the(lm.ActorWorker, bench.do(lm.ActorStarted(B))).actor_id == C
 
 
 def test_an_actor_holds_its_resources_until_it_is_released_or_its_worker_dies() -> None:
     bench = Bench({"CPU": 20_000, "GPU": 10_000})
     runs_on = {"CPU": 10_000, "GPU": 10_000}
-    worker = the(ls.ActorWorker, bench.do(ls.ActorRequested(C, JOB, runs_on, {})))
+    worker = the(lm.ActorWorker, bench.do(lm.ActorRequested(C, JOB, runs_on, {})))
     assert worker.gpu_ids == [0] and bench.free("GPU") == 0
-    assert not the(ls.ReleaseWorker, bench.do(ls.ActorReleased(C))).reusable
-    worker = the(ls.ActorWorker, bench.do(ls.ActorRequested(C, JOB, runs_on, {})))
-    assert the(ls.ActorLost, bench.do(ls.WorkerLost(worker.worker_id, "x"))).actor_id == C
+    assert not the(lm.ReleaseWorker, bench.do(lm.ActorReleased(C))).reusable
+    worker = the(lm.ActorWorker, bench.do(lm.ActorRequested(C, JOB, runs_on, {})))
+    assert the(lm.ActorLost, bench.do(lm.WorkerLost(worker.worker_id, "x"))).actor_id == C
     assert bench.free("GPU") == 10_000
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ray._node import worker_messages as wm
 from ray._node import worker_pool as wp
 from ray._scheduling.machine import InvalidTransition
 
@@ -16,20 +17,20 @@ class Bench:
     def __init__(self, **options: Any) -> None:
         self.pool = wp.WorkerPool(**{"idle_kept": 1, **options})
         self.now = 0.0
-        self.do(wp.JobStarted(JOB))
+        self.do(wm.JobStarted(JOB))
 
     def do(self, event: Any) -> list[Any]:
         actions = self.pool.handle(event, self.now)
         self.pool.check()
         return actions
 
-    def up(self, start: wp.StartWorker) -> list[Any]:
+    def up(self, start: wm.StartWorker) -> list[Any]:
         """The worker is forked and registers."""
-        self.do(wp.Forked(start.worker_id, 1000 + start.worker_id))
-        return self.do(wp.Registered(start.worker_id, bytes([start.worker_id]) * 16))
+        self.do(wm.Forked(start.worker_id, 1000 + start.worker_id))
+        return self.do(wm.Registered(start.worker_id, bytes([start.worker_id]) * 16))
 
     def idle(self, count: int = 1) -> list[int]:
-        starts = self.do(wp.Prestart(JOB, count))
+        starts = self.do(wm.Prestart(JOB, count))
         for start in starts:
             self.up(start)
         return [start.worker_id for start in starts]
@@ -39,7 +40,7 @@ class Bench:
         at = self.pool.deadline()
         assert at is not None
         self.now = at
-        return self.do(wp.Tick())
+        return self.do(wm.Tick())
 
 
 def kinds(actions: list[Any]) -> list[str]:
@@ -48,97 +49,97 @@ def kinds(actions: list[Any]) -> list[str]:
 
 def test_a_worker_starts_when_a_ticket_waits_and_is_assigned_when_it_has_registered() -> None:
     bench = Bench()
-    (start,) = bench.do(wp.Acquire(7, JOB))
+    (start,) = bench.do(wm.Acquire(7, JOB))
     assert kinds([start]) == ["StartWorker"] and bench.pool.stats()["tickets_waiting"] == 1
-    assert bench.up(start) == [wp.Assigned(7, start.worker_id, bytes([start.worker_id]) * 16, 1000 + start.worker_id)]
+    assert bench.up(start) == [wm.Assigned(7, start.worker_id, bytes([start.worker_id]) * 16, 1000 + start.worker_id)]
 
 
 def test_an_idle_worker_is_reused_and_the_one_used_last_comes_first() -> None:
     bench = Bench(idle_kept=5)
     first, second = bench.idle(2)
-    assert [a.worker_id for a in bench.do(wp.Acquire(1, JOB))] == [second]
-    bench.do(wp.Released(second, True))
-    assert [a.worker_id for a in bench.do(wp.Acquire(2, JOB))] == [second]
-    assert [a.worker_id for a in bench.do(wp.Acquire(3, JOB))] == [first]
+    assert [a.worker_id for a in bench.do(wm.Acquire(1, JOB))] == [second]
+    bench.do(wm.Released(second, True))
+    assert [a.worker_id for a in bench.do(wm.Acquire(2, JOB))] == [second]
+    assert [a.worker_id for a in bench.do(wm.Acquire(3, JOB))] == [first]
 
 
 def test_a_worker_never_serves_another_job() -> None:
     bench = Bench()
     bench.idle()
-    bench.do(wp.JobStarted(OTHER))
-    assert kinds(bench.do(wp.Acquire(1, OTHER))) == ["StartWorker"]
+    bench.do(wm.JobStarted(OTHER))
+    assert kinds(bench.do(wm.Acquire(1, OTHER))) == ["StartWorker"]
 
 
 def test_tickets_are_served_in_order() -> None:
     bench = Bench(starting_max=1)
-    (start,) = bench.do(wp.Acquire(1, JOB))
-    assert bench.do(wp.Acquire(2, JOB)) == []  # one start at a time
+    (start,) = bench.do(wm.Acquire(1, JOB))
+    assert bench.do(wm.Acquire(2, JOB)) == []  # one start at a time
     actions = bench.up(start)
     assert actions[0].ticket == 1 and kinds(actions) == ["Assigned", "StartWorker"]
 
 
 def test_a_cancelled_ticket_leaves_its_worker_idle_for_the_next() -> None:
     bench = Bench()
-    (start,) = bench.do(wp.Acquire(1, JOB))
-    bench.do(wp.AcquireCancelled(1))
+    (start,) = bench.do(wm.Acquire(1, JOB))
+    bench.do(wm.AcquireCancelled(1))
     assert bench.up(start) == []
-    assert [a.ticket for a in bench.do(wp.Acquire(2, JOB))] == [2]
+    assert [a.ticket for a in bench.do(wm.Acquire(2, JOB))] == [2]
 
 
 def test_workers_idle_too_long_are_asked_to_exit_down_to_the_number_kept_and_then_no_timer_is_set() -> None:
     bench = Bench(idle_kept=1, idle_timeout_s=10.0)
     first, second, third = bench.idle(3)
     assert bench.pool.deadline() == 10.0
-    assert bench.pass_time() == [wp.AskToExit(first), wp.AskToExit(second)]
+    assert bench.pass_time() == [wm.AskToExit(first), wm.AskToExit(second)]
     for worker_id in (first, second):
-        assert bench.do(wp.Exited(worker_id, "exited with code 0"))[0].was_assigned is False
+        assert bench.do(wm.Exited(worker_id, "exited with code 0"))[0].was_assigned is False
     assert bench.pool.deadline() is None
-    assert [a.worker_id for a in bench.do(wp.Acquire(1, JOB))] == [third]
+    assert [a.worker_id for a in bench.do(wm.Acquire(1, JOB))] == [third]
 
 
 def test_a_worker_that_ignores_exit_is_killed() -> None:
     bench = Bench(idle_kept=0, exit_grace_s=5.0)
     (worker,) = bench.idle()
-    assert bench.pass_time() == [wp.AskToExit(worker)]
-    assert bench.pass_time() == [wp.Kill(worker, 1000 + worker)]
+    assert bench.pass_time() == [wm.AskToExit(worker)]
+    assert bench.pass_time() == [wm.Kill(worker, 1000 + worker)]
     assert bench.pool.deadline() is None
 
 
 def test_a_worker_that_is_not_reusable_exits_and_another_starts_for_who_waits() -> None:
     bench = Bench(starting_max=1)
     (worker,) = bench.idle()
-    bench.do(wp.Acquire(1, JOB))
-    bench.do(wp.Acquire(2, JOB))
-    assert kinds(bench.do(wp.Released(worker, False))) == ["AskToExit"]
-    assert kinds(bench.do(wp.Exited(worker, "exited with code 0"))) == ["WorkerGone"]
+    bench.do(wm.Acquire(1, JOB))
+    bench.do(wm.Acquire(2, JOB))
+    assert kinds(bench.do(wm.Released(worker, False))) == ["AskToExit"]
+    assert kinds(bench.do(wm.Exited(worker, "exited with code 0"))) == ["WorkerGone"]
 
 
 def test_death_while_assigned_is_told_with_its_cause_and_why_we_killed_it_wins() -> None:
     bench = Bench()
     (worker,) = bench.idle()
-    bench.do(wp.Acquire(1, JOB))
-    assert bench.do(wp.KillAsked(worker, "killed by ray.cancel(force=True)")) == [wp.Kill(worker, 1000 + worker)]
-    (gone,) = bench.do(wp.Exited(worker, "killed by SIGKILL"))
+    bench.do(wm.Acquire(1, JOB))
+    assert bench.do(wm.KillAsked(worker, "killed by ray.cancel(force=True)")) == [wm.Kill(worker, 1000 + worker)]
+    (gone,) = bench.do(wm.Exited(worker, "killed by SIGKILL"))
     assert gone.was_assigned and gone.cause == "killed by ray.cancel(force=True)"
 
 
 def test_a_worker_killed_on_purpose_is_not_lent_again_while_it_dies() -> None:
     bench = Bench()
     (worker,) = bench.idle()
-    bench.do(wp.Acquire(1, JOB))
-    bench.do(wp.KillAsked(worker, "x"))
-    bench.do(wp.Released(worker, True))
-    assert kinds(bench.do(wp.Acquire(2, JOB))) == ["StartWorker"]
+    bench.do(wm.Acquire(1, JOB))
+    bench.do(wm.KillAsked(worker, "x"))
+    bench.do(wm.Released(worker, True))
+    assert kinds(bench.do(wm.Acquire(2, JOB))) == ["StartWorker"]
 
 
 def test_starts_that_fail_are_tried_again_ever_more_slowly_and_a_person_is_told() -> None:
     bench = Bench(start_retries_max=3)
-    (start,) = bench.do(wp.Acquire(1, JOB))
+    (start,) = bench.do(wm.Acquire(1, JOB))
     waits, told = [], []
     for _ in range(5):
-        bench.do(wp.Forked(start.worker_id, 1))
-        actions = bench.do(wp.Exited(start.worker_id, "exited with code 1; it wrote: boom"))
-        told += [a for a in actions if isinstance(a, wp.StartsFailing)]
+        bench.do(wm.Forked(start.worker_id, 1))
+        actions = bench.do(wm.Exited(start.worker_id, "exited with code 1; it wrote: boom"))
+        told += [a for a in actions if isinstance(a, wm.StartsFailing)]
         waits.append(bench.pool.deadline() - bench.now)
         (start,) = bench.pass_time()
     assert waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6])
@@ -148,19 +149,19 @@ def test_starts_that_fail_are_tried_again_ever_more_slowly_and_a_person_is_told(
 
 def test_the_fork_servers_death_fails_its_starts_and_they_are_asked_again() -> None:
     bench = Bench()
-    (start,) = bench.do(wp.Acquire(1, JOB))
-    bench.do(wp.ForkFailed(start.worker_id, "the fork server was killed by SIGKILL"))
+    (start,) = bench.do(wm.Acquire(1, JOB))
+    bench.do(wm.ForkFailed(start.worker_id, "the fork server was killed by SIGKILL"))
     (again,) = bench.pass_time()
     assert again.worker_id != start.worker_id
 
 
 def test_a_worker_that_never_registers_is_killed_and_replaced() -> None:
     bench = Bench(start_timeout_s=30.0)
-    (start,) = bench.do(wp.Acquire(1, JOB))
-    bench.do(wp.Forked(start.worker_id, 5))
-    assert bench.pass_time() == [wp.Kill(start.worker_id, 5)]
+    (start,) = bench.do(wm.Acquire(1, JOB))
+    bench.do(wm.Forked(start.worker_id, 5))
+    assert bench.pass_time() == [wm.Kill(start.worker_id, 5)]
     assert bench.now == 30.0
-    gone, *_ = bench.do(wp.Exited(start.worker_id, "killed by SIGKILL"))
+    gone, *_ = bench.do(wm.Exited(start.worker_id, "killed by SIGKILL"))
     assert "did not register within 30 s" in gone.cause
     assert kinds(bench.pass_time()) == ["StartWorker"]
 
@@ -168,33 +169,33 @@ def test_a_worker_that_never_registers_is_killed_and_replaced() -> None:
 def test_the_end_of_a_job_ends_all_its_workers_also_those_not_forked_yet() -> None:
     bench = Bench(idle_kept=9)
     idle, assigned = bench.idle(2)
-    bench.do(wp.Acquire(1, JOB))
-    assert kinds(bench.do(wp.Acquire(2, JOB))) == ["Assigned"]
-    bench.do(wp.Released(idle, True))
-    bench.do(wp.Prestart(JOB, 2))
+    bench.do(wm.Acquire(1, JOB))
+    assert kinds(bench.do(wm.Acquire(2, JOB))) == ["Assigned"]
+    bench.do(wm.Released(idle, True))
+    bench.do(wm.Prestart(JOB, 2))
     (late,) = [worker for worker in bench.pool.workers.values() if worker.state == wp.STARTING]
-    assert {(type(a).__name__, a.worker_id) for a in bench.do(wp.JobEnded(JOB))} == {
+    assert {(type(a).__name__, a.worker_id) for a in bench.do(wm.JobEnded(JOB))} == {
         ("AskToExit", idle),
         ("Kill", assigned),
     }
-    assert kinds(bench.do(wp.Forked(late.worker_id, 77))) == ["Kill"]
+    assert kinds(bench.do(wm.Forked(late.worker_id, 77))) == ["Kill"]
     for worker_id in list(bench.pool.workers):
-        bench.do(wp.Exited(worker_id, "x"))
+        bench.do(wm.Exited(worker_id, "x"))
     assert bench.pool.deadline() is None
-    assert bench.do(wp.Acquire(4, JOB)) == []
+    assert bench.do(wm.Acquire(4, JOB)) == []
 
 
 def test_prestart_asks_only_for_what_is_missing() -> None:
     bench = Bench(idle_kept=9)
-    assert len(bench.do(wp.Prestart(JOB, 2))) == 2
-    assert bench.do(wp.Prestart(JOB, 2)) == []
-    assert bench.do(wp.Acquire(1, JOB)) == []  # one is on the way already
+    assert len(bench.do(wm.Prestart(JOB, 2))) == 2
+    assert bench.do(wm.Prestart(JOB, 2)) == []
+    assert bench.do(wm.Acquire(1, JOB)) == []  # one is on the way already
 
 
 def test_repeated_and_late_news_is_ignored() -> None:
     bench = Bench()
     (worker,) = bench.idle()
-    for event in (wp.Registered(worker, b"x" * 16), wp.Exited(99, ""), wp.Released(worker, True), wp.JobEnded(b"none")):
+    for event in (wm.Registered(worker, b"x" * 16), wm.Exited(99, ""), wm.Released(worker, True), wm.JobEnded(b"none")):
         assert bench.do(event) == []
     assert bench.pool.ignored == 4
 
@@ -209,15 +210,15 @@ def test_a_missing_row_raises_with_the_story_of_the_worker() -> None:
 def test_a_worker_that_owns_what_others_need_may_stay_after_it_was_asked_to_exit() -> None:
     bench = Bench(idle_kept=0)
     (worker,) = bench.idle()
-    assert bench.pass_time() == [wp.AskToExit(worker)]
-    bench.do(wp.ExitPostponed(worker))
+    assert bench.pass_time() == [wm.AskToExit(worker)]
+    bench.do(wm.ExitPostponed(worker))
     assert bench.pool.deadline() is None
-    assert kinds(bench.do(wp.Acquire(1, JOB))) == ["StartWorker"]  # but it gets no more work
+    assert kinds(bench.do(wm.Acquire(1, JOB))) == ["StartWorker"]  # but it gets no more work
 
 
 def test_nothing_starts_any_more_once_the_session_ends() -> None:
     bench = Bench()
-    (start,) = bench.do(wp.Acquire(1, JOB))
-    bench.do(wp.NoMoreStarts())
-    bench.do(wp.Exited(start.worker_id, "x"))
-    assert bench.do(wp.Acquire(2, JOB)) == [] and bench.pool.deadline() is None
+    (start,) = bench.do(wm.Acquire(1, JOB))
+    bench.do(wm.NoMoreStarts())
+    bench.do(wm.Exited(start.worker_id, "x"))
+    assert bench.do(wm.Acquire(2, JOB)) == [] and bench.pool.deadline() is None

@@ -1,0 +1,146 @@
+"""What the local scheduler is told (events) and what it wants done (actions). Values only; see `local_scheduler.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+# -- events ---------------------------------------------------------------------------------------------------
+
+
+class CoreJoined(NamedTuple):
+    tag: bytes
+    job_id: bytes
+
+
+class CoreLeft(NamedTuple):
+    tag: bytes
+
+
+class LeaseRequested(NamedTuple):
+    tag: bytes
+    req_id: int
+    resources: Mapping[str, int]
+    name: str = ""
+    exclusive: bool = False
+
+
+class LeaseCancelled(NamedTuple):
+    tag: bytes
+    req_id: int
+
+
+class LeaseReturned(NamedTuple):
+    tag: bytes
+    lease_id: int
+    reusable: bool
+
+
+class WorkerAssigned(NamedTuple):  # from the pool, for a ticket of AcquireWorker
+    ticket: int
+    worker_id: int
+    worker_tag: bytes
+    worker_pid: int
+
+
+class WorkerLost(NamedTuple):  # from the pool: a worker that was assigned is dead
+    worker_id: int
+    cause: str
+
+
+class Blocked(NamedTuple):
+    worker_id: int
+
+
+class Unblocked(NamedTuple):
+    worker_id: int
+
+
+class ActorRequested(NamedTuple):
+    actor_id: bytes
+    job_id: bytes
+    resources: Mapping[str, int]
+    placement_resources: Mapping[str, int]
+    name: str = ""
+
+
+class ActorStarted(NamedTuple):  # its __init__ is over, well or not
+    actor_id: bytes
+
+
+class ActorReleased(NamedTuple):
+    actor_id: bytes
+
+
+class Tick(NamedTuple):
+    """A deadline that `deadline()` gave has passed."""
+
+
+# -- actions --------------------------------------------------------------------------------------------------
+
+
+class Grant(NamedTuple):
+    tag: bytes
+    req_id: int
+    lease_id: int
+    worker_id: int
+    worker_tag: bytes
+    worker_pid: int
+    gpu_ids: list[int | str]
+
+
+class Infeasible(NamedTuple):
+    tag: bytes
+    req_id: int
+    message: str
+
+
+class LeaseWanted(NamedTuple):
+    tag: bytes
+
+
+class LeaseLost(NamedTuple):
+    tag: bytes
+    lease_id: int
+    cause: str
+
+
+class AcquireWorker(NamedTuple):
+    ticket: int
+    job_id: bytes
+
+
+class CancelAcquire(NamedTuple):
+    ticket: int
+
+
+class ReleaseWorker(NamedTuple):
+    worker_id: int
+    reusable: bool
+
+
+class KillWorker(NamedTuple):
+    worker_id: int
+    why: str
+
+
+class ActorPlaced(NamedTuple):  # it has its resources; a worker follows
+    actor_id: bytes
+
+
+class ActorWorker(NamedTuple):
+    actor_id: bytes
+    worker_id: int
+    worker_tag: bytes
+    worker_pid: int
+    gpu_ids: list[int | str]
+
+
+class ActorInfeasible(NamedTuple):
+    actor_id: bytes
+    message: str
+
+
+class ActorLost(NamedTuple):
+    actor_id: bytes
+    cause: str
