@@ -659,6 +659,7 @@ def test_the_store_may_die_again_and_again(ray_start):
 def test_the_nodes_death_fails_what_waits_within_a_second_and_leaves_nothing(engine):
     engine.start(num_cpus=2)
     before = engine._before
+    folder = ray._driver._started.node.session.folder
 
     @ray.remote
     def hang():
@@ -680,7 +681,7 @@ def test_the_nodes_death_fails_what_waits_within_a_second_and_leaves_nothing(eng
     with pytest.raises(LocalRayletDiedError):
         ray.get(hang.remote(), timeout=10)
     ray.shutdown()
-    assert before.wait_until_clean(2.0, inside=False) == []
+    assert left_of(before, folder) == []
     del refs, ref, actor
     engine.stop()
 
@@ -720,7 +721,7 @@ actor, detached = Actor.remote(), Actor.options(name="d", lifetime="detached").r
 ray.get([actor.pid.remote(), detached.pid.remote(), actor.spawn.remote()])
 more = [nested.remote(), hang.remote(), actor.hang.remote()]
 views = ray.get(refs)
-print("ready", flush=True)
+print(ray._driver._started.node.session.folder, flush=True)
 {end}
 """
 
@@ -765,18 +766,36 @@ def run_driver(program: str) -> subprocess.Popen[str]:
     )
 
 
+def left_of(before: Snapshot, folder: str, timeout_s: float = 2.0) -> list[str]:
+    """What a driver that has ended leaves: processes, and files and sockets of its session or in shared memory.
+
+    What else appears meanwhile belongs to other people's sessions.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        lines = [
+            line
+            for line in before.leftovers(inside=False)
+            if line.startswith("process") or folder in line or "/dev/shm" in line
+        ]
+        if not lines or time.monotonic() > deadline:
+            return lines
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("end", ENDS)
 def test_nothing_is_left_two_seconds_after_the_drivers_end(outside, end):
     code, status = ENDS[end]
     driver = run_driver(DRIVER.format(end=code))
     assert driver.stdout is not None and driver.stderr is not None
     try:
-        if driver.stdout.readline() != "ready\n":
+        folder = driver.stdout.readline().strip()
+        if not folder:
             pytest.fail("the driver did not start: " + driver.stderr.read())
         driver.wait(15)
-        left = outside.wait_until_clean(2.0)
-        said = driver.stderr.read()
+        left = left_of(outside, folder)
         assert left == [], "left behind:\n  " + "\n  ".join(left)
+        said = driver.stderr.read()
         if status is not None:
             assert driver.returncode == status, said
     finally:
@@ -791,7 +810,7 @@ def test_a_driver_killed_while_its_session_starts_leaves_nothing(outside):
             driver.wait(delay_s)
         driver.kill()
         driver.communicate()
-        left = outside.wait_until_clean(2.5)
+        left = left_of(outside, "/tmp/ray-", 2.5)
         assert left == [], f"killed after {delay_s} s, left behind:\n  " + "\n  ".join(left)
 
 
@@ -800,13 +819,11 @@ def test_a_session_whose_node_and_driver_were_killed_together_leaves_no_process(
         end="from tests.chaos.session import pids; os.kill(pids('node')[0], 9); os.kill(os.getpid(), 9)"
     )
     driver = run_driver(program)
-    driver.wait(20)
-    driver.communicate()
-    left = [line for line in outside.wait_until_clean(2.0) if line.startswith("process")]
-    assert left == []
+    folder = driver.communicate(timeout=20)[0].strip()
+    assert [line for line in left_of(outside, folder) if line.startswith("process")] == []
     ray.init(num_cpus=1)  # sweeps the folder, which nobody was left to remove
     ray.shutdown()
-    assert outside.wait_until_clean(2.0) == []
+    assert left_of(outside, folder) == []
 
 
 def test_shutdown_with_tasks_running_is_quick_and_leaves_nothing(engine):

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import ray
-from ray.exceptions import ActorDiedError, GetTimeoutError, OwnerDiedError
-from tests.chaos.session import assert_held, engine, held, stored, within
+from ray.exceptions import GetTimeoutError, OwnerDiedError
+from tests.chaos.session import assert_held, engine, forget_orphans, held, kill, stored, within
 from tests.wait import wait_until
 
 BIG = 300_000  # bytes: goes to the store
@@ -426,11 +426,10 @@ def test_actors_that_hold_refs_to_each_others_objects_give_them_all_back():
 def test_get_raises_owner_died_within_a_second_when_the_owner_was_killed(method):
     owner = Keeper.remote()
     (ref,) = ray.get(getattr(owner, method).remote(1))
-    ray.kill(owner)
-    with pytest.raises(ActorDiedError):
-        ray.get(owner.read.remote(), timeout=10)
+    kill(ray.get(owner.keep.remote(None)))
     with within(), pytest.raises(OwnerDiedError):
         ray.get(ref, timeout=10)
+    forget_orphans()
 
 
 def test_get_raises_owner_died_when_the_owner_is_killed_while_we_wait():
@@ -463,12 +462,13 @@ def test_a_task_given_a_ref_of_a_dead_owner_fails_with_owner_died():
         ray.get(echo.remote(ref), timeout=10)
     with within(), pytest.raises(OwnerDiedError):
         ray.get(get_inside.remote([ref]), timeout=10)
+    forget_orphans()
 
 
 def test_wait_counts_a_ref_of_a_dead_owner_as_ready():
     owner = Keeper.remote()
     (ref,) = ray.get(owner.put_small.remote(1))
-    ray.kill(owner)
+    kill(ray.get(owner.keep.remote(None)))
     with within():
         assert ray.wait([ref], timeout=10) == ([ref], [])
 
