@@ -70,7 +70,7 @@ def init(
         namespace: where named actors live.
         logging_level, logging_format, configure_logging: of the logger "ray".
         more: plasma_directory and huge_pages: where shared memory comes from.  _temp_dir: an absolute path below which
-            the session's folder is made.  _system_config: settings by name, see ray/_config.py.  Those that the first
+            the session's folder is made.  _system_config: settings by name, see docs/config.md.  Those that the first
             versions of Ray had, too.
         labels, local_mode, include_dashboard=True, runtime_env, storage: not built yet.
     Returns: a RayContext, which shuts ray down when used as `with ray.init():`.

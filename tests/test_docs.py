@@ -44,3 +44,4 @@ def test_expected_output_may_leave_things_out():
     assert run_markdown.matches("a ... c\n", "a b c")
     assert not run_markdown.matches("a ... c", "a b d")
     assert not run_markdown.matches("(1)", "1")
+    assert run_markdown.matches("mine", "(f pid=12) from a worker\nmine\n")
