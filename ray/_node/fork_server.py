@@ -133,6 +133,7 @@ def _become_worker(gate: int, node_pid: int, main: Any, request: dict[str, Any],
         os.dup2(descriptors[1], 2)
         for descriptor in descriptors:
             os.close(descriptor)
+        _volunteer_for_the_oom_killer()
         startup = request["startup"]
         set_title("ray worker")
         _prepare_interpreter(startup)
@@ -148,6 +149,15 @@ def _become_worker(gate: int, node_pid: int, main: Any, request: dict[str, Any],
         traceback.print_exc()
     finally:
         _leave(code)
+
+
+def _volunteer_for_the_oom_killer() -> None:
+    """If memory runs out the kernel takes a worker, the largest: its tasks are retried. A node or driver is not."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:
+        return  # a container that forbids it: the kernel chooses by size alone
 
 
 def _prepare_interpreter(startup: dict[str, Any]) -> None:

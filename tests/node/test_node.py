@@ -34,6 +34,7 @@ def test_a_lease_brings_a_forked_worker_in_the_drivers_surroundings(start: Start
     assert worker.value("__import__('os').environ['RAY_TEST']") == "yes"
     assert worker.value("__import__('sys').path[: len(startup['sys_path'])] == startup['sys_path']")
     assert worker.value("startup['job_id']") == driver.info["job_id"] == b"\1\0\0\0"
+    assert Path(f"/proc/{worker.pid}/oom_score_adj").read_text() == "1000\n"
     # nothing of the fork server or the node is open in it
     links = worker.value("[__import__('os').readlink('/proc/self/fd/%s' % n) for n in range(3)]")
     assert links[0] == "/dev/null" and links[1].startswith("pipe:") and links[2].startswith("pipe:")
