@@ -152,9 +152,11 @@ Status Client::Map(const Welcome& welcome, const int* fds) {
 
 Client::~Client() {
   // Closing the socket is the last thing that the store sees of us; from then on nothing here may be written.
-  if (control_ != nullptr) munmap(control_, control_bytes_);
-  if (journal_ != nullptr) munmap(journal_, journal_bytes_);
-  if (writable_ != nullptr) munmap(writable_, pool_bytes_);
+  if (!Forked()) {  // a forked child has not got these, and may have other things at those addresses
+    if (control_ != nullptr) munmap(control_, control_bytes_);
+    if (journal_ != nullptr) munmap(journal_, journal_bytes_);
+    if (writable_ != nullptr) munmap(writable_, pool_bytes_);
+  }
   if (readable_ != nullptr) munmap(readable_, pool_bytes_);
   if (doorbell_fd_ >= 0) close(doorbell_fd_);
   if (death_fd_ >= 0) close(death_fd_);
@@ -171,17 +173,21 @@ Status Client::MakeRoom(uint64_t data_bytes, uint64_t metadata_bytes, const Pati
   const bool exact = bytes > kSmallObjectBytesMax;
   LendRequest request{bytes, 0, std::max<int64_t>(0, patience.deadline_ns - NowNs()), exact ? 1u : 0u, 0};
   bool room = false;
-  if (!exact) {
-    // Another thread may have brought room meanwhile; else the rest of what we have is given back with the request.
+  {
+    // There may be room: another thread has brought some, or the key was just being evicted, which kSync waits out.
+    // Else the rest of a used-up extent is given back with the request.
     std::lock_guard<std::mutex> lock(mutex_);
-    if (extent_.end - extent_.at >= bytes && extent_.next_slot < extent_.slots.size()) room = true;
-    if (!room) request.close_lease = std::exchange(extent_, Extent()).lease;
+    if (exact) {
+      room = std::any_of(own_.begin(), own_.end(), [&](const Extent& e) { return e.end - e.at == bytes; });
+    } else if (extent_.end - extent_.at >= bytes && extent_.next_slot < extent_.slots.size())
+      room = true;
+    if (!exact && !room) request.close_lease = std::exchange(extent_, Extent()).lease;
   }
-  if (room) return Sync(patience);
   Patience wait = patience;
   wait.deadline_ns = patience.deadline_ns > INT64_MAX - kAnswerGraceNs
                          ? INT64_MAX
                          : std::max(NowNs(), patience.deadline_ns) + kAnswerGraceNs;
+  if (room) return Sync(wait);
   Answer answer;
   if (Status s = connection_->Call(Message::kLend, &request, sizeof(request), wait, &answer); !s.ok()) return s;
   if (answer.type == Message::kRefused) return RefusedAs(answer);
@@ -288,6 +294,7 @@ Status Client::NextEvents(const Patience& patience, std::vector<EventRow>* out) 
 }
 
 void Client::Release() {
+  if (Forked()) return;  // all of it is our parent's; and the lock may have been held when it forked
   std::vector<uint64_t> leases;
   {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -298,7 +305,6 @@ void Client::Release() {
     if (extent_.lease != 0) leases.push_back(std::exchange(extent_, Extent()).lease);
     for (const Extent& own : std::exchange(own_, {})) leases.push_back(own.lease);
   }
-  if (Forked()) return;
   for (uint64_t lease : leases) {
     const ReturnRequest back{lease};
     // A store that has died takes nothing back, and needs not.

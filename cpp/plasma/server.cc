@@ -343,7 +343,8 @@ void Server::Gone(uint64_t id) {
   if (c.pid_fd >= 0) close(c.pid_fd);
   room_queue_.ForgetConnection(id);
   seal_watches_->ForgetConnection(id);
-  touch_waiters_.remove_if([&](const TouchWaiter& w) { return w.asker.connection == id; });  // its leases end below
+  touch_waiters_.remove_if(
+      [&](const TouchWaiter& w) { return w.waiter.asker.connection == id; });  // its leases end below
   if (c.subscribed) --subscribers_;
   UpdateWatched();
   if (c.client != 0) store_->ClientGone(c.client);

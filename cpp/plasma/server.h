@@ -52,7 +52,7 @@ class Server {
     void* journal = nullptr;
   };
   struct TouchWaiter {
-    Asker asker;
+    RoomWaiter waiter;
     Lent lent;
   };
   explicit Server(const ServerOptions& options) : options_(options) {}
@@ -74,6 +74,7 @@ class Server {
   bool TryLend(const RoomWaiter& w);  // answers, or parks until touched; false: no room
   void AnswerLent(Asker asker, const Lent& lent);
   void Refuse(Asker asker, StatusCode code, const std::string& text);
+  void WaitForRoom(const RoomWaiter& waiter);
   std::string WhyFull();
   void Touched();
   void Progress();  // hands out events, retries writers that wait, ends those whose time is up

@@ -160,10 +160,7 @@ bool Server::HandleLend(uint64_t id, Connection& c, uint64_t request, std::span<
     Refuse(waiter.asker, StatusCode::kOutOfMemory, WhyFull());
     return true;
   }
-  // From here on an unpin rings the doorbell; one that came just before is seen by the retry in Progress.
-  table_.header()->room_wanted.store(1, std::memory_order_seq_cst);
-  room_queue_.Add(waiter);
-  room_changed_ = true;
+  WaitForRoom(waiter);
   return true;
 }
 
@@ -185,7 +182,7 @@ bool Server::TryLend(const RoomWaiter& w) {
   if (end <= pool_->touched_bytes()) {
     AnswerLent(w.asker, lent);
   } else {
-    touch_waiters_.push_back({w.asker, std::move(lent)});
+    touch_waiters_.push_back({w, std::move(lent)});
     if (!pool_->error().empty()) Touched();
   }
   return true;
@@ -195,23 +192,32 @@ void Server::Touched() {
   const uint64_t touched = pool_->touched_bytes();
   touch_waiters_.remove_if([&](const TouchWaiter& w) {
     if (w.lent.offset + w.lent.bytes > touched) return false;
-    AnswerLent(w.asker, w.lent);
+    AnswerLent(w.waiter.asker, w.lent);
     return true;
   });
   const std::string error = pool_->error();
   if (error.empty()) return;
-  // No more pages are to be had: what was lent beyond goes back, the pool ends here, those writers wait like others.
+  // No more pages are to be had: what was lent beyond goes back, the pool ends here, and those writers ask again as if
+  // they had just come: there may be something to evict.
   for (const TouchWaiter& w : std::exchange(touch_waiters_, {})) {
-    const auto found = connections_.find(w.asker.connection);
+    const auto found = connections_.find(w.waiter.asker.connection);
     if (found == connections_.end()) continue;
     store_->CloseLease(found->second.client, w.lent.lease);
-    Refuse(w.asker, StatusCode::kOutOfMemory, WhyFull());
+    WaitForRoom(w.waiter);
   }
   if (!pool_capped_) {
     std::fprintf(stderr, "plasma_store: %s\n", error.c_str());
     pool_capped_ = true;
   }
   store_->Cap(touched);
+}
+
+// Tried in Progress, at once and whenever something was freed.
+void Server::WaitForRoom(const RoomWaiter& waiter) {
+  // From here on an unpin rings the doorbell; one that came just before is seen by the first try.
+  table_.header()->room_wanted.store(1, std::memory_order_seq_cst);
+  room_queue_.Add(waiter);
+  room_changed_ = true;
 }
 
 std::string Server::WhyFull() {
@@ -283,10 +289,10 @@ void Server::HandleStats(uint64_t id, uint64_t request) {
 }
 
 void Server::Progress() {
-  if (room_changed_ && room_queue_.size() > 0) {
+  // Twice at most: a writer that was sent back to the queue when the pool turned out smaller is tried once more.
+  for (int round = 0; round < 2 && std::exchange(room_changed_, false); ++round) {
     room_queue_.Retry([&](const RoomWaiter& w) { return TryLend(w); });
   }
-  room_changed_ = false;
   const int64_t now = NowNs();
   room_queue_.Retry([&](const RoomWaiter& w) {
     if (w.deadline_ns > now) return false;
