@@ -114,7 +114,8 @@ class NodeProcess:
 
     def discard(self) -> None:
         """After the process has ended: nothing of the session remains."""
-        kill_marked(self.session.folder)
+        if self._exit_code != 0:  # else it has ended all of them itself, and then removed the folder
+            kill_marked(self.session.folder)
         self.session.remove()
         self.close()
 

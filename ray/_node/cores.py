@@ -53,9 +53,13 @@ class Core:
         self.leaving = False  # a driver that has said goodbye
 
     def tell(self, name: str, *args: Any) -> None:
-        """Sends an event; to a peer that is gone it is dropped, for its end is on its way to us."""
-        if not self.peer.closed:
+        """Sends an event; to a peer that is gone it is dropped, for the news of its end is on its way to us."""
+        if self.peer.closed:
+            return
+        try:
             self.peer.event(name, *args)
+        except ConnectionError:
+            return  # its end was noticed just now, in the middle of sending
 
     def __repr__(self) -> str:
         return f"Core({self.kind} pid={self.pid} tag={self.tag.hex()[:8]} job={self.job_id.hex()})"

@@ -55,7 +55,10 @@ def serve(control: socket.socket, node_pid: int, worker_main: str) -> NoReturn:
         gate = answer.pop("gate", None)
         control.send(pickle.dumps(answer))
         if gate is not None:  # only now may the worker go on: the node hears of its pid before it hears from it
-            os.write(gate, b"1")
+            try:
+                os.write(gate, b"1")
+            except BrokenPipeError:
+                pass  # it was killed at the gate: the node, its parent, sees that
             os.close(gate)
 
 

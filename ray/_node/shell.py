@@ -126,15 +126,24 @@ class Node:
         try:
             while self._queue:
                 machine, event = self._queue.popleft()
-                try:
-                    for action in machine.handle(event, time.monotonic()):
+                for action in self._ask(machine, event):
+                    try:
                         self._carry_out[type(action)](action)
-                except Exception:  # a bug of ours, with its story; the other events must not suffer for it
-                    self.bugs += 1
-                    logger.exception("%s failed on %r", type(machine).__name__, event)
+                    except Exception:  # a bug of ours; what else follows from the event must not suffer for it
+                        self.bugs += 1
+                        logger.exception("carrying out %r failed", action)
         finally:
             self._pumping = False
         self._set_timer()
+
+    def _ask(self, machine: Any, event: Any) -> list[Any]:
+        try:
+            actions: list[Any] = machine.handle(event, time.monotonic())
+            return actions
+        except Exception:  # a bug of ours, with its story; other events must not suffer for it
+            self.bugs += 1
+            logger.exception("%s failed on %r", type(machine).__name__, event)
+            return []
 
     def _set_timer(self) -> None:
         """One timer for both machines, set only while one of them waits for a time."""

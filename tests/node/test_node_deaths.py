@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ray._launch import session as sessions
+from ray._node.children import children_of
 
 from .harness import CPU1, ROOT, Driver, running, wait_gone
 
@@ -86,6 +87,29 @@ def test_a_request_on_its_way_when_the_fork_server_dies_is_asked_again(start: St
     driver.stats()  # the request has reached the fork server's socket
     os.kill(server, signal.SIGKILL)
     driver.event("lease_grant")
+
+
+def test_workers_killed_before_they_have_registered_are_replaced_by_the_same_fork_server(start: Start) -> None:
+    driver = start()
+    server = driver.stats()["pids"]["fork_server"]
+    old = set(children_of(driver.ready["pid"]))
+    os.kill(server, signal.SIGSTOP)
+    for _ in range(4):
+        driver.ask({"CPU": 0})
+    driver.stats()  # the fork server has been asked
+    os.kill(driver.ready["pid"], signal.SIGSTOP)  # so that none of them registers
+    os.kill(server, signal.SIGCONT)
+    killed: set[int] = set()
+    deadline = time.monotonic() + 10
+    while len(killed) < 4:  # each as soon as it can be seen: at its gate, if we are quick
+        assert time.monotonic() < deadline
+        for pid in set(children_of(driver.ready["pid"])) - old - killed:
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+    os.kill(driver.ready["pid"], signal.SIGCONT)
+    for _ in range(4):
+        driver.event("lease_grant")
+    assert driver.stats()["pids"]["fork_server"] == server
 
 
 def test_the_store_is_started_again_and_everybody_hears_of_both(start: Start) -> None:
