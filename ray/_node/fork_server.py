@@ -63,7 +63,7 @@ def serve(control: socket.socket, node_pid: int, worker_main: str) -> NoReturn:
 
 
 def _warm_up(worker_main: str) -> Any:
-    """Imports what workers need. Returns: the module to run, or the exception that importing it raised."""
+    """Imports what workers need. Returns: the module to run, or its name if it could not be imported now."""
     gc.disable()
     main: Any
     try:
@@ -71,8 +71,8 @@ def _warm_up(worker_main: str) -> Any:
             importlib.import_module(name)
         try:
             main = importlib.import_module(worker_main)
-        except Exception as error:  # reported by each worker, into its own stderr, where a person looks
-            main = error
+        except Exception:  # each worker tries again, and reports into its own stderr, where a person looks
+            main = worker_main
         if hasattr(main, "warm_up"):
             main.warm_up()
     finally:
@@ -140,8 +140,8 @@ def _become_worker(gate: int, node_pid: int, main: Any, request: dict[str, Any],
         startup = request["startup"]
         set_title("ray worker")
         _prepare_interpreter(startup)
-        if isinstance(main, Exception):
-            raise main
+        if isinstance(main, str):
+            main = importlib.import_module(main)
         # What main returns or raises as SystemExit is the exit code, as for a script.
         code = main.main(startup) or 0
     except SystemExit as ending:
