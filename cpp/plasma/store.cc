@@ -14,6 +14,8 @@ constexpr uint64_t kBytesPerLentSlot = 512;
 constexpr size_t kLentSlotsMin = 16;
 constexpr size_t kLentSlotsMax = 2048;
 constexpr size_t kEventsMax = 1 << 20;
+constexpr uint64_t kFitCheckBytesMin = 1 << 20;
+constexpr uint64_t kFitCheckLooksMax = 8 << 20;  // pins looked at for one request: some 10 ms
 
 constexpr uint8_t kInDeleting = 1;  // slot is listed in deleting_
 constexpr uint8_t kAnnounced = 2;   // its seal has become an event
@@ -114,6 +116,7 @@ std::optional<uint64_t> Store::TakeEvicting(uint64_t bytes, uint64_t evict_bytes
     ReclaimDeleted();
     if (auto offset = extents_.Take(bytes)) return offset;
   }
+  if (bytes >= kFitCheckBytesMin && !CouldFit(bytes)) return std::nullopt;
   uint64_t freed = 0;
   for (int round = 0; round < 2; ++round) {
     uint64_t range = 0;
@@ -125,6 +128,31 @@ std::optional<uint64_t> Store::TakeEvicting(uint64_t bytes, uint64_t evict_bytes
     lru_.Restart();  // the candidates left over from earlier calls are used up; look at everything once more
   }
   return extents_.Take(bytes);
+}
+
+// A large request that cannot be met however much is evicted must not empty the store, again and again while it waits.
+bool Store::CouldFit(uint64_t bytes) const {
+  if (uint64_t{slots_end_} * clients_.size() > kFitCheckLooksMax) return true;  // too long to find out
+  std::vector<std::pair<uint64_t, uint64_t>> stay;
+  for (const auto& [id, lease] : leases_) {
+    const State s = StateOf(table_.slot(lease.slots[0]).state.load(std::memory_order_acquire));
+    if (!lease.exact || s == State::kFree || s == State::kCreated) stay.emplace_back(lease.offset, lease.bytes);
+  }
+  for (uint32_t slot = 0; slot < slots_end_; ++slot) {
+    const State s = StateOf(table_.slot(slot).state.load(std::memory_order_acquire));
+    if (s == State::kFree || (s != State::kCreated && !Pinned(slot))) continue;
+    uint64_t length = 0;
+    const uint64_t offset = ExtentOf(slot, &length);
+    stay.emplace_back(offset, length);
+  }
+  stay.emplace_back(extents_.pool_bytes(), 0);
+  std::sort(stay.begin(), stay.end());
+  uint64_t at = 0;
+  for (const auto& [offset, length] : stay) {
+    if (offset >= at + bytes) return true;
+    at = std::max(at, offset + length);
+  }
+  return false;
 }
 
 bool Store::CloseLease(ClientId id, LeaseId lease) {

@@ -172,6 +172,7 @@ class Store {
   void ReturnSlot(uint32_t slot, uint64_t generation);
   bool EvictOne(uint64_t* freed_bytes, uint64_t* range_bytes);
   std::optional<uint64_t> TakeEvicting(uint64_t bytes, uint64_t evict_bytes_max);
+  bool CouldFit(uint64_t bytes) const;  // if everything that may be evicted were
   void TakeSlots(size_t want, std::vector<uint32_t>* out);
   void ReviewClient(
       Client& client);  // closes exact leases whose object is sealed; forgets unsealed that are sealed now

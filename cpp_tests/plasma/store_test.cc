@@ -118,6 +118,18 @@ TEST(Store, EvictsNothingThatAnyClientPins) {
   EXPECT_EQ(w.store->Audit(), "");
 }
 
+TEST(Store, EvictsNothingForARequestThatNoEvictionCanMeet) {
+  World w;
+  FakeClient* c = w.NewClient();
+  std::vector<int64_t> slots;
+  for (uint64_t n = 0; n < 4; ++n) slots.push_back(w.Make(c, n, 1 << 20));
+  c->pins[slots[1]] = 1;  // so no more than 2 MiB can be had in one piece
+  EXPECT_EQ(w.Make(c, 10, 3 << 20), -1);
+  for (uint64_t n = 0; n < 4; ++n) EXPECT_TRUE(w.Has(n));
+  EXPECT_GE(w.Make(c, 11, 2 << 20), 0);
+  EXPECT_EQ(w.store->Audit(), "");
+}
+
 TEST(Store, RefusesAtOnceWhatIsLargerThanThePool) {
   World w;
   FakeClient* c = w.NewClient();
