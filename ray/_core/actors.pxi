@@ -210,7 +210,7 @@ cdef class ActorMethod(Callee):
             number = engine.method_numbers[self.name] = len(engine.callees)
             engine.callees.append(self.name)
         self.number = number
-        self.definition = b"".join((b"\1", bytes(16), bytes(4), len(name).to_bytes(4, "little"), name, bytes(4)))
+        self.definition = b"".join((b"\1", bytes(16), bytes(4), len(name).to_bytes(4, "little"), name, bytes(8)))
         self.engine = engine
         return 0
 
@@ -322,7 +322,7 @@ cdef class ActorTemplate:
         creation = pickle.dumps({
             "class_name": self.name, "blob": self.blob, "refs": b"".join([(<ObjectRef>x).key() for x in self.refs or ()]),
             "frame": frame, "max_concurrency": options.get("max_concurrency", 0), "is_async": options.get("is_async", False),
-            "max_task_retries": options.get("max_task_retries", 0)})
+            "max_task_retries": options.get("max_task_retries", 0), "resources": options.get("resources") or {}})
         self_engine.event("create_actor", actor_id, {
             "class_name": self.name, "resources": options.get("resources") or {},
             "placement_resources": options.get("placement_resources") or options.get("resources") or {},

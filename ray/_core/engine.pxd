@@ -258,6 +258,7 @@ cdef class Function:
     cdef bytes blob               # None once decoded, and for methods
     cdef list refs
     cdef object target            # the callable; for methods the name in the actor
+    cdef dict resources           # that each call holds, in 1/10,000
 
 @cython.final
 cdef class Call:
@@ -293,6 +294,8 @@ cdef class Executor:
     # actors
     cdef object actor             # the instance
     cdef readonly object actor_id
+    cdef dict actor_resources
+    cdef int incarnation          # 0 for the first process of an actor
     cdef dict bound               # method name -> bound method
     cdef int max_concurrency
     cdef object pool_queue        # SimpleQueue of Calls, with max_concurrency > 1

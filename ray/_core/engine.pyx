@@ -54,7 +54,7 @@ import weakref
 from _thread import get_ident
 
 from ray import exceptions
-from ray._native.plasma import PlasmaStoreDied, PlasmaStoreFull
+from ray._native.plasma import PlasmaObjectNotFound, PlasmaStoreDied, PlasmaStoreFull
 from ray._native.references import ObjectRef as _ObjectRef
 
 globals()["ObjectRef"] = _ObjectRef  # the public name; inside this module it is the C type
@@ -395,7 +395,11 @@ cdef class Engine:
         cancel_ref(self, ref, force, recursive)
 
     def kill_actor(self, ActorRef actor, bint no_restart=True):
+        """Calls in flight fail when its process is gone; with no_restart, calls made from now on fail at once."""
         self.event("kill_actor", actor.actor_id, no_restart)
+        if no_restart and actor.state != "DEAD":
+            actor.state, actor.cause = "DEAD", "ray.kill() was called on it"
+            actor.fail_queue()
 
     def states(self, list refs):
         """State of each ref by name, for tests and tools."""

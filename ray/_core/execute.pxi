@@ -14,20 +14,20 @@ class _ActorExit(BaseException):
 
 cdef class _HeldPins:
     """Store objects made for a caller, pinned until it says HAVE; if it dies before, they go."""
-    cdef Engine engine
+    cdef PlasmaClient store    # that they are pinned in
     cdef list keys
     cdef list refs
     cdef bint orphaned
 
     def __dealloc__(self):
-        if self.keys is None or self.engine is None or self.engine.store is None:
+        if self.keys is None or self.store is None:
             return
         for key in self.keys:
             try:
-                self.engine.store.unpin(key)
+                self.store.unpin(key)
                 if self.orphaned:
-                    self.engine.store.delete(key)
-            except PlasmaStoreDied:
+                    self.store.delete(key)
+            except (PlasmaStoreDied, PlasmaObjectNotFound):
                 return  # its objects died with it
 
 
@@ -38,10 +38,13 @@ cdef int on_function(Engine self, Link link, Reader* r) except -1:
     cdef uint32_t max_calls = r.U32()
     cdef uint32_t n = r.U32()
     cdef const uint8_t* name = r.Take(n)
+    cdef uint32_t resources_bytes = r.U32()
+    cdef const uint8_t* resources = r.Take(resources_bytes)
     cdef list refs = refs_of(self, r, r.U32())
     cdef Function function = Function.__new__(Function)
     if not r.ok:
         return 0
+    function.resources = pickle.loads((<const char*>resources)[:resources_bytes]) if resources_bytes else {}
     function.name = (<const char*>name)[:n].decode()
     function.function_id = (<const char*>digest)[:16]
     function.max_calls = <int>max_calls
@@ -88,8 +91,8 @@ cdef class Executor:
         call.frame = PyBytes_FromStringAndSize(<const char*>data, size)
         if self.pool_queue is not None:
             self.running[(link, call.seq)] = call
-            self.start_thread()
             self.pool_queue.put(call)
+            self.start_thread()
             return 0
         Py_INCREF(call)
         self.queue.push_back(<void*>call)
@@ -421,6 +424,9 @@ cdef class Executor:
         if header.num_returns == 1:
             objects.append(encode(value, f"the value returned by {call.function.name}()"))
         elif header.num_returns > 1:
+            if not isinstance(value, (tuple, list)) and hasattr(value, "__len__") and hasattr(value, "__iter__") \
+                    and not isinstance(value, (str, bytes, dict, set)) and len(value) == header.num_returns:
+                value = list(value)  # a range, an array: anything of that length
             if not isinstance(value, (tuple, list)) or len(value) != header.num_returns:
                 got = f"{len(value)} values" if isinstance(value, (tuple, list)) else f"a {type(value).__name__}"
                 raise ValueError(f"{call.function.name}() was declared with num_returns={header.num_returns} and must return a "
@@ -469,12 +475,11 @@ cdef class Executor:
                 id.index = index
                 key = PyBytes_FromStringAndSize(NULL, 28)
                 store_id(<uint8_t*>PyBytes_AS_STRING(key), id)
-                if engine.store.contains(key):
-                    engine.store.delete(key)  # an earlier attempt's, whose worker died before the caller knew
                 to_store(engine, key, e)
                 if held is None:
                     held = _HeldPins.__new__(_HeldPins)
-                    held.engine, held.keys = engine, []
+                if held.keys is None:
+                    held.keys, held.store = [], engine.store
                 held.keys.append(key)
                 g.how, g.size = G_PLASMA, e.nbytes
             else:
@@ -604,6 +609,8 @@ cdef class Executor:
         self.current_name = spec["class_name"]
         self.set_gpus(list(gpu_ids))
         self.actor_id = actor_id
+        self.incarnation = incarnation
+        self.actor_resources = spec["resources"]
         call = Call.__new__(Call)
         call.frame = spec["frame"]
         call.link = self.engine.node
@@ -653,23 +660,21 @@ cdef class Executor:
 
     # threads
     def start_thread(self):
-        if self.threads_idle == 0 and self.threads < self.max_concurrency:
+        if self.threads < self.max_concurrency and self.pool_queue.qsize() > self.threads_idle:
             self.threads += 1
+            self.threads_idle += 1
             threading.Thread(target=self.run_in_thread, daemon=True, name=f"ray-actor-{self.threads}").start()
 
     def run_in_thread(self):
         cdef Call call
         while not self.stopping:
-            self.threads_idle += 1
-            try:
-                call = self.pool_queue.get()
-            finally:
-                self.threads_idle -= 1
+            call = self.pool_queue.get()
+            self.threads_idle -= 1
             self.context_var.set(call)
-            try:
-                self.run_beside(call)
-            finally:
-                self.context_var.set(None)
+            self.run_beside(call)
+            self.context_var.set(None)
+            call = None
+            self.threads_idle += 1
 
     def run_beside(self, Call call):
         call.started_ns = NowNs()
@@ -767,10 +772,11 @@ cdef class Executor:
     # ------------------------------------------------------------------ context
     def context(self):
         cdef Call call = self.context_var.get() or self.current
-        out = {"actor_id": self.actor_id, "gpu_ids": list(self.gpu_ids)}
+        out = {"actor_id": self.actor_id, "gpu_ids": list(self.gpu_ids), "incarnation": self.incarnation}
         if call is not None and call.function is not None:
             out["task_id"] = call.link.tag + int(call.seq).to_bytes(8, "little")
             out["task_name"] = call.function.name
+            out["resources"] = self.actor_resources if self.actor is not None else call.function.resources
             out["attempt"] = (<TaskHeader*>PyBytes_AS_STRING(call.frame)).attempt
         return out
 

@@ -81,6 +81,8 @@ cdef bint in_store(Engine self, ObjectRef ref) except -1:
 
 cdef int to_this_store(Engine self, bytes key, Encoded e) except -1:
     cdef PlasmaBuffer buf
+    if self.store.contains(key):
+        self.store.delete(key)  # an earlier attempt's, whose worker died before the caller knew
     try:
         buf = self.store.create(key, e.nbytes, b"", STORE_FULL_TIMEOUT_S)
     except PlasmaStoreFull as error:
@@ -685,8 +687,8 @@ cdef int drain_dropped(Engine self) except -1:
                 try:
                     self.store.unpin(key)
                     self.store.delete(key)
-                except PlasmaStoreDied:
-                    pass  # its objects died with it
+                except (PlasmaStoreDied, PlasmaObjectNotFound):
+                    pass  # it died with the store that held it
         else:
             tag = key[:16]
             releases.setdefault(tag, []).append(key + int(d.registered).to_bytes(4, "little"))

@@ -398,7 +398,8 @@ cdef ObjectRef revive(Engine self, LineageArgument stand_in):
     intern(ref)
     if task is None or stand_in.id.index >= task.num_returns:
         ref.value = exceptions.ObjectReconstructionFailedError(
-            f"object {ref.hex()} is needed to make another one again, but it was put, not returned by a task, and is freed")
+            f"object {ref.hex()} is needed to make another one again, but it is freed and cannot be made itself: it was put, not "
+            f"returned by a task, or lies more than {LINEAGE_DEPTH_MAX} tasks back")
         ref.state = FAILED
         return ref
     ref.producer = task
@@ -845,8 +846,9 @@ cdef class TaskTemplate(Callee):
         ids = b"".join([(<ObjectRef>x).key() for x in refs or ()])
         for x in refs or ():
             intern(<ObjectRef>x)
+        held = pickle.dumps(self.resources)
         self.definition = b"".join((b"\0", function_id, self.max_calls.to_bytes(4, "little"), len(name).to_bytes(4, "little"), name,
-                                    (len(ids) // 28).to_bytes(4, "little"), ids, blob))
+                                    len(held).to_bytes(4, "little"), held, (len(ids) // 28).to_bytes(4, "little"), ids, blob))
         self.definition_refs = refs
         key = (tuple(sorted(self.resources.items())), repr(self.strategy), self.name if self.max_calls else None)
         pool = engine.pools.get(key)

@@ -289,7 +289,10 @@ def _condemn_dead(base: str) -> list[str]:
         elif name.startswith("s-") and not alive(folder):
             kill_marked(folder)
             away = f"{base}/dead-{name[2:]}"
-            os.rename(folder, away)
+            try:
+                os.rename(folder, away)
+            except FileNotFoundError:
+                continue  # its own process has just removed it
             condemned.append(away)
     return condemned
 
