@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -152,6 +153,10 @@ class InstallWithPip(install):
         command += ["--user"] if self.user else []
         command += ["--prefix", self.prefix] if self.prefix and self.prefix != sys.prefix else []
         step(command)
+
+
+# It warns of what its own `install` would do; ours does what the warning asks for.
+warnings.filterwarnings("ignore", message=".*setup.py install is deprecated")
 
 
 def version() -> str:
