@@ -157,7 +157,7 @@ Status Server::WatchFds() {
   if (options_.lifeline_fd >= 0) {
     // A pidfd, not PR_SET_PDEATHSIG, which would follow the parent's thread. The pipe covers a parent that is replaced.
     parent_fd_ = PidFd(getppid());
-    ok = ok && parent_fd_ >= 0 && Watch(epoll_fd_, parent_fd_, kParentKey, EPOLLIN) &&
+    ok = ok && (parent_fd_ < 0 || Watch(epoll_fd_, parent_fd_, kParentKey, EPOLLIN)) &&
          Watch(epoll_fd_, options_.lifeline_fd, kLifelineKey, EPOLLIN);
   }
   return ok ? Status::Ok() : Status::FromErrno("watching descriptors", errno);
@@ -266,10 +266,14 @@ void Server::Accept() {
     Connection& c = connections_[id];
     c.fd = fd;
     c.pid = static_cast<uint32_t>(peer.pid);
-    c.pid_fd = PidFd(peer.pid);
     c.hello_deadline_ns = NowNs() + kHelloTimeoutNs;
-    if (c.pid_fd < 0 || !Watch(epoll_fd_, fd, id << 1, EPOLLIN) || !Watch(epoll_fd_, c.pid_fd, id << 1 | 1, EPOLLIN))
+    c.pid_fd = PidFd(peer.pid);
+    // A kernel or sandbox without pidfds: the end of the socket must do (a forked child could hold that back).
+    const bool sandboxed = c.pid_fd < 0 && errno != ESRCH;
+    if (!Watch(epoll_fd_, fd, id << 1, EPOLLIN) ||
+        (!sandboxed && (c.pid_fd < 0 || !Watch(epoll_fd_, c.pid_fd, id << 1 | 1, EPOLLIN)))) {
       Gone(id);
+    }
   }
 }
 
@@ -326,7 +330,7 @@ void Server::Expel(uint64_t id, const char* why) {
   Connection& c = found->second;
   ++connections_refused_;
   std::fprintf(stderr, "plasma_store: closed the connection of pid %u: it %s\n", c.pid, why);
-  if (c.client == 0) return Gone(id);
+  if (c.client == 0 || c.pid_fd < 0) return Gone(id);
   // It may still read what it has pinned: that stays until its process has ended (pidfd).
   shutdown(c.fd, SHUT_RDWR);
   close(c.fd);

@@ -713,8 +713,14 @@ cdef class PlasmaClient:
         return _open(self).connection_fd()
 
     def death_fd(self):
-        """A pidfd of the store's process: readable once it has died, and never before. Ours to close."""
-        return _open(self).death_fd()
+        """A pidfd of the store's process: readable once it has died, and never before. Not the caller's to close.
+
+        Raises: OSError: this kernel or sandbox has no pidfds.
+        """
+        cdef int fd = _open(self).death_fd()
+        if fd < 0:
+            raise OSError("no pidfd of the plasma store: pidfd_open is refused here")
+        return fd
 
     @property
     def alive(self):
