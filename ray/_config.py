@@ -113,6 +113,11 @@ TABLE: tuple[Setting, ...] = (
         "Twice this on the disk, for each stream of each worker, while the session lives.",
     ),
     Setting(
+        "log_files_kept", 1000, "files", "node",
+        "Output files of dead workers; the oldest go. With max_calls=1 a job would leave one for each task.",
+        "Disk, for as long as the session lives.",
+    ),
+    Setting(
         "log_backlog_bytes_max", 4 * 2**20, "bytes a driver", "node",
         "Output a slow driver has not read yet; beyond it the node stops reading pipes and workers block in print.",
         "Memory of the node.",

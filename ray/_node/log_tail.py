@@ -10,6 +10,7 @@ too.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -54,41 +55,59 @@ class LineSplitter:
         return [(self.name, rest.decode("utf-8", "replace"))] if rest and LOG_NAME_MARK not in rest else []
 
 
+class LogFile:
+    """Where one stream is kept: made at its first byte, moved aside when it has grown to file_bytes_max."""
+
+    __slots__ = ("_bytes", "_fd", "_file_bytes_max", "_path")
+
+    def __init__(self, path: str, file_bytes_max: int) -> None:
+        self._path = path
+        self._file_bytes_max = file_bytes_max
+        self._bytes = 0
+        self._fd = -1  # none yet
+
+    def write(self, data: bytes) -> None:
+        """A full disk costs what it can't take, not the driver's view of it, and not the node."""
+        try:
+            if self._bytes > self._file_bytes_max:
+                self.close()
+                os.rename(self._path, self._path + ".1")
+                self._bytes = 0
+            if self._fd < 0:
+                self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self._bytes += os.write(self._fd, data)
+        except OSError:
+            self.close()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def written(self) -> list[str]:
+        """Paths that may exist."""
+        return [self._path, self._path + ".1"] if self._bytes else []
+
+
 class Stream:
     """One pipe of one worker. Either read (registered with the loop), paused, or closed (fd -1)."""
 
-    __slots__ = ("_file", "_file_bytes", "_path", "_splitter", "fd", "kind", "paused", "pid")
+    __slots__ = ("_splitter", "fd", "file", "kind", "paused", "pid")
 
     def __init__(self, fd: int, kind: str, line_bytes_max: int) -> None:
         self.fd = fd
         self.kind = kind
         self.pid = 0  # until the fork server has answered
         self.paused = False
-        self._file = -1
-        self._file_bytes = 0
-        self._path = ""
+        self.file: LogFile | None = None
         self._splitter = LineSplitter(line_bytes_max)
 
-    def open_file(self, pid: int, folder: str) -> None:
+    def belongs_to(self, pid: int, folder: str, file_bytes_max: int) -> None:
         self.pid = pid
-        self._path = f"{folder}/worker-{pid}.{'out' if self.kind == 'stdout' else 'err'}"
-        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        suffix = "out" if self.kind == "stdout" else "err"
+        self.file = LogFile(f"{folder}/worker-{pid}.{suffix}", file_bytes_max)
 
-    def _keep(self, data: bytes, file_bytes_max: int) -> None:
-        try:
-            if self._file_bytes > file_bytes_max:
-                os.rename(self._path, self._path + ".1")
-                os.close(self._file)
-                self._file = -1
-                self.open_file(self.pid, os.path.dirname(self._path))
-                self._file_bytes = 0
-            self._file_bytes += os.write(self._file, data)
-        except OSError:  # a full disk costs the file, not the driver's view
-            if self._file >= 0:
-                os.close(self._file)
-            self._file = -1
-
-    def read(self, file_bytes_max: int) -> list[Line] | None:
+    def read(self) -> list[Line] | None:
         """One read. Returns: the lines it completed; None: nothing there now. At the end of file fd becomes -1."""
         try:
             data = os.read(self.fd, READ_BYTES)
@@ -98,26 +117,31 @@ class Stream:
             lines = self.flush()
             self.close()
             return lines
-        if self._file >= 0:
-            self._keep(data, file_bytes_max)
+        if self.file is not None:
+            self.file.write(data)
         return [(name, self.pid, self.kind, text) for name, text in self._splitter.feed(data)]
 
     def flush(self) -> list[Line]:
         return [(name, self.pid, self.kind, text) for name, text in self._splitter.end()]
 
     def close(self) -> None:
-        for fd in (self.fd, self._file):
-            if fd >= 0:
-                os.close(fd)
-        self.fd = self._file = -1
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        if self.file is not None:
+            self.file.close()
 
 
 class LogTail:
     """All pipes of a node."""
 
-    def __init__(self, folder: str, line_bytes_max: int, file_bytes_max: int = 64 * 2**20) -> None:
+    def __init__(
+        self, folder: str, line_bytes_max: int, file_bytes_max: int = 64 * 2**20, files_kept: int = 1000
+    ) -> None:
         self._folder = folder
         self._file_bytes_max = file_bytes_max
+        self._files_kept = files_kept
+        self._old_files: deque[str] = deque()  # of dead workers
         self._line_bytes_max = line_bytes_max
         self._workers: dict[int, tuple[bytes, tuple[Stream, Stream]]] = {}  # by worker id: job, streams
         self._paused_jobs: set[bytes] = set()
@@ -153,7 +177,7 @@ class LogTail:
         """The worker exists: its files get their names, and reading begins."""
         job_id, streams = self._workers[worker_id]
         for stream in streams:
-            stream.open_file(pid, self._folder)
+            stream.belongs_to(pid, self._folder, self._file_bytes_max)
             self._watch(job_id, stream)
 
     def drain(self, worker_id: int) -> None:
@@ -164,7 +188,7 @@ class LogTail:
             # A pipe holds 64 KiB, so few reads take all that the worker left; more would be of what it had started.
             for _ in range(4):
                 fd = stream.fd
-                more = stream.read(self._file_bytes_max) if fd >= 0 else None
+                more = stream.read() if fd >= 0 else None
                 if more is None:
                     break
                 lines += more
@@ -176,6 +200,13 @@ class LogTail:
                     self._left_open[stream.fd] = (job_id, stream)
                 else:
                     stream.close()
+            if stream.file is not None:
+                self._old_files.extend(stream.file.written())
+        while len(self._old_files) > self._files_kept:
+            try:
+                os.unlink(self._old_files.popleft())
+            except FileNotFoundError:
+                continue
         self._forward(job_id, lines)
 
     def tail(self, worker_id: int, pid: int, limit_bytes: int = 2000) -> str:
@@ -218,7 +249,7 @@ class LogTail:
 
     def _readable(self, job_id: bytes, stream: Stream) -> None:
         fd = stream.fd
-        lines = stream.read(self._file_bytes_max)
+        lines = stream.read()
         if stream.fd < 0:
             self._loop.remove_reader(fd)
             self._left_open.pop(fd, None)

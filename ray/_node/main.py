@@ -125,7 +125,7 @@ def _first_workers(
         exit_grace_s=settings.worker_exit_grace_s,
         start_retries_max=settings.worker_start_retries_max,
     )
-    logs = LogTail(session.logs, settings.log_line_bytes_max, settings.log_file_bytes_max)
+    logs = LogTail(session.logs, settings.log_line_bytes_max, settings.log_file_bytes_max, settings.log_files_kept)
     expected: list[int] = []
     if not config.get("job"):
         return pool, logs, None, expected

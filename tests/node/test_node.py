@@ -144,7 +144,7 @@ def test_drivers_without_log_to_driver_get_no_lines(start: Start) -> None:
     Worker(driver, tag, pid).run("print('unseen')")
     path = Path(driver.session.logs, f"worker-{pid}.out")
     deadline = time.monotonic() + 5
-    while "unseen" not in path.read_text() and time.monotonic() < deadline:
+    while not (path.exists() and "unseen" in path.read_text()) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert quiet.events == []
     quiet.tell("goodbye")

@@ -143,3 +143,19 @@ def test_a_file_that_has_grown_too_large_makes_room(tmp_path: Path) -> None:
     os.close(out)
     os.close(err)
     bench.logs.close()
+
+
+def test_files_of_dead_workers_are_bounded_and_silent_workers_have_none(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.logs = LogTail(str(tmp_path), 1000, files_kept=4)
+    bench.logs.attach(bench.loop, bench.send)
+    for worker in range(1, 10):
+        out, err = bench.logs.open(worker, JOB)
+        bench.logs.started(worker, 100 + worker)
+        if worker != 9:
+            os.write(out, b"x\n")
+        os.close(out)
+        os.close(err)
+        bench.logs.drain(worker)
+    assert sorted(os.listdir(tmp_path)) == ["worker-107.out", "worker-108.out"]  # each may have had a .1 beside it
+    assert len(bench.sent) == 8
