@@ -244,7 +244,3 @@ def _plain_text(error: BaseException) -> str:
     if isinstance(error, (ValueError, FileNotFoundError, PermissionError)):
         return str(error)
     return "".join(traceback.format_exception(type(error), error, error.__traceback__)).strip()
-
-
-if __name__ == "__main__":
-    main()
