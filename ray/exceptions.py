@@ -232,7 +232,11 @@ def new_exception(cls: Any, args: tuple[Any, ...]) -> Any:
         if native not in (BaseException, Exception, group):
             native.__init__(error, *args)
     except (TypeError, ValueError):  # args that aren't that class's own; an exception group can do without nothing
-        error = native.__new__(cls)
+        # The class whose layout cls has; the nearest one may be another (MemoryError's __new__ refuses such a class).
+        layout: Any = cls
+        while layout.__flags__ & (1 << 9):
+            layout = layout.__base__
+        error = layout.__new__(cls)
     if group is None or not isinstance(error, group):
         BaseException.__dict__["args"].__set__(error, args)
     return error

@@ -328,7 +328,7 @@ cdef class ActorTemplate:
             "placement_resources": options.get("placement_resources") or options.get("resources") or {},
             "max_restarts": options.get("max_restarts", 0), "max_task_retries": options.get("max_task_retries", 0),
             "max_concurrency": options.get("max_concurrency", 1), "name": options.get("name"),
-            "namespace": options.get("namespace"), "detached": bool(options.get("detached")), "owner_tag": self_engine.tag,
+            "namespace": options.get("namespace") or self_engine.info.get("namespace"), "detached": bool(options.get("detached")), "owner_tag": self_engine.tag,
             "creation": creation})
         self_engine.event("actor_subscribe", actor_id)
         return actor

@@ -43,6 +43,7 @@ from ray._native cimport serialization
 from ray._native.serialization cimport (KIND_BYTES, KIND_PICKLE, Encoded, decode, decode_function, decode_raw, encode,
                                         encode_error, encode_function, encode_into, is_error_kind)
 
+import copy
 import functools
 import os
 import pickle

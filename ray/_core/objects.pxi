@@ -156,7 +156,17 @@ cdef object value_of(Engine self, ObjectRef ref):
             finally:
                 self.leave()
         return value_of(self, ref)
-    raise (<BaseException>ref.value).with_traceback(None)
+    raise fresh(ref.value)
+
+
+cdef object fresh(error):
+    """A copy of a stored error, to be raised: raised itself, it would hold the frames of whoever caught it, and they the ref."""
+    try:
+        copied = copy.copy(error)
+    except Exception:
+        return exceptions.RaySystemError(str(error))
+    copied.__cause__ = error.__cause__
+    return copied.with_traceback(None)
 
 
 
