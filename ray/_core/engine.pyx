@@ -8,12 +8,18 @@ Only when nobody waits does the background thread receive (Standby in cpp/channe
 
 Read in this order; each part is one idea, compiled together so that a call never leaves C:
 
-    link.pxi       a connection to another process: frames out and in, what is owed to the peer
-    receive.pxi    the round: wait, read, dispatch, wake; timers
-    objects.pxi    put, get, wait; owners, borrowers, what is freed when
-    submit.pxi     remote functions: encode the call, lease a worker, send, complete, retry
-    actors.pxi     actor handles: ordered calls, restarts
-    execute.pxi    the worker's side: decode, run, reply
+    link.pxi        a connection to another process: frames out and in, what is owed to the peer
+    receive.pxi     the round: wait, read, dispatch, wake; timers
+    objects.pxi     put, get, wait
+    borrowing.pxi   owners, borrowers, what is freed when
+    futures.pxi     asyncio and concurrent.futures
+    arguments.pxi   a call's frame or slots
+    submit.pxi      remote functions: send, complete, retry
+    lease_pool.pxi  workers leased from the node
+    lineage.pxi     making lost objects again
+    actors.pxi      actor handles: ordered calls, restarts
+    execute.pxi     the worker's side: decode, run, reply
+    cancel.pxi      ray.cancel on both sides
 
 If a peer process dies, its Link closes, and that is an event for each part (on_link_closed): calls sent there are retried
 or failed, objects owned there fail, references lent there come back. If the node process dies, the session is over:
@@ -128,9 +134,15 @@ cdef Engine engine_or_raise():
 include "link.pxi"
 include "receive.pxi"
 include "objects.pxi"
+include "borrowing.pxi"
+include "futures.pxi"
+include "arguments.pxi"
 include "submit.pxi"
+include "lease_pool.pxi"
+include "lineage.pxi"
 include "actors.pxi"
 include "execute.pxi"
+include "cancel.pxi"
 
 
 cdef class Engine:

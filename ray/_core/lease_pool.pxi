@@ -1,0 +1,170 @@
+# Leases of workers, one pool for each scheduling class. Included by engine.pyx.
+#
+# While a pool's queue isn't empty it asks the node for leases, at most REQUESTS_MAX ahead. A lease without work goes back after
+# IDLE_LEASE_NS, or at once when the node says that others wait (lease_wanted); a busy one then takes no more and goes back when
+# what it has in hand is done.
+
+cdef double DEPTH_US = 2000.0      # of work that a worker may have in its own queue
+cdef int DEPTH_MAX = 512           # tasks
+cdef int REQUESTS_MAX = 8          # lease requests of one class at the node at a time
+
+
+cdef class LeasePool:
+    def __init__(self, Engine engine, dict resources, strategy, name):
+        self.engine, self.resources, self.strategy, self.name = engine, resources, strategy, name
+        self.leases, self.requests = [], {}
+        self.average_us = -1
+
+    def __dealloc__(self):
+        while not self.queue.empty():
+            Py_DECREF(<object>self.queue.front())
+            self.queue.pop_front()
+
+    cdef int submit(self, Task task) except -1:
+        cdef Lease lease
+        task.state = QUEUED
+        Py_INCREF(task)
+        self.queue.push_back(<void*>task)
+        if self.queue.size() == 1:
+            return self.pump()
+        # Every lease is full. A result will make room; more leases may come.
+        if len(self.requests) < REQUESTS_MAX:
+            self.request()
+        return 0
+
+    cdef int depth(self, Lease lease) except -1:
+        cdef int d
+        if self.average_us < 0 or lease.stuck:
+            return 1
+        d = DEPTH_MAX if self.average_us * DEPTH_MAX < DEPTH_US else <int>(DEPTH_US / self.average_us)
+        return d if d > 1 else 1
+
+    cdef int pump(self) except -1:
+        cdef Lease lease
+        cdef Py_ssize_t i
+        if self.engine.closed:
+            return 0
+        for i in range(PyList_GET_SIZE(self.leases)):
+            if self.queue.empty():
+                break
+            self.push(<Lease>self.leases[i])
+        if not self.queue.empty():
+            self.request()
+        return 0
+
+    cdef int push(self, Lease lease) except -1:
+        """As many queued tasks as the lease has room for, in one write."""
+        cdef int room
+        cdef Py_ssize_t share
+        cdef Task task
+        cdef bint was_idle = lease.in_flight == 0
+        cdef bytes error
+        if lease.draining or lease.over:
+            return 0
+        room = self.depth(lease) - lease.in_flight
+        share = (<Py_ssize_t>self.queue.size() + PyList_GET_SIZE(self.leases) - 1) // PyList_GET_SIZE(self.leases)
+        if room > share:
+            room = <int>share
+        while room > 0 and not self.queue.empty():
+            task = <Task>self.queue.front()
+            self.queue.pop_front()
+            Py_DECREF(task)
+            if task.cancelled:
+                continue
+            if lease.in_flight > 0 and task.callee.max_retries == 0:
+                # It must never run twice, so nothing may be in doubt about it when its worker dies.
+                Py_INCREF(task)
+                self.queue.push_front(<void*>task)
+                break
+            error = failed_argument(self.engine, task)
+            if error is not None:
+                fail_task(task, error)
+                continue
+            if task.slots is not None and repair_arguments(self.engine, task):
+                continue  # it comes back when they are there
+            send_task(self.engine, lease.link, task)
+            lease.in_flight += 1
+            room -= 1
+            if task.callee.max_retries == 0:
+                break
+        if lease.in_flight:
+            lease.idle_since_ns = 0
+            if was_idle:
+                lease.link.flush()
+            else:
+                lease.link.later()
+        return 0
+
+    cdef int request(self) except -1:
+        """Asks the node for leases, a bounded number ahead."""
+        cdef Py_ssize_t wanted = <Py_ssize_t>self.queue.size()
+        if wanted > REQUESTS_MAX:
+            wanted = REQUESTS_MAX
+        wanted -= len(self.requests)
+        while wanted > 0:
+            req_id = self.engine.next_request
+            self.engine.next_request += 1
+            self.requests[req_id] = True
+            self.engine.lease_requests[req_id] = self
+            self.engine.event("lease_request", req_id, self.resources, {"name": self.name, "strategy": self.strategy})
+            wanted -= 1
+        return 0
+
+
+cdef class Lease:
+    def __repr__(self):
+        return f"<Lease {self.lease_id} of {self.pool.name}, {self.in_flight} in flight>"
+
+
+cdef int lease_idle(Engine self, Lease lease) except -1:
+    if lease.over:
+        return 0
+    if lease.draining or lease.retired:
+        return end_lease(self, lease)
+    lease.idle_since_ns = NowNs()
+    if self.deadline_idle_ns == 0:
+        self.set_deadline(D_IDLE, lease.idle_since_ns + IDLE_LEASE_NS)
+    return 0
+
+
+cdef int end_lease(Engine self, Lease lease) except -1:
+    lease.over = True
+    self.leases.pop(lease.lease_id, None)
+    lease.pool.leases.remove(lease)
+    if lease.link.lease is lease:
+        lease.link.lease = None
+    if self.node.alive:
+        self.event("lease_return", lease.lease_id, not lease.retired)
+    if not lease.pool.queue.empty():
+        lease.pool.pump()
+    return 0
+
+
+cdef int return_idle_leases(Engine self, int64_t now) except -1:
+    cdef Lease lease
+    cdef LeasePool pool
+    cdef int64_t next_ns = 0
+    for lease in list(self.leases.values()):
+        if lease.idle_since_ns:
+            if now - lease.idle_since_ns >= IDLE_LEASE_NS:
+                end_lease(self, lease)
+            elif next_ns == 0 or lease.idle_since_ns < next_ns:
+                next_ns = lease.idle_since_ns
+    for pool in self.pools.values():
+        # Requests of a burst that is over; kept until now, since the next burst would only ask again.
+        if pool.requests and pool.queue.empty():
+            for req_id in pool.requests:
+                self.lease_requests.pop(req_id, None)
+                self.event("lease_cancel", req_id)
+            pool.requests = {}
+    if next_ns:
+        self.deadline_idle_ns = next_ns + IDLE_LEASE_NS
+    return 0
+
+
+cdef int link_lost_lease(Engine self, Lease lease) except -1:
+    lease.over = True
+    self.leases.pop(lease.lease_id, None)
+    if lease in lease.pool.leases:
+        lease.pool.leases.remove(lease)
+    return 0
