@@ -29,7 +29,7 @@ from ray.exceptions import (
 )
 from tests.chaos.session import (
     DETECTION_S,
-    assert_nothing_held,
+    assert_held,
     engine,
     forget_orphans,
     gone,
@@ -202,6 +202,8 @@ def test_a_worker_killed_while_it_puts_leaves_no_room_taken(ray_start, attempts)
 
 
 def test_the_pins_of_a_killed_worker_go_with_it(ray_start):
+    before = held()
+
     @ray.remote(max_retries=0)
     def run(box):
         value = ray.get(box[0])
@@ -215,7 +217,7 @@ def test_the_pins_of_a_killed_worker_go_with_it(ray_start):
     wait_until(lambda: [set(row["pids"]) for row in stored().values()] == [{os.getpid()}])
     assert ray.get(ref).nbytes == BIG
     del ref, row
-    assert_nothing_held()
+    assert_held(before)
 
 
 def test_a_borrowing_worker_that_dies_gives_its_borrowed_refs_back(ray_start):
@@ -485,20 +487,19 @@ def test_an_actor_whose_constructor_raises_fails_its_calls_with_that(ray_shared)
         ray.get(Stillborn.remote().f.remote(), timeout=10)
 
 
-def test_an_actor_made_by_a_worker_that_dies_goes_with_it_unless_detached(ray_start):
+def test_an_actor_made_by_a_worker_that_dies_goes_with_it(ray_start):
     @ray.remote
     class Maker:
         def make(self):
             self.actor = Counter.remote()
-            self.kept = Counter.options(name="kept", lifetime="detached", namespace="x").remote()
-            return os.getpid(), ray.get(self.actor.pid.remote()), ray.get(self.kept.pid.remote())
+            return os.getpid(), self.actor, ray.get(self.actor.pid.remote())
 
     maker = Maker.remote()
-    me, child, kept = ray.get(maker.make.remote())
+    me, actor, child = ray.get(maker.make.remote())
     os.kill(me, signal.SIGKILL)
     gone(child)
-    actor = ray.get_actor("kept", namespace="x")
-    assert ray.get(actor.pid.remote(), timeout=10) == kept
+    with within(), pytest.raises(ActorDiedError):
+        ray.get(actor.pid.remote(), timeout=10)
 
 
 # -- fork server, Redis -------------------------------------------------------------------------------------------------
@@ -521,7 +522,7 @@ def test_workers_that_a_dead_fork_server_was_making_are_made_by_the_next(ray_sta
 
 def test_work_goes_on_while_redis_is_dead_and_its_tables_come_back(ray_start):
     engine().rpc("kv_put", b"before", b"1", True, b"ns")
-    actor = Counter.options(name="named").remote()
+    actor = Counter.remote()
     ray.get(actor.add.remote())
     wait_until(lambda: pids("redis"))
     pid = kill("redis")
@@ -529,7 +530,7 @@ def test_work_goes_on_while_redis_is_dead_and_its_tables_come_back(ray_start):
     assert ray.get(actor.add.remote(), timeout=10) == 2
     wait_until(lambda: pids("redis") and pids("redis") != [pid])
     assert engine().rpc("kv_get", b"before", b"ns") == b"1"
-    assert ray.get(ray.get_actor("named").add.remote(), timeout=10) == 3
+    assert ray.get(actor.add.remote(), timeout=10) == 3
     engine().rpc("kv_put", b"after", b"2", True, b"ns")
     assert engine().rpc("kv_get", b"after", b"ns") == b"2"
 
@@ -633,6 +634,8 @@ def test_a_lost_result_of_an_actor_gives_object_lost(ray_start):
 
 
 def test_the_store_may_die_while_tasks_write_to_it(ray_start):
+    before = held()
+
     @ray.remote
     def make(number):
         return np.full(3_000_000, number % 251, np.uint8)
@@ -643,7 +646,7 @@ def test_the_store_may_die_while_tasks_write_to_it(ray_start):
     for i, ref in enumerate(refs):
         assert (ray.get(ref, timeout=30) == i % 251).all()
     del refs, ref
-    assert_nothing_held()
+    assert_held(before)
 
 
 def test_the_store_may_die_again_and_again(ray_start):
