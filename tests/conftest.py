@@ -11,6 +11,7 @@ There is one session at a time in a process, so a test with `ray_start` ends the
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,9 @@ from tests.leaks import Snapshot
 # Ours must not join a cluster that the person running the tests happens to use.
 for name in ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_RUNTIME_ENV"):
     os.environ.pop(name, None)
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that; tests of Ctrl-C need a person's state.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 at_start = Snapshot.take()
 left_by_the_run = pytest.StashKey[list[str]]()
