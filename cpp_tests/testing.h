@@ -5,7 +5,8 @@
 //   RAY_TEST_MAIN()
 //
 // EXPECT_* records a failure and goes on; ASSERT_* leaves the test function. `prog NAME` runs only the tests whose
-// full name "Suite.Name" contains NAME. Exit status 0: all passed, and at least one ran. Closing line: "N passed, M failed".
+// full name "Suite.Name" contains NAME. Exit status 0: all passed, and at least one ran. Closing line: "N passed, M
+// failed".
 #pragma once
 
 #include <cstdio>
@@ -78,24 +79,23 @@ inline int RunAll(int argc, char** argv) {
 
 }  // namespace ray::testing
 
-#define TEST(suite, name)                                                                              \
-  static void suite##_##name##_Body();                                                                 \
-  static ::ray::testing::Registrar suite##_##name##_registrar(#suite, #name, &suite##_##name##_Body);  \
+#define TEST(suite, name)                                                                             \
+  static void suite##_##name##_Body();                                                                \
+  static ::ray::testing::Registrar suite##_##name##_registrar(#suite, #name, &suite##_##name##_Body); \
   static void suite##_##name##_Body()
 #define RAY_TEST_MAIN() \
   int main(int argc, char** argv) { return ::ray::testing::RunAll(argc, argv); }
 
-#define RAY_COMPARE_(a, op, b, leave)                                                                   \
-  do {                                                                                                  \
-    const auto& ray_left_ = (a);                                                                        \
-    const auto& ray_right_ = (b);                                                                       \
-    if (!(ray_left_ op ray_right_)) {                                                                   \
-      ::ray::testing::Fail(__FILE__, __LINE__,                                                          \
-                           "expected " #a " " #op " " #b ", but left is " +                             \
-                               ::ray::testing::Show(ray_left_) + " and right is " +                     \
-                               ::ray::testing::Show(ray_right_));                                       \
-      leave;                                                                                            \
-    }                                                                                                   \
+#define RAY_COMPARE_(a, op, b, leave)                                                                         \
+  do {                                                                                                        \
+    const auto& ray_left_ = (a);                                                                              \
+    const auto& ray_right_ = (b);                                                                             \
+    if (!(ray_left_ op ray_right_)) {                                                                         \
+      ::ray::testing::Fail(__FILE__, __LINE__,                                                                \
+                           "expected " #a " " #op " " #b ", but left is " + ::ray::testing::Show(ray_left_) + \
+                               " and right is " + ::ray::testing::Show(ray_right_));                          \
+      leave;                                                                                                  \
+    }                                                                                                         \
   } while (0)
 #define EXPECT_EQ(a, b) RAY_COMPARE_(a, ==, b, )
 #define EXPECT_NE(a, b) RAY_COMPARE_(a, !=, b, )
