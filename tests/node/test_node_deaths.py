@@ -260,15 +260,15 @@ print(driver.session.folder, *driver.pids(), flush=True)
 
 
 def _run_to_its_death(script: str) -> tuple[list[int], str]:
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert process.stdout is not None
-    folder, *pids = process.stdout.readline().split()
-    found = [int(pid) for pid in pids]
-    assert process.wait(20) == -signal.SIGKILL
-    os.set_blocking(process.stdout.fileno(), False)
-    more = (process.stdout.read() or "").split()
+    assert process.wait(30) == -signal.SIGKILL
+    # What it said is in the pipe. Not to its end: a child of it may hold that open.
+    said = os.read(process.stdout.fileno(), 65536).decode().splitlines()
     process.stdout.close()
-    return [*found, int(more[1])] if more else found, folder
+    folder, *pids = said[0].split()
+    found = [int(pid) for pid in pids]
+    return [*found, int(said[1].split()[1])] if len(said) > 1 else found, folder
 
 
 def _environment(pid: int) -> str:
