@@ -166,8 +166,9 @@ cdef int actor_unreachable(Engine self, bytes handle_key) except -1:
 
 cdef int actor_state_changed(Engine self, bytes actor_id, str state, bytes worker_tag, int incarnation, cause) except -1:
     cdef ActorRef actor
-    if state == "DEAD":
-        self.creating.pop(actor_id, None)
+    pins = self.creating.get(actor_id)
+    if pins is not None and (state == "DEAD" or (state == "ALIVE" and not pins[1])):
+        del self.creating[actor_id]  # its constructor won't run (again)
     found = self.actors.get(actor_id)
     actor = found() if found is not None else None
     if actor is None or actor.state == "DEAD" or incarnation < actor.incarnation:
@@ -274,6 +275,13 @@ cdef class ActorMethod(Callee):
         return out
 
 
+cdef class Constructor(Callee):
+    """Stands for __init__ while its arguments are laid out. The worker itself asks for those that aren't there yet."""
+
+    cdef int dispatch(self, Task task) except -1:
+        return 0
+
+
 cdef class ActorTemplate:
     """An actor class with one set of options."""
     cdef object cls
@@ -292,7 +300,7 @@ cdef class ActorTemplate:
         cdef Task task
         cdef ActorRef actor
         cdef ObjectRef handle, ref
-        cdef Callee callee = Callee.__new__(Callee)
+        cdef Callee callee = Constructor.__new__(Constructor)
         if self.engine is not self_engine:
             self.blob, self.refs = encode_function(self.cls, self.name)
             self.engine = self_engine
@@ -308,15 +316,15 @@ cdef class ActorTemplate:
             for ref in group or ():
                 if ref.owned:
                     intern(ref)
+        options = self.options
         actor_id = os.urandom(16)
         handle = new_ref(make_id(self_engine, self_engine.next_seq, 0), True)
         self_engine.next_seq += 1
         handle.value, handle.state, handle.hold = None, VALUE, actor_id
         intern(handle)
-        self_engine.creating[actor_id] = pins
+        self_engine.creating[actor_id] = (pins, options.get("max_restarts", 0) != 0)
         actor = actor_record(self_engine, actor_id, self.name, handle, self.options.get("max_task_retries", 0))
         actor.subscribed = True
-        options = self.options
         if not options.get("detached"):
             self_engine.actor_handles[handle.key()] = actor_id
         creation = pickle.dumps({

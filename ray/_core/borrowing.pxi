@@ -250,11 +250,7 @@ cdef bint store_pin(Engine self, ObjectRef ref) except -1:
 
 
 cdef class Countdown:
-    """Says HAVE on a link when all acknowledgements have come."""
-    cdef Link link
-    cdef uint64_t key
-    cdef int left
-    cdef list refs
+    pass
 
 
 cdef int adopt(Engine self, Link link, list refs) except -1:

@@ -160,6 +160,13 @@ cdef class TaskTemplate(Callee):
     cdef int max_calls
 
 # ---------------------------------------------------------------- actors.pxi
+cdef class Countdown:
+    """BORROWs on their way: says HAVE(key) on link, if there is one, when all are acknowledged."""
+    cdef Link link
+    cdef uint64_t key
+    cdef int left
+    cdef list refs
+
 cdef class ActorRef:
     cdef Engine engine
     cdef readonly bytes actor_id
@@ -259,6 +266,7 @@ cdef class Function:
     cdef list refs
     cdef object target            # the callable; for methods the name in the actor
     cdef dict resources           # that each call holds, in 1/10,000
+    cdef int threads              # what OMP_NUM_THREADS is to be for it
 
 @cython.final
 cdef class Call:
@@ -286,6 +294,7 @@ cdef class Executor:
     cdef bint flush_scheduled
     cdef list events              # (caller's tag, seq, name, started_ns, ended_ns, state) of calls ended, for the node
     cdef int threads_idle, threads
+    cdef int omp_threads          # OMP_NUM_THREADS as set for the last call; 0: the user has set it
     cdef object context_var       # the Call of this coroutine or thread
     cdef object creation
     cdef unsigned long main_thread
@@ -319,6 +328,7 @@ cdef class Executor:
     cdef int answer_error(self, Call call, BaseException error, uint8_t flags) except -1
     cdef int finish(self, Call call, uint8_t flags, list objects) except -1
     cdef list kept(self, Call call)
+    cdef int await_counted(self, Countdown all_of) except -1
     cdef int answered(self, Call call) except -1
     cdef int record(self, Call call, str state) except -1
     cdef int send_events(self) except -1

@@ -45,6 +45,7 @@ cdef int on_function(Engine self, Link link, Reader* r) except -1:
     if not r.ok:
         return 0
     function.resources = pickle.loads((<const char*>resources)[:resources_bytes]) if resources_bytes else {}
+    function.threads = threads_for(function.resources)
     function.name = (<const char*>name)[:n].decode()
     function.function_id = (<const char*>digest)[:16]
     function.max_calls = <int>max_calls
@@ -58,6 +59,11 @@ cdef int on_function(Engine self, Link link, Reader* r) except -1:
         function.blob = (<const char*>r.Take(n))[:n]
     link.functions[number] = function
     return 0
+
+
+def threads_for(resources):
+    """Whole CPUs held, at least one."""
+    return max(1, resources.get("CPU", 0) // 10_000)
 
 
 cdef class Call:
@@ -75,6 +81,7 @@ cdef class Executor:
         self.gpu_ids = []
         self.max_concurrency = 1
         self.context_var = contextvars.ContextVar("ray_call", default=None)
+        self.omp_threads = 0 if "OMP_NUM_THREADS" in os.environ else -1
         engine.on_event("become_actor", self.on_become)
         engine.on_event("exit", self.on_exit)
 
@@ -268,6 +275,8 @@ cdef class Executor:
         self.current_name = call.function.name if self.actor is None else self.actor_name()
         if not self.queue.empty() and self.engine.deadline_stuck_ns == 0:
             self.engine.set_deadline(D_STUCK, NowNs() + STUCK_NS)
+        if self.omp_threads != call.function.threads and self.omp_threads != 0 and self.actor is None:
+            self.set_threads(call.function.threads)
         self.engine.current_seq = call.seq
         call.started_ns = NowNs()
         try:
@@ -293,6 +302,12 @@ cdef class Executor:
                 self.answer_error(call, error, 0)
         self.engine.current_seq = 0
         return 0
+
+    def set_threads(self, n):
+        """Numeric libraries start a thread per core in each worker otherwise; they read it when they are loaded."""
+        if self.omp_threads != 0:
+            self.omp_threads = n
+            os.environ["OMP_NUM_THREADS"] = str(n)
 
     def actor_name(self):
         return type(self.actor).__name__
@@ -339,6 +354,8 @@ cdef class Executor:
         cdef const uint8_t* at
         cdef uint32_t n
         cdef list refs
+        if how > G_ERROR:
+            raise exceptions.RaySystemError("malformed TASK frame: argument")
         if how == G_PLASMA or how == G_FETCH:
             at = r.Take(28)
             if at == NULL:
@@ -555,15 +572,19 @@ cdef class Executor:
                     all_of.left += 1
                     send_borrow(self.engine, owner, ref, all_of)
         call.met = None
-        if all_of is not None and self.loop is None:
-            # The caller lets go when it reads our answer, so the owners must have counted us before it is sent.
-            self.engine.enter()
-            try:
-                while all_of.left > 0 and self.engine.node.alive:
-                    self.engine.step(-1)
-            finally:
-                self.engine.leave()
+        if all_of is not None:
+            self.await_counted(all_of)
         return out
+
+    cdef int await_counted(self, Countdown all_of) except -1:
+        """Whoever kept the refs for us lets go at our next message, so their owners must have counted us before it is sent."""
+        self.engine.enter()
+        try:
+            while all_of.left > 0 and self.engine.node.alive:
+                self.engine.step(-1)
+        finally:
+            self.engine.leave()
+        return 0
 
     cdef int answered(self, Call call) except -1:
         """More calls wait: the answer may travel with theirs. None: it leaves now."""
@@ -611,6 +632,7 @@ cdef class Executor:
         self.actor_id = actor_id
         self.incarnation = incarnation
         self.actor_resources = spec["resources"]
+        self.set_threads(threads_for(self.actor_resources))
         call = Call.__new__(Call)
         call.frame = spec["frame"]
         call.link = self.engine.node
@@ -633,7 +655,7 @@ cdef class Executor:
             return
         finally:
             self.current = None
-        # What __init__ kept of its arguments is registered with the owners; until this process dies the creator keeps them too.
+        # What __init__ kept of its arguments is registered with the owners: the creator may let go when we are ready.
         all_of = Countdown.__new__(Countdown)
         for ref in call.met or ():
             if not ref.owned and ref.registered == 0:
@@ -642,6 +664,8 @@ cdef class Executor:
                     all_of.left += 1
                     send_borrow(self.engine, <Link>owner, ref, all_of)
         call.met = None
+        ref = None
+        self.await_counted(all_of)
         if spec["is_async"]:
             import asyncio
             self.max_concurrency = spec["max_concurrency"] or 1000

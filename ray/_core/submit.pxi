@@ -175,6 +175,9 @@ cdef int on_returned(Engine self, Link link, Reader* r) except -1:
     cdef list tasks = []
     cdef Task task
     cdef LeasePool pool = None
+    if r.left() < <size_t>n * 8:
+        r.ok = False
+        return 0
     for i in range(n):
         task = take_call(link, r.U64())
         if task is not None:

@@ -15,6 +15,7 @@ from cpython.object cimport Py_EQ, Py_GE, Py_GT, Py_LE, Py_LT, Py_NE
 from cpython.ref cimport PyObject
 
 import os
+import traceback
 
 cdef RefMap interned
 cdef dropped_t dropped_hook = NULL
@@ -191,9 +192,12 @@ cdef int settle(ObjectRef ref) except -1:
     if waiters is None:
         return 0
     ref.waiters = None
-    if type(waiters) is list:
-        for waiter in <list>waiters:
+    if type(waiters) is not list:
+        waiters = [waiters]
+    for waiter in <list>waiters:
+        try:
             (<Waiter>waiter).ready(ref)
-    else:
-        (<Waiter>waiters).ready(ref)
+        except Exception:
+            # Our bug, or a peer that died this moment: the others must still hear.
+            traceback.print_exc()
     return 0
