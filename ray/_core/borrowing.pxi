@@ -162,7 +162,10 @@ cdef bint hand_over(Link link, list refs) except -1:
     cdef bint others = False
     cdef dict held = None
     if link.tag == self.tag:
-        return True  # a worker whose lease is itself: nobody to count, but the refs must live until the answer was read
+        # A worker whose lease is itself: nobody to count, but the refs must be found, and live, when the answer is read.
+        for ref in refs:
+            intern(ref)
+        return True
     for ref in refs:
         if ref.owned:
             if held is None:
