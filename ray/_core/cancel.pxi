@@ -33,6 +33,8 @@ cdef int cancel_task(Engine self, Task task, uint8_t flags) except -1:
         return 0
     task.cancelled = True
     if task.state != SENT:
+        if task.state == QUEUED and isinstance(task.callee, TaskTemplate):
+            (<TaskTemplate>task.callee).pool.drop_cancelled()
         return fail_task(task, exceptions.TaskCancelledError(f"{task.callee.name}() was cancelled before it started"))
     if flags & 1 and task.link.lease is not None:
         self.event("kill_worker", task.link.tag)

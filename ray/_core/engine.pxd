@@ -137,6 +137,7 @@ cdef class LeasePool:
     cdef int pump(self) except -1
     cdef int push(self, Lease lease) except -1
     cdef int depth(self, Lease lease) except -1
+    cdef int drop_cancelled(self) except -1
     cdef int request(self) except -1
 
 cdef class Lease:

@@ -95,6 +95,18 @@ cdef class LeasePool:
                 lease.link.later()
         return 0
 
+    cdef int drop_cancelled(self) except -1:
+        """Cancelled tasks leave the queue's ends; with the last of them, the requests made for it go too."""
+        while not self.queue.empty() and (<Task>self.queue.front()).cancelled:
+            Py_DECREF(<object>self.queue.front())
+            self.queue.pop_front()
+        while not self.queue.empty() and (<Task>self.queue.back()).cancelled:
+            Py_DECREF(<object>self.queue.back())
+            self.queue.pop_back()
+        if self.queue.empty() and self.requests and self.engine.deadline_idle_ns == 0:
+            self.engine.set_deadline(D_IDLE, NowNs() + IDLE_LEASE_NS)
+        return 0
+
     cdef int request(self) except -1:
         """Asks the node for leases, a bounded number ahead."""
         cdef Py_ssize_t wanted = <Py_ssize_t>self.queue.size()
