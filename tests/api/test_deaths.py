@@ -343,6 +343,42 @@ def test_the_subprocesses_of_a_killed_worker_die_with_it(ray_start):
         os.unlink(path)
 
 
+def test_a_worker_that_owns_objects_is_not_ended_while_somebody_refers_to_them(engine):
+    engine.start(num_cpus=2, _system_config={"idle_worker_timeout_s": 0.2, "idle_workers_kept": 0})
+
+    @ray.remote
+    def own():
+        return [ray.put([os.getpid()]), ray.put(np.zeros(BIG, np.uint8)), echo.remote(5)]
+
+    refs = ray.get([own.remote() for _ in range(4)])
+    owners = {ray.get(a)[0] for a, _, _ in refs}
+    spare = set(pids("workers")) - owners
+    for pid in spare:
+        gone(pid)
+    time.sleep(1.0)  # five times as long as idle workers may live: the point is that nothing happens
+    for a, b, c in refs:
+        assert ray.get(a)[0] in owners and ray.get(b).nbytes == BIG and ray.get(c) == 5
+    del refs, a, b, c
+    ray.put(None)
+    for pid in owners:
+        gone(pid)
+    engine.stop()
+
+
+def test_a_worker_retired_by_max_calls_lives_until_its_objects_are_not_needed(ray_start):
+    @ray.remote(max_calls=1)
+    def own():
+        return [ray.put([os.getpid()]), ray.put(np.zeros(BIG, np.uint8))]
+
+    refs = ray.get([own.remote() for _ in range(4)])
+    got = [(ray.get(a)[0], ray.get(b).nbytes) for a, b in refs]
+    assert len({pid for pid, _ in got}) == 4 and all(n == BIG for _, n in got)
+    del refs
+    ray.put(None)
+    for pid, _ in got:
+        gone(pid)
+
+
 # -- actors -----------------------------------------------------------------------------------------------------------
 
 
@@ -686,6 +722,20 @@ def test_the_nodes_death_fails_what_waits_within_a_second_and_leaves_nothing(eng
     ray.shutdown()
     assert left_of(before, folder) == []
     del refs, ref, actor
+    engine.stop()
+
+
+def test_after_the_nodes_death_shutdown_ends_what_workers_had_started(engine):
+    engine.start(num_cpus=1)
+
+    @ray.remote
+    def spawn():
+        return subprocess.Popen(["sleep", "1000"], start_new_session=True).pid
+
+    pid = ray.get(spawn.remote())
+    kill("node")
+    ray.shutdown()
+    gone(pid, 2.0)
     engine.stop()
 
 
