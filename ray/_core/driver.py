@@ -24,6 +24,9 @@ def start(session_dir: str, node_socket: str, token: bytes, info: dict[str, Any]
     """
     engine = Engine(session_dir, token, os.urandom(16), True)
     engine.connect(
-        node_socket, {**info, "kind": "driver"}, on_log_lines=_driver_output.on_log_lines, on_error=_driver_output.on_error
+        node_socket,
+        {**info, "kind": "driver"},
+        on_log_lines=_driver_output.on_log_lines,
+        on_error=_driver_output.on_error,
     )
     return engine

@@ -475,6 +475,8 @@ cdef class Engine:
         pass  # each object's loss is found, and repaired, when somebody needs it
 
     def on_store_back(self):
+        if self.store is not None and self.store.alive:
+            return  # we reached it before this news of it
         try:
             self.store = PlasmaClient(self.info["plasma_socket"])
         except Exception as error:

@@ -54,7 +54,9 @@ class _NamedStream:
 def main(startup: dict[str, Any]) -> int:
     """Serves until told to exit. `startup`: see docs/internals/contract.md."""
     token = startup["token"]
-    engine = Engine(startup["session_dir"], bytes.fromhex(token) if isinstance(token, str) else token, os.urandom(16), False)
+    engine = Engine(
+        startup["session_dir"], bytes.fromhex(token) if isinstance(token, str) else token, os.urandom(16), False
+    )
     executor = Executor(engine)
     # Only ray.cancel sends it: the terminal's Ctrl-C doesn't reach this process group.
     signal.signal(signal.SIGINT, executor.on_sigint)

@@ -383,9 +383,8 @@ class Node:
         """From now on the store's life is watched. started: set when it first answers, or fails to."""
 
         def ready() -> None:
-            if started.done():
-                self.tell_all("store_back")
-            else:
+            self.tell_all("store_back")  # at the first start too: a worker may have been quicker than the store
+            if not started.done():
                 started.set_result(None)
 
         def died(cause: str) -> None:
