@@ -1,8 +1,8 @@
 """PROCESS worker: forked by the node's fork server, runs tasks or one actor until the node says exit or dies.
 
 Talks to: the node (one connection, first of all), drivers and other workers (they dial its socket, or it dials theirs).
-Owns: the objects its tasks create. If it dies, the node tells the lease's holder, which retries the tasks; the objects it
-owned fail with OwnerDiedError. If the node dies, the kernel kills it.
+Owns: the objects its tasks create. If it dies, the node tells the lease's holder, which retries the tasks; the objects
+it owned fail with OwnerDiedError. If the node dies, the kernel kills it.
 """
 
 from __future__ import annotations

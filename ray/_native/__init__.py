@@ -1,1 +1,1 @@
-"""Extension modules: the compiled parts that every call passes through. Import them one by one; nothing is loaded here."""
+"""Extension modules: the compiled parts that every call passes through. Import them one by one: this loads nothing."""

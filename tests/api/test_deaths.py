@@ -1,4 +1,5 @@
-"""What dies, and what its callers see: the right result where there are tries left, else the right error, within a second.
+"""What dies, and what its callers see: the right result where there are tries left, else the right error, within a
+second.
 
 One kind of process at a time: workers, actors, then what serves the session (fork server, store, Redis, node), then the
 driver itself, whose end must leave nothing. Deaths at random and under load are in tests/chaos.
@@ -538,7 +539,7 @@ def test_an_actor_made_by_a_worker_that_dies_goes_with_it(ray_start):
         ray.get(actor.pid.remote(), timeout=10)
 
 
-# -- fork server, Redis -------------------------------------------------------------------------------------------------
+# -- fork server, Redis -----------------------------------------------------------------------------------------------
 
 
 def test_without_its_fork_server_the_session_goes_on_and_another_is_started(ray_start):
@@ -868,15 +869,16 @@ def test_a_driver_killed_while_its_session_starts_leaves_nothing(outside):
 
 
 def test_a_session_whose_node_and_driver_were_killed_together_is_cleared_away_by_the_next(outside):
-    """Then the kernel kills all that is ours. What a worker had started in a session of its own (DRIVER's `sleep`) and the
-    folder are left for whoever comes next: nobody else knows of them."""
+    """Then the kernel kills all that is ours. What a worker had started in a session of its own (DRIVER's `sleep`) and
+    the folder are left for whoever comes next: nobody else knows of them."""
     program = DRIVER.format(
         end="from tests.chaos.session import pids; os.kill(pids('node')[0], 9); os.kill(os.getpid(), 9)"
     )
     driver = run_driver(program)
     folder = driver.communicate(timeout=20)[0].strip()
     wait_until(
-        lambda: not [x for x in outside.leftovers(inside=False) if x.startswith("process") and "sleep 1000" not in x], 2.0
+        lambda: not [x for x in outside.leftovers(inside=False) if x.startswith("process") and "sleep 1000" not in x],
+        2.0,
     )
     ray.init(num_cpus=1)
     ray.shutdown()

@@ -285,7 +285,7 @@ def test_a_ref_in_a_closure_lives_as_long_as_the_function(value):
 
     @ray.remote
     def look():
-        return ray.get(ref)
+        return ray.get(ref)  # noqa: F821 (deleted below)
 
     assert np.array_equal(ray.get(look.remote()), value)
     assert np.array_equal(ray.get([look.remote() for _ in range(5)])[4], value)

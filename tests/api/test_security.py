@@ -1,7 +1,9 @@
-"""Who may talk to a session: only processes of its user that know its token. Everybody else is dropped and harms nobody.
+"""Who may talk to a session: only processes of its user that know its token. Everybody else is dropped and harms
+nobody.
 
-Strangers come to each socket of a running session (the node's, a worker's, the driver's, the store's, Redis') without a token,
-with a wrong one, with garbage, or in silence; afterwards the session must still work, as must a second session beside it.
+Strangers come to each socket of a running session (the node's, a worker's, the driver's, the store's, Redis') without a
+token, with a wrong one, with garbage, or in silence; afterwards the session must still work, as must a second session
+beside it.
 """
 
 from __future__ import annotations
@@ -233,7 +235,11 @@ def test_a_stranger_with_the_token_cannot_register_as_a_worker(session):
     answers: list[tuple[int, bytes]] = []
     try:
         connection.send(1, pickle.dumps((1, "register", (info,)), 5))
-        wait_until(lambda: select.select([connection.fileno()], [], [], 1) and answers.extend(connection.receive()) or answers)
+        wait_until(
+            lambda: (
+                (select.select([connection.fileno()], [], [], 1) and answers.extend(connection.receive())) or answers
+            )
+        )
     except ConnectionClosed:
         return
     request, ok, value = pickle.loads(answers[0][1])
@@ -264,7 +270,13 @@ def test_redis_does_nothing_without_the_password(session, command):
 
 def test_redis_runs_no_script_and_no_dangerous_command_even_with_the_password(session):
     password = (folder() / "redis" / "password").read_text().split()[-1].encode()
-    for command in (b"EVAL 'return 1' 0", b"CONFIG SET dir /tmp", b"DEBUG SLEEP 10", b"MODULE LIST", b"SHUTDOWN NOSAVE"):
+    for command in (
+        b"EVAL 'return 1' 0",
+        b"CONFIG SET dir /tmp",
+        b"DEBUG SLEEP 10",
+        b"MODULE LIST",
+        b"SHUTDOWN NOSAVE",
+    ):
         answer = ask_redis(session["redis"], b"AUTH " + password, command)
         assert b"-NOPERM" in answer or b"-ERR" in answer or b"-NOAUTH" in answer or b"-WRONGPASS" in answer, answer
 
@@ -345,7 +357,7 @@ def test_no_port_is_open(session):
                 assert target[8:-1] not in inodes, f"process {pid} has an internet socket open"
 
 
-# -- two sessions -------------------------------------------------------------------------------------------------------
+# -- two sessions -----------------------------------------------------------------------------------------------------
 
 OTHER = """
 import json, os, sys
@@ -375,7 +387,12 @@ class Other:
 
     def __init__(self, python: list[str], **options) -> None:
         self.process = subprocess.Popen(
-            [*python, "-c", OTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+            [*python, "-c", OTHER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
         )
 
     def answer(self) -> dict:
@@ -389,7 +406,7 @@ class Other:
             self.process.stdin.write("\n")
             self.process.stdin.flush()
             assert self.answer()["sum"] == 200_000
-        out, error = self.process.communicate(timeout=20)
+        _, error = self.process.communicate(timeout=20)
         assert self.process.returncode == 0, error
 
 
@@ -423,7 +440,7 @@ def test_the_end_of_one_session_does_not_disturb_the_other(session):
         works()
 
 
-# -- two users ----------------------------------------------------------------------------------------------------------
+# -- two users --------------------------------------------------------------------------------------------------------
 
 STRANGER_UID = 61_234  # no such user needs to exist: to the kernel a user is a number
 # Where the stranger finds ray and what it needs; his own home has nothing.

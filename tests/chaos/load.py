@@ -1,8 +1,9 @@
-"""Work whose every result is known, for a session in which processes die. LIBRARY of the chaos tests; threads of the driver.
+"""Work whose every result is known, for a session in which processes die. LIBRARY of the chaos tests; threads of the
+driver.
 
-Each kind of work is a function of (random, losses) that makes calls, checks the results and raises AssertionError for a wrong
-one. Work that has retries left must succeed whatever dies. Only what can't be repaired by its nature may fail, with the
-right error and for a reason: what was put into a store that has died since, what a killed worker owned.
+Each kind of work is a function of (random, losses) that makes calls, checks the results and raises AssertionError for a
+wrong one. Work that has retries left must succeed whatever dies. Only what can't be repaired by its nature may fail,
+with the right error and for a reason: what was put into a store that has died since, what a killed worker owned.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Losses:
                 raise
 
 
-# -- remote functions: pure, so that running one twice does no harm --------------------------------------------------------
+# -- remote functions: pure, so that running one twice does no harm ---------------------------------------------------
 
 
 @ray.remote(max_retries=-1)
@@ -110,7 +111,7 @@ def get(refs):
     return ray.get(refs, timeout=CALL_S)
 
 
-# -- kinds of work ---------------------------------------------------------------------------------------------------------
+# -- kinds of work ----------------------------------------------------------------------------------------------------
 
 
 def small_tasks(r: random.Random, losses: Losses) -> None:
@@ -207,7 +208,9 @@ class Load:
             try:
                 kind(r, self._losses)
             except BaseException:
-                self.errors.append(f"{kind.__name__}, while killed so far: {dict(self._losses.of)}\n{traceback.format_exc()}")
+                self.errors.append(
+                    f"{kind.__name__}, while killed so far: {dict(self._losses.of)}\n{traceback.format_exc()}"
+                )
                 self._stop.set()
                 return
             self.done[kind.__name__] += 1

@@ -1,13 +1,14 @@
-"""Kills each kind of process of a session at random while work goes on in it, and checks that every result is right and that
-nothing is left. PROCESS by itself, one driver after another:
+"""Kills each kind of process of a session at random while work goes on in it, and checks that every result is right and
+that nothing is left. PROCESS by itself, one driver after another:
 
     python -m tests.chaos.run --minutes 10            rounds until the time is up; prints the seed of each
     python -m tests.chaos.run --seed 7 --round all    one round, as it was
 
-A round `all` kills workers, actors, the fork server, the store and Redis, several times a second, under a load with known
-results (load.py). A round `node` kills the node process: everything pending must fail within a second. A round `driver` kills a
-driver that is under load, in a process of its own. Each ends with the leak checks. The schedule of kills follows from the seed;
-what they hit depends on the machine's timing, so a seed repeats a kind of run rather than a run.
+A round `all` kills workers, actors, the fork server, the store and Redis, several times a second, under a load with
+known results (load.py). A round `node` kills the node process: everything pending must fail within a second. A round
+`driver` kills a driver that is under load, in a process of its own. Each ends with the leak checks. The schedule of
+kills follows from the seed; what they hit depends on the machine's timing, so a seed repeats a kind of run rather than
+a run.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class Killer(threading.Thread):
             self.error = error
 
     def _kill_one(self) -> None:
-        role = self._random.choice(["worker", "worker", "worker", "all workers", "fork_server", "plasma_store", "redis"])
+        role = self._random.choice(
+            ["worker", "worker", "worker", "all workers", "fork_server", "plasma_store", "redis"]
+        )
         if time.monotonic() < self._spared_until.get(role, 0.0):
             return
         victims = pids("workers" if "worker" in role else role)
@@ -69,7 +72,9 @@ class Killer(threading.Thread):
         self._losses.add("worker" if "worker" in role else role)
         for pid in victims:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, self._random.choice([signal.SIGKILL, signal.SIGSEGV]) if "worker" in role else signal.SIGKILL)
+                os.kill(
+                    pid, self._random.choice([signal.SIGKILL, signal.SIGSEGV]) if "worker" in role else signal.SIGKILL
+                )
         self.kills[role] += 1
         if role in STEADY_S:
             self._spared_until[role] = time.monotonic() + STEADY_S[role]
@@ -130,7 +135,9 @@ def round_node(seed: int, seconds: float) -> str:
                     ray.get(ref, timeout=10)
             with contextlib.suppress(RayError, AssertionError):  # each thread's work fails too, and at once
                 load.stop(1.0)
-        assert all("LocalRayletDiedError" in e or "ActorDiedError" in e or "RaySystemError" in e for e in load.errors), load.errors
+        assert all(
+            "LocalRayletDiedError" in e or "ActorDiedError" in e or "RaySystemError" in e for e in load.errors
+        ), load.errors
     finally:
         ray.shutdown()
     left = before.wait_until_clean(3.0, inside=False)

@@ -3,8 +3,8 @@
     python -m tests.perf.ten_million                       10,000,000 tasks, 100,000 at a time
     python -m tests.perf.ten_million --tasks 1000000 --chunk 1000000         all of them queued at once
 
-Prints a line for each tenth: tasks a second, and the resident memory of each kind of process in MB. Flat means: the last
-tenth's memory is the second's (the first one warms up). Ends with status 1 if it grew by more than --growth MB.
+Prints a line for each tenth: tasks a second, and the resident memory of each kind of process in MB. Flat means: the
+last tenth's memory is the second's (the first one warms up). Ends with status 1 if it grew by more than --growth MB.
 """
 
 from __future__ import annotations

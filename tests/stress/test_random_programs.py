@@ -1,9 +1,10 @@
-"""Random programs of tasks, actors and puts, evaluated twice: by the engine and one step after the other in this process.
+"""Random programs of tasks, actors and puts, evaluated twice: by the engine and one step after the other in this
+process.
 
-A program is a DAG. Each node is a put, a task (its arguments refs, values, or containers with refs inside), a task that calls
-tasks, a call on one of a few actors, or a step that only drops or passes on refs. Values are small or large, so they live in
-the owner, in replies or in the store. The results must be the serial ones, and when the program's refs are gone nothing may
-be left anywhere. A seed that once failed is kept in SEEDS.
+A program is a DAG. Each node is a put, a task (its arguments refs, values, or containers with refs inside), a task that
+calls tasks, a call on one of a few actors, or a step that only drops or passes on refs. Values are small or large, so
+they live in the owner, in replies or in the store. The results must be the serial ones, and when the program's refs are
+gone nothing may be left anywhere. A seed that once failed is kept in SEEDS.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tests.chaos.session import assert_held, held
 SEEDS = list(range(1, 13))
 
 
-# -- what the nodes compute: the same functions for both evaluations ----------------------------------------------------
+# -- what the nodes compute: the same functions for both evaluations --------------------------------------------------
 
 
 def number_of(value: Any) -> int:
@@ -128,7 +129,7 @@ def resolve(box: list[Any]) -> list[Any]:
     return [ray.get(x) if isinstance(x, ray.ObjectRef) else x for x in box]
 
 
-# -- programs -----------------------------------------------------------------------------------------------------------
+# -- programs ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass

@@ -56,7 +56,7 @@ def in_threads(count, function):
         return [f.result() for f in [pool.submit(run, i) for i in range(count)]]
 
 
-# -- threads ------------------------------------------------------------------------------------------------------------
+# -- threads ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -82,7 +82,7 @@ def test_eight_threads_call_get_wait_and_put_at_once(ray_shared, seed):
                 assert len(ready) == wanted and len(rest) == len(refs) - wanted
                 assert ray.get(refs) == [k + n for k in range(len(refs))]
             elif what == 3:
-                assert ray.get(actor.add.remote(0)) >= 0
+                assert ray.get(actor.add.remote(0)) >= 0  # noqa: F821 (deleted below, once all threads have ended)
             elif what == 4:
                 assert (ray.get(add.remote(np.full(40_000, n), ray.put(i))) == n + i).all()
             else:
@@ -156,7 +156,7 @@ def test_threads_that_start_and_end_leave_the_engine_as_it_was(ray_shared):
     assert ray.get(add.remote(1, 1)) == 2
 
 
-# -- asyncio ------------------------------------------------------------------------------------------------------------
+# -- asyncio ----------------------------------------------------------------------------------------------------------
 
 
 def test_an_asyncio_driver_awaits_thousands_of_refs(ray_shared):
@@ -202,9 +202,9 @@ def test_a_loop_that_ends_before_its_refs_are_ready_harms_nobody(ray_shared):
     refs = [hang.remote(0.1) for _ in range(4)]
 
     async def main():
-        for ref in refs:
-            asyncio.ensure_future(asyncio.shield(wrap(ref)))
+        started = [asyncio.ensure_future(asyncio.shield(wrap(ref))) for ref in refs]
         await asyncio.sleep(0)
+        assert not any(future.done() for future in started)
 
     async def wrap(ref):
         return await ref
@@ -213,7 +213,7 @@ def test_a_loop_that_ends_before_its_refs_are_ready_harms_nobody(ray_shared):
     assert ray.get(refs, timeout=10) == [0.1] * 4
 
 
-# -- forks --------------------------------------------------------------------------------------------------------------
+# -- forks ------------------------------------------------------------------------------------------------------------
 
 
 def square(x):
@@ -256,7 +256,9 @@ def test_multiprocessing_and_subprocess_in_tasks_and_actors(ray_shared):
         assert ray.get([actor.run.remote(), actor.fork.remote()], timeout=20) == ["42\n", 7]
 
 
-@pytest.mark.parametrize("ending", ["os._exit(0)", "sys.exit(0)", "gc.collect(); os._exit(0)", "os.kill(os.getpid(), 9)"])
+@pytest.mark.parametrize(
+    "ending", ["os._exit(0)", "sys.exit(0)", "gc.collect(); os._exit(0)", "os.kill(os.getpid(), 9)"]
+)
 def test_a_forked_child_of_the_driver_ends_without_touching_the_session(ray_shared, ending):
     refs = [ray.put(np.full(40_000, i)) for i in range(3)] + [add.remote(1, 1)]
     actor = Counter.remote()
@@ -318,7 +320,7 @@ def test_a_fork_while_other_threads_are_inside_the_engine(ray_shared):
             t.join()
 
 
-# -- signals and finalizers -----------------------------------------------------------------------------------------------
+# -- signals and finalizers -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("call", ["get", "wait", "get of a borrowed ref", "put into a full store"])
@@ -422,7 +424,7 @@ def test_refs_dropped_by_finalizers_in_many_threads_are_given_back(ray_shared):
     assert_held(before)
 
 
-# -- volume ---------------------------------------------------------------------------------------------------------------
+# -- volume -----------------------------------------------------------------------------------------------------------
 
 
 def test_fifty_thousand_queued_tasks_all_finish(ray_shared):
