@@ -1,5 +1,5 @@
 // Identities as raw bytes: a fixed-size value that can live in shared memory, be compared, hashed and printed.
-// docs/internals/contract.md says what the bytes of each mean. Any process, any thread.
+// docs/internals/wire_format.md says what the bytes of each mean. Any process, any thread.
 #pragma once
 
 #include <array>

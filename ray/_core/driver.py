@@ -19,7 +19,7 @@ serialization.set_ref_type(ObjectRef)
 def start(session_dir: str, node_socket: str, token: bytes, info: dict[str, Any], node: NodeProcess) -> Engine:
     """Connects this process to the node process as the session's driver.
 
-    Args: info: what `register` takes (docs/internals/contract.md); node: kept alive by the caller.
+    Args: info: what `register` takes (docs/internals/wire_format.md); node: kept alive by the caller.
     Raises: ConnectionError: the node process does not answer.
     """
     engine = Engine(session_dir, token, os.urandom(16), True)

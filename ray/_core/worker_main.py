@@ -52,7 +52,7 @@ class _NamedStream:
 
 
 def main(startup: dict[str, Any]) -> int:
-    """Serves until told to exit. `startup`: see docs/internals/contract.md."""
+    """Serves until told to exit. `startup`: see "A worker's start" in docs/internals/wire_format.md."""
     token = startup["token"]
     engine = Engine(
         startup["session_dir"], bytes.fromhex(token) if isinstance(token, str) else token, os.urandom(16), False

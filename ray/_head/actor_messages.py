@@ -11,7 +11,7 @@ from ray._control.rows import ActorRow
 
 
 class Created(NamedTuple):
-    """A core wants an actor. spec: as in the contract's create_actor; `job_id` ends it unless spec["detached"]."""
+    """A core wants an actor. spec: as create_actor in wire_format.md says; `job_id` ends it unless spec["detached"]."""
 
     actor_id: bytes
     spec: Mapping[str, Any]

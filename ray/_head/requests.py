@@ -1,4 +1,4 @@
-"""What cores may ask the head and tell it: the names of the contract, arguments checked, answered from the machines.
+"""What cores may ask the head and tell it: the names of wire_format.md, arguments checked, answered from the machines.
 
 In the head, on its loop's thread. A core that sends nonsense gets an exception (RPC) or is counted and logged (event);
 nothing of it reaches a machine. What comes from a process whose job has ended is late, and is dropped: it would bring

@@ -1,4 +1,4 @@
-"""Constants of the frames that every connection may carry, and of identities. See docs/internals/contract.md."""
+"""Constants of the frames that every connection may carry, and of identities. See docs/internals/wire_format.md."""
 
 from __future__ import annotations
 
