@@ -109,7 +109,7 @@ def assert_nothing_held(timeout_s: float = 5.0) -> None:
 
 
 def forget_orphans() -> None:
-    """Evicts what dead owners have left in the store: objects that nobody pins, which room for others would push out."""
+    """Evicts what dead owners have left in the store: objects that nobody pins, which room for others would evict."""
     with store() as client:
         client.evict(1 << 60)
 
