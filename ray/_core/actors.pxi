@@ -252,27 +252,8 @@ cdef class ActorMethod(Callee):
         task.slots = None
         return 0
 
-    def submit(self, *args, **kwargs):
-        """Makes the call; returns its ref (or refs) at once."""
-        cdef Task task
-        cdef Py_ssize_t n
-        if self.engine is not the_engine or the_engine is None:
-            self.define()
-        if self.check is not None:
-            n = PyTuple_GET_SIZE(args)
-            if kwargs or n < self.arity_min or (self.arity_max >= 0 and n > self.arity_max):
-                self.check(args, kwargs)
-        if not self.engine.dropped.empty():
-            drain_dropped(self.engine)
-        task = make_task(self.engine, self, args, kwargs, self.num_returns)
-        out = make_returns(self.engine, task)
-        if task.deps == 0:
-            self.dispatch(task)
-        else:
-            self.enqueue(task)
-        if task.link is not None and task.link.conn.pending_bytes() > BACKLOG_BYTES_MAX:
-            relieve(self.engine, task.link)
-        return out
+    cdef int hold(self, Task task) except -1:
+        return self.enqueue(task)  # it has its place from now on, whatever it waits for
 
 
 cdef class Constructor(Callee):

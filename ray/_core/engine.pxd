@@ -120,6 +120,7 @@ cdef class Callee:
     cdef object check             # callable(args, kwargs) raising TypeError like a plain call, or None
     cdef int define(self) except -1
     cdef int dispatch(self, Task task) except -1     # all arguments are there
+    cdef int hold(self, Task task) except -1         # some aren't yet; dispatch follows
     cdef int finished(self, Task task, Link link, uint32_t exec_us, uint8_t flags) except -1
     cdef int set_options(self, dict options) except -1
 

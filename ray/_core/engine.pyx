@@ -560,7 +560,7 @@ cdef class Engine:
             return
         try:
             if self.node.alive:
-                self.rpc("shutdown", timeout=30.0)
+                self.rpc("shutdown", timeout=8.0)  # it gives its workers two seconds (shutdown_grace_s)
         except exceptions.RayError:
             pass  # it died, or hangs: whoever started the node process ends it by force
         finally:

@@ -280,6 +280,9 @@ cdef class Callee:
     cdef int finished(self, Task task, Link link, uint32_t exec_us, uint8_t flags) except -1:
         raise NotImplementedError
 
+    cdef int hold(self, Task task) except -1:
+        return 0
+
     cdef int set_options(self, dict options) except -1:
         self.num_returns = options.get("num_returns", 1)
         self.max_retries = options.get("max_retries", 0)
@@ -307,6 +310,8 @@ cdef class Callee:
             self.dispatch(task)
             if task.link is not None and task.link.conn.pending_bytes() > BACKLOG_BYTES_MAX:
                 relieve(self.engine, task.link)
+        else:
+            self.hold(task)
         return out
 
 
