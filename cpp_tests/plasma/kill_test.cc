@@ -1,9 +1,12 @@
 // A client killed at any instruction leaves the store whole. Three ways of choosing the instruction:
-//   each in turn  a first child is single-stepped (ptrace) through the operation and its path recorded; for each
-//   instruction
-//                 of it another child runs up to a breakpoint there and is killed
+//   traced ones   a first child is single-stepped (ptrace) through each operation and its path recorded; then, for one
+//                 instruction of the paths after the other, another child runs up to a breakpoint there and is killed
 //   named ones    RAY_CRASH_POINT() in the library, each in turn
 //   random ones   several children at work on a store too small for them, killed whenever
+// The traced and the random deaths take RAY_KILL_SECONDS each (default 8), however slow the machine is or a sanitizer
+// makes it; how many deaths that was is printed. The instructions come in an order drawn by a seed that is printed too,
+// so that many short runs cover what one long run does: RAY_KILL_SECONDS=600 is enough for all of them, and
+// RAY_KILL_SEED repeats a run's order.
 // After each death the store's books are audited, and every object that can be found must have all its bytes.
 // The store is a process of its own here, so that under a sanitizer it is the store that is checked.
 #include <sys/prctl.h>
@@ -11,6 +14,7 @@
 #include <sys/user.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstddef>
 #include <cstdlib>
@@ -25,16 +29,27 @@
 namespace ray::plasma {
 namespace {
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr int kStride = 37;  // instrumented code takes many times the instructions: a sample of them
-constexpr int kRandomDeaths = 60;
-#else
-constexpr int kStride = 1;
-constexpr int kRandomDeaths = 300;
-#endif
+constexpr size_t kDeathsMin = 50;  // on the slowest machine: with fewer a test would say little
 constexpr int kStepsMax = 300000;
 constexpr uint64_t kOld = 7;  // there before the child begins
 constexpr uint64_t kLargeBytes = 200000;
+
+int64_t BudgetNs() {
+  const char* seconds = std::getenv("RAY_KILL_SECONDS");
+  return static_cast<int64_t>((seconds ? std::atof(seconds) : 8.0) * 1e9);
+}
+
+// Drawn anew for each run unless RAY_KILL_SEED gives it.
+unsigned Seed() {
+  static const unsigned seed = [] {
+    const char* given = std::getenv("RAY_KILL_SEED");
+    const unsigned drawn = given ? static_cast<unsigned>(std::strtoul(given, nullptr, 10)) : std::random_device()();
+    std::printf("  RAY_KILL_SEED=%u\n", drawn);
+    std::fflush(stdout);
+    return drawn;
+  }();
+  return seed;
+}
 
 // A store in a child process; dies with this one.
 class StoreProcess {
@@ -238,8 +253,15 @@ TEST(Kill, LeavesTheStoreWholeAfterEachInstruction) {
   auto witness = store.Connect();
   ASSERT_TRUE(witness);
   EXPECT_TRUE(Put(witness.get(), kOld, 1000) == Step::kDone);
-  for (const Operation& op : Operations()) {
-    const pid_t first = TracedChild(store, op);
+  struct Target {
+    size_t operation;
+    unsigned long address;
+    int visit;
+  };
+  const std::vector<Operation> operations = Operations();
+  std::vector<Target> targets;
+  for (size_t i = 0; i < operations.size(); ++i) {
+    const pid_t first = TracedChild(store, operations[i]);
     if (first == 0) {
       std::printf("  this machine does not let a process be traced: skipped\n");
       return;
@@ -250,26 +272,37 @@ TEST(Kill, LeavesTheStoreWholeAfterEachInstruction) {
     ASSERT_LT(path.size(), static_cast<size_t>(kStepsMax));
     // Each instruction when first executed, and once more if it is in a loop.
     std::map<unsigned long, int> visits;
-    std::vector<std::pair<unsigned long, int>> targets;
     for (unsigned long address : path) {
-      if (++visits[address] <= 2) targets.emplace_back(address, visits[address]);
+      if (++visits[address] <= 2) targets.push_back({i, address, visits[address]});
     }
-    int deaths = 0;
-    for (size_t i = 0; i < targets.size(); i += kStride) {
-      const pid_t child = TracedChild(store, op);
-      ASSERT_NE(child, 0);
-      deaths += RunTo(child, targets[i].first, targets[i].second) ? 1 : 0;
-      Kill(child);
-      const std::string wrong = Check(witness.get(), child);
-      if (!wrong.empty()) std::fprintf(stderr, "%s, killed before %#lx:\n", op.name, targets[i].first);
-      ASSERT_EQ(wrong, "");
-      CleanUp(witness.get());
-    }
-    std::printf("  %s: %zu instructions executed, %zu different ones; killed at %d\n", op.name, path.size(),
-                visits.size(), deaths);
-    std::fflush(stdout);
-    EXPECT_GT(deaths, 0);
+    std::printf("  %s: %zu instructions executed, %zu different ones\n", operations[i].name, path.size(),
+                visits.size());
   }
+  std::shuffle(targets.begin(), targets.end(), std::mt19937_64(Seed()));
+  const int64_t until = NowNs() + BudgetNs();
+  std::vector<int> deaths(operations.size());
+  size_t tried = 0;
+  while (tried < targets.size() && (tried < kDeathsMin || NowNs() < until)) {
+    const Target& target = targets[tried++];
+    const Operation& op = operations[target.operation];
+    const pid_t child = TracedChild(store, op);
+    ASSERT_NE(child, 0);
+    deaths[target.operation] += RunTo(child, target.address, target.visit) ? 1 : 0;
+    Kill(child);
+    const std::string wrong = Check(witness.get(), child);
+    if (!wrong.empty()) std::fprintf(stderr, "%s, killed before %#lx:\n", op.name, target.address);
+    ASSERT_EQ(wrong, "");
+    CleanUp(witness.get());
+  }
+  std::printf("  killed before %zu of %zu instructions:", tried, targets.size());
+  int all = 0;
+  for (size_t i = 0; i < operations.size(); ++i) {
+    std::printf(" %s %d", operations[i].name, deaths[i]);
+    all += deaths[i];
+  }
+  std::printf("\n");
+  std::fflush(stdout);
+  EXPECT_GT(all, static_cast<int>(kDeathsMin) / 2);
   EXPECT_EQ(Audit(witness.get()), "");
   witness.reset();
   EXPECT_EQ(store.Stop(), 0);
@@ -349,10 +382,12 @@ TEST(Kill, LeavesTheStoreWholeAfterDeathsAtRandomUnderLoad) {
   StoreProcess store(2 << 20);
   auto witness = store.Connect();
   ASSERT_TRUE(witness);
-  std::mt19937_64 random(5);
+  std::mt19937_64 random(Seed());
   std::vector<pid_t> children;
-  unsigned seed = 1;
-  for (int death = 0; death < kRandomDeaths; ++death) {
+  unsigned seed = Seed();
+  const int64_t until = NowNs() + BudgetNs();
+  size_t deaths = 0;
+  for (; deaths < kDeathsMin || NowNs() < until; ++deaths) {
     while (children.size() < 3) {
       const pid_t child = fork();
       if (child == 0) {
@@ -387,6 +422,7 @@ TEST(Kill, LeavesTheStoreWholeAfterDeathsAtRandomUnderLoad) {
     kill(child, SIGKILL);
     waitpid(child, nullptr, 0);
   }
+  std::printf("  %zu deaths\n", deaths);
   EXPECT_EQ(Check(witness.get(), 0), "");
   uint64_t freed = 0;
   EXPECT_TRUE(witness->Evict(2 << 20, {}, &freed).ok());
