@@ -67,3 +67,17 @@ def test_the_numbers_of_the_pages_are_those_of_the_engine() -> None:
         ("LINEAGE_DEPTH_MAX", "64", "64 deep (`LINEAGE_DEPTH_MAX`)"),
     ):
         assert number(name) == value and words in pages, f"{name} is {number(name)}; the pages say: {words}"
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_links_into_the_middle_of_a_page_meet_a_heading(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+        assert anchor in anchors(page.parent / target if target else page), f"{target}#{anchor}"
