@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import threading
 import time
 import traceback
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 import ray
+from ray._core.engine import current
 from ray.exceptions import ObjectLostError, OwnerDiedError
 
 BIG = 40_000  # float64: 320 KB
@@ -31,24 +33,39 @@ class Losses:
 
     def __init__(self) -> None:
         self.of: Counter[str] = Counter()
+        self._marks: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def add(self, role: str) -> None:
-        with self._lock:
-            self.of[role] += 1
-
     @contextlib.contextmanager
-    def may_lose(self, error: type[Exception], *roles: str) -> Iterator[None]:
-        """Swallows error, once some process of these roles has been killed since the block began.
-
-        The kill is counted before it is done, so a loss is never seen before its excuse.
-        """
-        before = sum(self.of[role] for role in roles)
+    def of_a(self, role: str) -> Iterator[None]:
+        """Around each kill. Noted on both sides: whoever begins in between must see that something changed, too."""
+        with self._lock:
+            self._marks[role] += 1
         try:
             yield
-        except error:
-            if sum(self.of[role] for role in roles) == before:
-                raise
+        finally:
+            with self._lock:
+                self._marks[role] += 1
+                self.of[role] += 1
+
+    @contextlib.contextmanager
+    def may_lose(self, error: type[Exception], role: str) -> Iterator[None]:
+        """Swallows error, if a process of this role was killed while the block ran."""
+        before = self._marks[role]
+        try:
+            yield
+        except error as lost:
+            if self._marks[role] == before:
+                raise AssertionError(f"lost without a kill: {cause_of(lost)}") from lost
+
+
+def cause_of(error: Exception) -> str:
+    """What the node says became of the owner of the object that the error names."""
+    found = re.search(r"object ([0-9a-f]{56})", str(error))
+    running = current()
+    if found is None or running is None:
+        return "unknown"
+    return str(running.rpc("worker_exit_cause", bytes.fromhex(found[1])[:16]))
 
 
 # -- remote functions: pure, so that running one twice does no harm ---------------------------------------------------
@@ -164,7 +181,7 @@ def small_puts(r: random.Random, losses: Losses) -> None:
 
 def refs_of_workers(r: random.Random, losses: Losses) -> None:
     """Results that a worker owns: they may die with it."""
-    with losses.may_lose(OwnerDiedError, "worker", "actor"):
+    with losses.may_lose(OwnerDiedError, "worker"):
         number = r.randrange(1000)
         a, b = get(refs_of_mine.remote(number))
         assert (get(a) == number).all() and get(b) == 2 * number

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import ray
-from ray.exceptions import OwnerDiedError
+from ray.exceptions import ActorDiedError, OwnerDiedError
 from tests.chaos.session import assert_held, forget_orphans, held, kill
 
 SEEDS = list(range(1, 4))
@@ -100,6 +100,7 @@ class Trade:
         self.slots: dict[tuple[int, int], tuple[int, frozenset[int]]] = {}  # (who, slot) -> (number, owners it needs)
         self.mine: list[tuple[object, int, frozenset[int]]] = []
         self.dead: set[int] = set()
+        self.sent: list[tuple[int, object, str]] = []  # calls whose answers nobody needs; none may fail but by a kill
         for _ in range(4):
             self.hire()
 
@@ -123,11 +124,11 @@ class Trade:
             self.mine.append((ray.put(value_of(n)) if r.random() < 0.5 else make.remote(n), n, frozenset()))
         elif what in ("make", "task"):
             n = self.number()
-            (actor.make if what == "make" else actor.make_by_task).remote(slot, n)
+            self.send(who, what, (actor.make if what == "make" else actor.make_by_task).remote(slot, n))
             self.slots[who, slot] = (n, frozenset([who]))
         elif what == "take" and self.mine:
             ref, n, owners = r.choice(self.mine)
-            actor.take.remote(slot, [ref])
+            self.send(who, what, actor.take.remote(slot, [ref]))
             self.slots[who, slot] = (n, owners)
         elif what == "drop" and self.mine and r.random() < 0.5:
             del self.mine[r.randrange(len(self.mine))]
@@ -144,9 +145,11 @@ class Trade:
         if what == "hand":
             to, to_slot = r.choice(list(self.traders)), r.randrange(SLOTS)
             if to != who:
+                # Order holds per caller only: what we sent to that actor must be done before another one writes to its slot.
+                ray.get(self.traders[to].pid.remote(), timeout=30)
                 (done,) = ray.get(actor.hand_to.remote(slot, self.traders[to], to_slot), timeout=30)
                 if r.random() < 0.5:
-                    actor.drop.remote(slot)
+                    self.send(who, what, actor.drop.remote(slot))
                     del self.slots[who, slot]
                 ray.get(done, timeout=30)
                 self.slots[to, to_slot] = (number, owners)
@@ -154,17 +157,37 @@ class Trade:
             (ref,) = ray.get(actor.give.remote(slot), timeout=30)
             self.mine.append((ref, number, owners))
         elif what == "wrap":
-            actor.wrap.remote(slot)
+            self.send(who, what, actor.wrap.remote(slot))
             self.slots[who, slot] = (number, owners | {who})
         elif what == "drop":
-            actor.drop.remote(slot)
+            self.send(who, what, actor.drop.remote(slot))
             del self.slots[who, slot]
         elif what == "read":
-            self.check(ray.get(actor.read.remote(slot), timeout=60), number, owners)
+            try:
+                value = ray.get(actor.read.remote(slot), timeout=60)
+            except Exception:
+                self.settle()  # what went wrong before says more
+                raise
+            self.check(value, number, owners)
             if self.mine:
                 ref, number, owners = r.choice(self.mine)
                 self.check(read(ref), number, owners)
                 self.check(ray.get(read_in_task.remote([ref]), timeout=60), number, owners)
+
+    def send(self, who: int, what: str, ref) -> None:
+        self.sent.append((who, ref, f"{what} on actor {who}"))
+        if len(self.sent) > 100:
+            self.settle()
+
+    def settle(self) -> None:
+        for who, ref, what in self.sent:
+            try:
+                ray.get(ref, timeout=30)
+            except ActorDiedError:
+                assert who in self.dead, f"{what}: {who} is dead, but was not killed"
+            except Exception as error:
+                raise AssertionError(f"{what} failed") from error
+        self.sent.clear()
 
     def check(self, value, number: int, owners: frozenset[int]) -> None:
         if owners & self.dead:
@@ -182,6 +205,7 @@ class Trade:
         self.hire()
 
     def end(self) -> None:
+        self.settle()
         for ref, number, owners in self.mine:
             self.check(read(ref), number, owners)
         self.mine.clear()
