@@ -65,7 +65,13 @@ cdef int on_result(Engine self, Link link, Reader* r, uint8_t flags) except -1:
             send_u64(link, F_HAVE, 0, seq)
         return 0
     if flags & R_ERROR:
-        if not wants_retry(self, task, r, flags):
+        if wants_retry(self, task, r, flags):
+            r.U8()
+            refs = refs_of(self, r, r.U32())
+            if refs is not None:
+                adopt(self, link, refs)
+            r.Take(r.U32())
+        else:
             on_error_result(self, link, task, r, flags)
     else:
         for i in range(n):
@@ -95,9 +101,10 @@ cdef int on_result(Engine self, Link link, Reader* r, uint8_t flags) except -1:
         register_rest(self, link, met, seq)
     task.link = None
     if task.state == FINISHED:
-        task.pins = None
         if task.slots is not None:
             keep_lineage(task)
+        if not holds_lineage(task):
+            task.pins = None  # else: refs nested in the arguments must be there when it runs again
     task.callee.finished(task, link, exec_us, flags)
     return 0
 
