@@ -1,8 +1,8 @@
-"""Refs wander at random between a driver and actors, some of which die; every read is checked against a model of who owns what.
+"""Refs wander at random between a driver and actors, some of which die; a model of who owns what checks every read.
 
-The model is small: a slot holds the number that its object was made of and the process that owns it. Reading a slot gives
-that number's value, or OwnerDiedError once the owner has been killed. At the end all slots are dropped, and the owner's counts
-and the store must be as they were. A seed that once failed is kept in SEEDS.
+The model is small: a slot holds the number that its object was made of and the processes that own what it needs.
+Reading a slot gives that number's value, or OwnerDiedError once an owner has been killed. At the end all slots are
+dropped, and the owner's counts and the store must be as they were. A seed that once failed is kept in SEEDS.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tests.chaos.session import assert_held, forget_orphans, held, kill
 
 SEEDS = list(range(1, 4))
 SLOTS = 6
+WHAT = "put make make task take take hand hand give read read wrap drop kill".split()
 
 
 def value_of(number: int):
@@ -118,7 +119,7 @@ class Trade:
         actor = self.traders[who]
         slot = r.randrange(SLOTS)
         full = [key for key in self.slots if key[0] in self.traders]
-        what = r.choice(["put", "make", "make", "task", "take", "take", "hand", "hand", "give", "read", "read", "wrap", "drop", "kill"])
+        what = r.choice(WHAT)
         if what == "put":
             n = self.number()
             self.mine.append((ray.put(value_of(n)) if r.random() < 0.5 else make.remote(n), n, frozenset()))
@@ -145,7 +146,7 @@ class Trade:
         if what == "hand":
             to, to_slot = r.choice(list(self.traders)), r.randrange(SLOTS)
             if to != who:
-                # Order holds per caller only: what we sent to that actor must be done before another one writes to its slot.
+                # Order holds per caller only: what we sent to that actor must be done before another writes to its slot.
                 ray.get(self.traders[to].pid.remote(), timeout=30)
                 (done,) = ray.get(actor.hand_to.remote(slot, self.traders[to], to_slot), timeout=30)
                 if r.random() < 0.5:
