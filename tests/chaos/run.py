@@ -69,12 +69,13 @@ class Killer(threading.Thread):
             return
         if role == "worker":
             victims = [self._random.choice(victims)]
-        self._losses.add("worker" if "worker" in role else role)
-        for pid in victims:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(
-                    pid, self._random.choice([signal.SIGKILL, signal.SIGSEGV]) if "worker" in role else signal.SIGKILL
-                )
+        with self._losses.of_a("worker" if "worker" in role else role):
+            for pid in victims:
+                how = self._random.choice([signal.SIGKILL, signal.SIGSEGV]) if "worker" in role else signal.SIGKILL
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, how)
+            for pid in victims:
+                gone(pid)
         self.kills[role] += 1
         if role in STEADY_S:
             self._spared_until[role] = time.monotonic() + STEADY_S[role]

@@ -146,7 +146,7 @@ class Trade:
         if what == "hand":
             to, to_slot = r.choice(list(self.traders)), r.randrange(SLOTS)
             if to != who:
-                # Order holds per caller only: what we sent to that actor must be done before another writes to its slot.
+                # Order holds per caller only: what we sent there must be done before another writes to the slot.
                 ray.get(self.traders[to].pid.remote(), timeout=30)
                 (done,) = ray.get(actor.hand_to.remote(slot, self.traders[to], to_slot), timeout=30)
                 if r.random() < 0.5:

@@ -11,6 +11,7 @@ import random
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 
@@ -154,6 +155,40 @@ def test_threads_that_start_and_end_leave_the_engine_as_it_was(ray_shared):
         thread.start()
         thread.join()
     assert ray.get(add.remote(1, 1)) == 2
+
+
+def test_shutdown_while_threads_call_ends_their_calls_and_the_process_lives():
+    """Refs dropped while shutdown fails the calls in flight were once touched after their end: in a process of its own."""
+    program = """
+    import threading, time
+    import ray
+    ray.init(num_cpus=2, logging_level="error")
+    @ray.remote
+    def add(a, b): return a + b
+    def work():
+        try:
+            while True:
+                refs = [add.remote(i, 1) for i in range(300)]
+                del refs[::3]
+                ray.get(refs)
+        except (ray.exceptions.RayError, RuntimeError) as error:
+            ended.append(error)
+    for round in range(4):
+        ended = []
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for t in threads: t.start()
+        ray.get([add.remote(i, 1) for i in range(2000)])
+        ray.shutdown()
+        for t in threads: t.join(10)
+        assert len(ended) == 4, [t.is_alive() for t in threads]
+        ray.init(num_cpus=2, logging_level="error")
+    print("alive")
+    """
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr[-3000:]
 
 
 # -- asyncio ----------------------------------------------------------------------------------------------------------
