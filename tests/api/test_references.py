@@ -343,31 +343,33 @@ def test_a_worker_keeps_a_ref_in_a_global_after_its_task():
         builtins.kept_by_test = box
         return os.getpid()
 
-    @ray.remote
+    # Both run on more workers at once than the session has CPUs: earlier tests may have left it more workers than those,
+    # and the one that is to be met might be the last in line.
+    @ray.remote(num_cpus=0)
     def read():
         import builtins
 
-        time.sleep(0.02)
+        time.sleep(0.05)  # long enough for the next one to need another worker
         return os.getpid(), [ray.get(ref) for ref in getattr(builtins, "kept_by_test", [])]
 
-    @ray.remote
+    @ray.remote(num_cpus=0)
     def drop():
         import builtins
 
         builtins.kept_by_test = []
-        time.sleep(0.02)  # long enough for the next one to need another worker
+        time.sleep(0.05)
         return os.getpid()
 
     pid = ray.get(keep.remote([ray.put(big(5)), make.remote(6)]))
     for _ in range(100):
-        values = dict(ray.get([read.remote() for _ in range(4)])).get(pid)
+        values = dict(ray.get([read.remote() for _ in range(8)])).get(pid)
         if values:
             assert same(values[0], 5) and same(values[1], 6)
             break
     else:
         pytest.fail("the worker was never met again")
     values = None
-    wait_until(lambda: pid in ray.get([drop.remote() for _ in range(4)]))
+    wait_until(lambda: pid in ray.get([drop.remote() for _ in range(8)]))
 
 
 def test_refs_go_through_three_processes_to_a_fourth_and_the_first_still_owns_them():
