@@ -343,8 +343,8 @@ def test_a_worker_keeps_a_ref_in_a_global_after_its_task():
         builtins.kept_by_test = box
         return os.getpid()
 
-    # Both run on more workers at once than the session has CPUs: earlier tests may have left it more workers than those,
-    # and the one that is to be met might be the last in line.
+    # Both run on more workers at once than the session has CPUs: earlier tests may have left it more workers than
+    # those, and the one that is to be met might be the last in line.
     @ray.remote(num_cpus=0)
     def read():
         import builtins
