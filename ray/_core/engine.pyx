@@ -576,7 +576,6 @@ cdef class Engine:
         self.closed = True
         if the_engine is self:
             the_engine = None
-            set_dropped_hook(NULL)
         self.standby.Kick()
         if self.background is not None and self.background is not threading.current_thread():
             self.background.join()
@@ -614,7 +613,6 @@ cdef class Engine:
         global the_engine
         self.closed = True
         the_engine = None
-        set_dropped_hook(NULL)
 
 
 cdef void copy_in_parallel(void* dest, const void* src, size_t n) noexcept nogil:
