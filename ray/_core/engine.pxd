@@ -3,7 +3,6 @@ cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libcpp.deque cimport deque
 from libcpp.unordered_map cimport unordered_map
-from libcpp.vector cimport vector
 
 from ray._native.channel cimport CConnection, Identity, Poller, Standby
 from ray._native.plasma cimport PlasmaClient
@@ -70,7 +69,6 @@ cdef class Link:
     cdef Lease lease              # the lease whose worker this is, if any
     cdef list gpu_ids_sent
     cdef bint to_actor            # the peer is an actor's worker: its calls are ActorMethods'
-    cdef uint64_t cancel_mark
 
     cdef uint8_t* begin(self, uint8_t type, uint8_t flags, uint32_t n) except NULL
     cdef int flush(self) except -1

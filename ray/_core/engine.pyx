@@ -34,7 +34,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, Py_REFCNT, PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from cython.operator cimport dereference as deref, preincrement as inc
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcpy
 from libcpp.memory cimport unique_ptr
 from libcpp.string cimport string
 
@@ -46,7 +46,7 @@ from ray._native.references cimport (BLOB, FAILED, PENDING, PLASMA, VALUE, Objec
                                      find_ref, intern, load_id, new_ref, remove_waiter, set_dropped_hook, settle,
                                      store_id)
 from ray._native cimport serialization
-from ray._native.serialization cimport (KIND_BYTES, KIND_PICKLE, Encoded, decode, decode_function, decode_raw, encode,
+from ray._native.serialization cimport (KIND_BYTES, Encoded, decode, decode_function, decode_raw, encode,
                                         encode_error, encode_function, encode_into, is_error_kind)
 
 import copy
@@ -91,7 +91,6 @@ cdef enum:
     R_RETIRE = 4        # the worker reached max_calls
     R_CANCELLED = 8
     R_KEPT = 16         # a list of borrowed refs that the worker kept follows
-    T_NAMED = 1         # flag of a TASK: actor call
 
 # How an object is given in a frame.
 cdef enum:

@@ -108,6 +108,7 @@ class LeaseLost(NamedTuple):
 class AcquireWorker(NamedTuple):
     ticket: int
     job_id: bytes
+    fresh: bool = False  # an actor's
 
 
 class CancelAcquire(NamedTuple):

@@ -228,7 +228,7 @@ class LocalScheduler:
 
     def _staff(self, lease: Lease, now: float) -> str:
         self._staffing[lease.lease_id] = lease
-        self._actions.append(lm.AcquireWorker(lease.lease_id, lease.job_id))
+        self._actions.append(lm.AcquireWorker(lease.lease_id, lease.job_id, lease.is_actor))
         if lease.is_actor:
             lease.actor_starting = True
             self._actors_starting += 1

@@ -97,7 +97,7 @@ class Node:
             lm.Infeasible: lambda a: self._tell(a.tag, "lease_infeasible", a.req_id, a.message),
             lm.LeaseWanted: lambda a: self._tell(a.tag, "lease_wanted"),
             lm.LeaseLost: lambda a: self._tell(a.tag, "lease_lost", a.lease_id, a.cause),
-            lm.AcquireWorker: lambda a: self.feed(self.pool, wm.Acquire(a.ticket, a.job_id)),
+            lm.AcquireWorker: lambda a: self.feed(self.pool, wm.Acquire(a.ticket, a.job_id, a.fresh)),
             lm.CancelAcquire: lambda a: self.feed(self.pool, wm.AcquireCancelled(a.ticket)),
             lm.ReleaseWorker: lambda a: self.feed(self.pool, wm.Released(a.worker_id, a.reusable)),
             lm.KillWorker: lambda a: self.feed(self.pool, wm.KillAsked(a.worker_id, a.why)),

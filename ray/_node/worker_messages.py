@@ -23,6 +23,7 @@ class Prestart(NamedTuple):
 class Acquire(NamedTuple):
     ticket: int
     job_id: bytes
+    fresh: bool = False  # for an actor: a worker that has run nothing yet, and so owns nothing that would die with the actor
 
 
 class AcquireCancelled(NamedTuple):

@@ -30,7 +30,7 @@ BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 10.0
 
 
 class Worker:
-    __slots__ = ("cause", "idle_since", "job_id", "pid", "state", "story", "tag", "ticket", "worker_id")
+    __slots__ = ("cause", "idle_since", "job_id", "pid", "state", "story", "tag", "ticket", "used", "worker_id")
 
     def __init__(self, worker_id: int, job_id: bytes) -> None:
         self.worker_id = worker_id
@@ -39,6 +39,7 @@ class Worker:
         self.pid = 0  # 0: not forked yet
         self.tag = b""
         self.ticket = 0
+        self.used = False  # has had a ticket: it may own objects of the tasks that it ran
         self.idle_since = 0.0
         self.cause: str | None = None  # why we kill it, or asked it to exit: a better answer than "killed by SIGKILL"
         self.story = Story()
@@ -53,11 +54,18 @@ class _Job:
     def __init__(self, job_id: bytes) -> None:
         self.job_id = job_id
         self.idle: OrderedDict[int, Worker] = OrderedDict()
-        self.tickets: OrderedDict[int, None] = OrderedDict()  # waiting for a worker, in order
+        self.tickets: OrderedDict[int, bool] = OrderedDict()  # waiting for a worker, in order; True: for a fresh one
         self.starting = 0
         self.prestart = 0  # wanted although no ticket may be waiting; each that comes up takes one off
         self.failures = 0  # starts in a row that came to nothing
         self.retry_at: float | None = None  # no start before this
+
+    def ticket_for(self, worker: Worker) -> int | None:
+        """The first ticket that waits and that this worker may have."""
+        for ticket, fresh in self.tickets.items():
+            if not (fresh and worker.used):
+                return ticket
+        return None
 
 
 class WorkerPool:
@@ -145,11 +153,12 @@ class WorkerPool:
         if job is None:
             self.ignored += 1  # its job has just ended; so do the leases that wait for it
             return
-        job.tickets[event.ticket] = None
+        job.tickets[event.ticket] = event.fresh
         self._ticket_job[event.ticket] = event.job_id
-        if job.idle:
-            worker = job.idle[next(reversed(job.idle))]  # the one used last: its caches are warm
-            self._go(worker, "Assign", now)
+        for worker in reversed(job.idle.values()):  # the one used last first: its caches are warm
+            if not (event.fresh and worker.used):
+                self._go(worker, "Assign", now)
+                return
 
     def _acquire_cancelled(self, event: wm.AcquireCancelled, now: float) -> None:
         job_id = self._ticket_job.pop(event.ticket, None)
@@ -254,7 +263,7 @@ class WorkerPool:
     def _to_idle_or_ticket(self, worker: Worker, now: float) -> str:
         job = self._jobs[worker.job_id]
         worker.ticket = 0
-        if job.tickets:
+        if job.ticket_for(worker) is not None:
             return self._assign(worker, now)
         worker.idle_since = now
         job.idle[worker.worker_id] = worker
@@ -263,8 +272,11 @@ class WorkerPool:
     def _assign(self, worker: Worker, now: float) -> str:
         job = self._jobs[worker.job_id]
         job.idle.pop(worker.worker_id, None)
-        worker.ticket, _ = job.tickets.popitem(last=False)
-        del self._ticket_job[worker.ticket]
+        ticket = job.ticket_for(worker)
+        assert ticket is not None
+        worker.ticket, worker.used = ticket, True
+        del job.tickets[ticket]
+        del self._ticket_job[ticket]
         self._actions.append(wm.Assigned(worker.ticket, worker.worker_id, worker.tag, worker.pid))
         return ASSIGNED
 
@@ -368,7 +380,8 @@ class WorkerPool:
             assert set(job.idle) == {worker.worker_id for worker in mine if worker.state == IDLE}
             assert job.starting == sum(worker.state == STARTING for worker in mine), job.job_id
             assert all(self._ticket_job[ticket] == job.job_id for ticket in job.tickets)
-            assert not (job.tickets and job.idle), "a ticket waits beside an idle worker"
+            for worker in job.idle.values():
+                assert job.ticket_for(worker) is None, "a ticket waits beside an idle worker that could have it"
         assert self._starting == sum(worker.state == STARTING for worker in self.workers.values())
         assert self._starting <= self._starting_max or self._starting_max == 0
         assert len(self._ticket_job) == sum(len(job.tickets) for job in self._jobs.values())

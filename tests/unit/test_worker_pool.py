@@ -63,6 +63,18 @@ def test_an_idle_worker_is_reused_and_the_one_used_last_comes_first() -> None:
     assert [a.worker_id for a in bench.do(wm.Acquire(3, JOB))] == [first]
 
 
+def test_an_actor_gets_a_worker_that_has_run_nothing_since_objects_of_its_tasks_would_die_with_the_actor() -> None:
+    bench = Bench(idle_kept=5)
+    used, unused = bench.idle(2)
+    assert [a.worker_id for a in bench.do(wm.Acquire(1, JOB))] == [unused]
+    bench.do(wm.Released(unused, True))
+    assert [a.worker_id for a in bench.do(wm.Acquire(2, JOB, fresh=True))] == [used]  # the other one, now
+    (start,) = bench.do(wm.Acquire(3, JOB, fresh=True))
+    assert kinds([start]) == ["StartWorker"]
+    assert [a.worker_id for a in bench.do(wm.Acquire(4, JOB))] == [unused]  # the actor's ticket doesn't hold up a task's
+    assert [(a.ticket, a.worker_id) for a in bench.up(start)] == [(3, start.worker_id)]
+
+
 def test_a_worker_never_serves_another_job() -> None:
     bench = Bench()
     bench.idle()
