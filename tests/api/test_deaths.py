@@ -380,6 +380,24 @@ def test_a_worker_retired_by_max_calls_lives_until_its_objects_are_not_needed(ra
         gone(pid)
 
 
+def test_the_end_of_an_actor_does_not_take_the_objects_of_tasks_that_ran_before(ray_start):
+    """A worker that had run tasks was once made an actor, and its tasks' refs went with the actor's last handle."""
+
+    @ray.remote
+    def own():
+        return [ray.put([1]), ray.put(np.zeros(BIG, np.uint8))]
+
+    for _ in range(5):
+        small, large = ray.get(own.remote())
+        wait_until(lambda: engine().stats()["leases"] == 0, what="the worker to be idle again")
+        actor = Counter.remote()
+        pid = ray.get(actor.pid.remote())
+        del actor
+        ray.put(None)
+        gone(pid)
+        assert ray.get(small, timeout=10) == [1] and ray.get(large, timeout=10).nbytes == BIG
+
+
 # -- actors -----------------------------------------------------------------------------------------------------------
 
 
