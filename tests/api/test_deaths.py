@@ -35,6 +35,7 @@ from tests.chaos.session import (
     forget_orphans,
     gone,
     held,
+    held_at_rest,
     kill,
     pids,
     stored,
@@ -203,7 +204,7 @@ def test_a_worker_killed_while_it_puts_leaves_no_room_taken(ray_start, attempts)
 
 
 def test_the_pins_of_a_killed_worker_go_with_it(ray_start):
-    before = held()
+    before = held_at_rest()
 
     @ray.remote(max_retries=0)
     def run(box):
@@ -689,7 +690,7 @@ def test_a_lost_result_of_an_actor_gives_object_lost(ray_start):
 
 
 def test_the_store_may_die_while_tasks_write_to_it(ray_start):
-    before = held()
+    before = held_at_rest()
 
     @ray.remote
     def make(number):

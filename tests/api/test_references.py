@@ -19,7 +19,7 @@ import pytest
 
 import ray
 from ray.exceptions import GetTimeoutError, OwnerDiedError
-from tests.chaos.session import assert_held, engine, forget_orphans, held, kill, stored, within
+from tests.chaos.session import assert_held, engine, forget_orphans, held_at_rest, kill, stored, within
 from tests.wait import wait_until
 
 BIG = 300_000  # bytes: goes to the store
@@ -35,7 +35,7 @@ def same(value, number: int) -> bool:
 
 @pytest.fixture(autouse=True)
 def nothing_held(ray_shared):
-    before = held()  # not always nothing: a test that has failed keeps its variables in the report
+    before = held_at_rest()
     yield
     gc.collect()  # a caught error's traceback may hold the test's frame
     assert_held(before)

@@ -91,6 +91,15 @@ def held() -> dict[str, Any]:
 NOTHING = {"calls_in_flight": 0, "tasks_queued": 0, "interned_refs": 0, "lent": 0, "gets": 0, "stored": 0}
 
 
+def held_at_rest(timeout_s: float = 2.0) -> dict[str, Any]:
+    """held(), once what earlier tests let go of is gone. Not always nothing: a test that has failed keeps its variables
+    in the report. Then it is what is there after timeout_s."""
+    deadline = time.monotonic() + timeout_s
+    while (now := held()) != NOTHING and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return now
+
+
 def assert_held(expected: dict[str, Any], timeout_s: float = 5.0) -> None:
     """Waits until exactly this (what `held` returned earlier) is accounted for.
     Raises: AssertionError: it is not so, with what is too much or too little."""

@@ -16,7 +16,7 @@ import pytest
 
 import ray
 from ray.exceptions import ActorDiedError, OwnerDiedError
-from tests.chaos.session import assert_held, forget_orphans, held, kill
+from tests.chaos.session import assert_held, forget_orphans, held_at_rest, kill
 
 SEEDS = list(range(1, 4))
 SLOTS = 6
@@ -216,7 +216,7 @@ class Trade:
 
 def check(seed: int, steps: int, deadly: bool) -> None:
     print(f"seed {seed}, {steps} steps, {'deadly' if deadly else 'peaceful'}")
-    before = held()
+    before = held_at_rest()
     trade = Trade(seed, deadly)
     for _ in range(steps):
         trade.step()

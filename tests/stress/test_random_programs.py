@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import ray
-from tests.chaos.session import assert_held, held
+from tests.chaos.session import assert_held, held_at_rest
 
 SEEDS = list(range(1, 13))
 
@@ -252,7 +252,7 @@ class Program:
 
 def check(seed: int, steps: int) -> None:
     print(f"seed {seed}, {steps} steps")
-    before = held()
+    before = held_at_rest()
     program = Program(seed, steps)
     program.run()
     del program

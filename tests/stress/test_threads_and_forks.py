@@ -20,7 +20,7 @@ import pytest
 
 import ray
 from ray.exceptions import GetTimeoutError
-from tests.chaos.session import assert_held, engine, held, pids, within
+from tests.chaos.session import assert_held, engine, held_at_rest, pids, within
 from tests.wait import wait_until
 
 
@@ -62,7 +62,7 @@ def in_threads(count, function):
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_eight_threads_call_get_wait_and_put_at_once(ray_shared, seed):
-    before = held()
+    before = held_at_rest()
     actor = Counter.remote()
     ray.get(actor.add.remote(0))
 
@@ -468,7 +468,7 @@ def test_get_in_a_finalizer_works_or_is_refused_but_never_hangs(ray_shared):
 
 
 def test_refs_dropped_by_finalizers_in_many_threads_are_given_back(ray_shared):
-    before = held()
+    before = held_at_rest()
 
     def work(i):
         for k in range(100):
