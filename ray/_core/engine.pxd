@@ -131,6 +131,7 @@ cdef class LeasePool:
     cdef deque[void*] queue       # Tasks (owned references)
     cdef list leases
     cdef dict requests            # req_id -> True, not granted yet
+    cdef bint warned              # the user was told that it can never run here
     cdef double average_us        # of the tasks' run time, -1 before the first
     cdef int submit(self, Task task) except -1
     cdef int pump(self) except -1
@@ -288,6 +289,7 @@ cdef class Executor:
     cdef readonly str current_name
     cdef bint stopping
     cdef bint retiring
+    cdef bint reclaimed           # the owner of our lease died; the node waits to hear that we have stopped
     cdef bint exit_pending        # asked to leave; waits until is_needed() is False
     cdef readonly bint blocked    # the node was told that we wait
     cdef Call tick_call           # the call that the stuck timer saw last

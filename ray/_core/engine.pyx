@@ -428,6 +428,7 @@ cdef class Engine:
             self.event("lease_return", lease_id, True)
             return
         pool.requests.pop(req_id, None)
+        pool.warned = False
         link = self.dial(worker_tag)
         if link is None:
             self.event("lease_return", lease_id, False)
@@ -448,6 +449,10 @@ cdef class Engine:
             lease_idle(self, lease)
 
     def on_lease_infeasible(self, req_id, message):
+        cdef LeasePool pool = self.lease_requests.get(req_id)
+        if pool is None or pool.warned:
+            return  # said once for this class; its other requests ask for the same
+        pool.warned = True
         if self.on_error is not None:
             self.callbacks.append((self.on_error, ("infeasible", message, {})))
         else:

@@ -84,6 +84,7 @@ cdef class Executor:
         self.omp_threads = 0 if "OMP_NUM_THREADS" in os.environ else -1
         engine.on_event("become_actor", self.on_become)
         engine.on_event("exit", self.on_exit)
+        engine.on_event("reclaim", self.on_reclaim)
 
     # ------------------------------------------------------------------ frames (any receiving thread)
     cdef int on_task(self, Link link, const uint8_t* data, uint32_t size, uint8_t flags) except -1:
@@ -197,6 +198,14 @@ cdef class Executor:
         if self.loop is not None:
             self.loop.call_soon_threadsafe(self.loop.stop)
 
+    def on_reclaim(self, tag):
+        """The process `tag`, whose lease we are, has died: what runs for it is interrupted, what waits for it is dropped."""
+        import signal
+        self.reclaimed = True
+        if self.current is not None and self.current.link.tag == tag:
+            self.current.cancelled = True
+            signal.pthread_kill(self.main_thread, signal.SIGINT)
+
     cdef bint is_needed(self) except -1:
         """Others refer to objects that this process owns, or calls that it made are not finished."""
         cdef Engine engine = self.engine
@@ -246,6 +255,9 @@ cdef class Executor:
                         break
                     continue
                 if self.queue.empty():
+                    if self.reclaimed:
+                        self.reclaimed = False
+                        engine.event("reclaimed")
                     if self.exit_pending and not self.is_needed():
                         break
                     engine.step(-1)

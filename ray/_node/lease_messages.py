@@ -43,6 +43,10 @@ class WorkerAssigned(NamedTuple):  # from the pool, for a ticket of AcquireWorke
     worker_pid: int
 
 
+class Reclaimed(NamedTuple):  # from a worker: nothing of its dead owner's runs in it any more
+    worker_id: int
+
+
 class WorkerLost(NamedTuple):  # from the pool: a worker that was assigned is dead
     worker_id: int
     cause: str
@@ -122,6 +126,12 @@ class ReleaseWorker(NamedTuple):
 
 class KillWorker(NamedTuple):
     worker_id: int
+    why: str
+
+
+class ReclaimWorker(NamedTuple):  # it is to stop what it does for this owner, who is dead, and to say Reclaimed
+    worker_id: int
+    tag: bytes
     why: str
 
 

@@ -7,7 +7,7 @@ of
     QUEUED     waiting for resources; found in its scheduling class, in its owner's line
     STAFFING   holds resources, waits for a worker; found in `_staffing` under its ticket
     HELD       its owner has resources and worker; found in `_by_worker` and under its owner
-    ENDING     its owner is gone, its worker is being killed; holds the resources until the worker is really dead
+    ENDING     its owner is gone, its worker is asked to stop; holds the resources until it has, or is really dead
 
 If an owner dies, all its leases end; if a worker dies, its lease is lost and the owner is told. Requests of one
 scheduling class (the same shape) wait together; classes take turns, and inside a class the owners take turns, so one
@@ -159,6 +159,13 @@ class LocalScheduler:
                 )
             )
 
+    def _reclaimed(self, event: lm.Reclaimed, now: float) -> None:
+        lease = self._by_worker.get(event.worker_id)
+        if lease is None or lease.state != ENDING or lease.is_actor:
+            self.ignored += 1
+            return
+        self._go(lease, "Reclaimed", now)
+
     def _worker_lost(self, event: lm.WorkerLost, now: float) -> None:
         lease = self._by_worker.get(event.worker_id)
         if lease is None:
@@ -269,10 +276,13 @@ class LocalScheduler:
         return self._forget(lease)
 
     def _end(self, lease: Lease, now: float) -> str:
-        """Its owner is gone: whatever the worker does for it has no reader. Only a dead worker surely does nothing."""
-        self._actions.append(
-            lm.KillWorker(lease.worker_id, "its owner, the process that submitted the task, has ended")
-        )
+        """Its owner is gone: whatever the worker does for it has no reader. But objects that the worker made for others
+        may have: it is asked to stop, and killed only if it doesn't."""
+        why = "its owner, the process that submitted the task, has ended"
+        if lease.is_actor:
+            self._actions.append(lm.KillWorker(lease.worker_id, why))
+        else:
+            self._actions.append(lm.ReclaimWorker(lease.worker_id, lease.tag, why))
         return ENDING
 
     def _forget(self, lease: Lease) -> str:
@@ -462,6 +472,7 @@ TRANSITIONS: dict[tuple[str, str], _Step] = {
     (HELD, "WorkerLost"): LocalScheduler._lose,
     (HELD, "OwnerLeft"): LocalScheduler._end,
     (ENDING, "WorkerLost"): LocalScheduler._lose,
+    (ENDING, "Reclaimed"): LocalScheduler._give_back,
     (QUEUED, "Fits"): LocalScheduler._staff,
     (STAFFING, "WorkerAssigned"): LocalScheduler._hold,
     (HELD, "Returned"): LocalScheduler._give_back,
@@ -475,6 +486,7 @@ HANDLERS: dict[type, Callable[[LocalScheduler, Any, float], None]] = {
     lm.LeaseReturned: LocalScheduler._lease_returned,
     lm.WorkerAssigned: LocalScheduler._worker_assigned,
     lm.WorkerLost: LocalScheduler._worker_lost,
+    lm.Reclaimed: LocalScheduler._reclaimed,
     lm.Blocked: LocalScheduler._blocked,
     lm.Unblocked: LocalScheduler._unblocked,
     lm.ActorRequested: LocalScheduler._actor_requested,

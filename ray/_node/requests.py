@@ -135,6 +135,11 @@ class Requests:
         if target is not None and target.worker_id and target.job_id == core.job_id:
             self._node.feed(self._node.pool, wm.KillAsked(target.worker_id, "killed by ray.cancel(force=True)"))
 
+    def event_reclaimed(self, core: Core) -> None:
+        if core.worker_id:
+            self._node.feed(self._node.pool, wp.Reclaimed(core.worker_id))
+            self._schedule(ls.Reclaimed(core.worker_id))
+
     def event_exit_postponed(self, core: Core) -> None:
         if core.worker_id:
             self._node.feed(self._node.pool, wm.ExitPostponed(core.worker_id))

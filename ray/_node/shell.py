@@ -101,6 +101,7 @@ class Node:
             lm.CancelAcquire: lambda a: self.feed(self.pool, wm.AcquireCancelled(a.ticket)),
             lm.ReleaseWorker: lambda a: self.feed(self.pool, wm.Released(a.worker_id, a.reusable)),
             lm.KillWorker: lambda a: self.feed(self.pool, wm.KillAsked(a.worker_id, a.why)),
+            lm.ReclaimWorker: self._reclaim,
             lm.ActorPlaced: lambda a: self.head.actor_placed(a.actor_id, self.node_id),
             lm.ActorWorker: self._actor_worker,
             lm.ActorInfeasible: lambda a: self.head.actor_infeasible(a.actor_id, a.message),
@@ -193,6 +194,14 @@ class Node:
             "of them at once."
         )
         self.head.report_error(job_id, "many_workers", text, {"workers": count})
+
+    def _reclaim(self, action: lm.ReclaimWorker) -> None:
+        core = self.cores.by_worker.get(action.worker_id)
+        if core is None:
+            self.feed(self.pool, wm.KillAsked(action.worker_id, action.why))
+            return
+        self.feed(self.pool, wm.ReclaimAsked(action.worker_id, action.why))
+        core.tell("reclaim", action.tag)
 
     def _ask_to_exit(self, action: wm.AskToExit) -> None:
         core = self.cores.by_worker.get(action.worker_id)

@@ -23,7 +23,9 @@ class Prestart(NamedTuple):
 class Acquire(NamedTuple):
     ticket: int
     job_id: bytes
-    fresh: bool = False  # for an actor: a worker that has run nothing yet, and so owns nothing that would die with the actor
+    fresh: bool = (
+        False  # for an actor: a worker that has run nothing yet, and so owns nothing that would die with the actor
+    )
 
 
 class AcquireCancelled(NamedTuple):
@@ -58,6 +60,15 @@ class Exited(NamedTuple):
 class KillAsked(NamedTuple):
     worker_id: int
     why: str
+
+
+class ReclaimAsked(NamedTuple):  # it has exit_grace_s to say Reclaimed, then it is killed
+    worker_id: int
+    why: str
+
+
+class Reclaimed(NamedTuple):
+    worker_id: int
 
 
 class ExitPostponed(NamedTuple):  # it owns objects that others refer to, and leaves when they are released

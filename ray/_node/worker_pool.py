@@ -30,7 +30,19 @@ BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 10.0
 
 
 class Worker:
-    __slots__ = ("cause", "idle_since", "job_id", "pid", "state", "story", "tag", "ticket", "used", "worker_id")
+    __slots__ = (
+        "cause",
+        "idle_since",
+        "job_id",
+        "pid",
+        "reclaim_cause",
+        "state",
+        "story",
+        "tag",
+        "ticket",
+        "used",
+        "worker_id",
+    )
 
     def __init__(self, worker_id: int, job_id: bytes) -> None:
         self.worker_id = worker_id
@@ -42,6 +54,7 @@ class Worker:
         self.used = False  # has had a ticket: it may own objects of the tasks that it ran
         self.idle_since = 0.0
         self.cause: str | None = None  # why we kill it, or asked it to exit: a better answer than "killed by SIGKILL"
+        self.reclaim_cause: str | None = None  # set while it is asked to drop a dead owner's task
         self.story = Story()
 
     def __repr__(self) -> str:
@@ -217,6 +230,22 @@ class WorkerPool:
             return
         worker.cause = event.why
         self._kill(worker)
+
+    def _reclaim_asked(self, event: wm.ReclaimAsked, now: float) -> None:
+        worker = self.workers.get(event.worker_id)
+        if worker is None or worker.state != ASSIGNED or worker.cause is not None:
+            self.ignored += 1  # dead, or on its way out already
+            return
+        worker.reclaim_cause = worker.cause = event.why
+        self._deadlines[worker.worker_id] = now + self._exit_grace_s
+
+    def _reclaimed(self, event: wm.Reclaimed, now: float) -> None:
+        worker = self.workers.get(event.worker_id)
+        if worker is None or worker.cause is None or worker.cause != worker.reclaim_cause:
+            self.ignored += 1
+            return
+        worker.reclaim_cause = worker.cause = None
+        self._deadlines.pop(worker.worker_id, None)
 
     def _exit_postponed(self, event: wm.ExitPostponed, now: float) -> None:
         worker = self.workers.get(event.worker_id)
@@ -428,6 +457,8 @@ HANDLERS: dict[type, Callable[[WorkerPool, Any, float], None]] = {
     wm.KillAsked: WorkerPool._kill_asked,
     wm.ExitAsked: WorkerPool._exit_asked,
     wm.ExitPostponed: WorkerPool._exit_postponed,
+    wm.ReclaimAsked: WorkerPool._reclaim_asked,
+    wm.Reclaimed: WorkerPool._reclaimed,
     wm.NoMoreStarts: WorkerPool._no_more_starts,
     wm.Tick: WorkerPool._tick,
 }

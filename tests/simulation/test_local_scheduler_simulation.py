@@ -102,6 +102,14 @@ class World:
     def do_KillWorker(self, a: lm.KillWorker) -> None:
         self.queue.append((self.pool, wm.KillAsked(a.worker_id, a.why)))
 
+    def do_ReclaimWorker(self, a: lm.ReclaimWorker) -> None:
+        if a.worker_id not in self.alive:
+            return
+        self.queue.append((self.pool, wm.ReclaimAsked(a.worker_id, a.why)))
+        if self.random.random() < 0.7:  # else it doesn't stop, and is killed when its time is up
+            self.queue.append((self.pool, wm.Reclaimed(a.worker_id)))
+            self.queue.append((self.scheduler, lm.Reclaimed(a.worker_id)))
+
     def do_ActorPlaced(self, a: lm.ActorPlaced) -> None:
         assert self.actors[a.actor_id] == 0
 

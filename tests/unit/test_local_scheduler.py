@@ -179,15 +179,21 @@ def test_the_death_of_a_worker_frees_its_resources_and_tells_the_owner() -> None
     assert bench.do(lm.LeaseReturned(A, grant.lease_id, True)) == []  # it crossed with the news
 
 
-def test_the_death_of_an_owner_kills_its_workers_and_frees_only_when_they_are_dead() -> None:
+@pytest.mark.parametrize("stops", [True, False])
+def test_the_death_of_an_owner_reclaims_its_workers_and_frees_when_they_have_stopped_or_are_dead(stops: bool) -> None:
     bench = Bench({"CPU": 10_000})
     grant = the(lm.Grant, bench.ask(A, 1, CPU1))
     bench.ask(A, 2, CPU1)
     bench.ask(B, 1, CPU1)
     actions = bench.do(lm.CoreLeft(A))
-    assert the(lm.KillWorker, actions).worker_id == grant.worker_id
+    assert the(lm.ReclaimWorker, actions).worker_id == grant.worker_id
     assert grants(actions) == [] and bench.free() == 0
-    assert grants(bench.do(lm.WorkerLost(grant.worker_id, "killed by SIGKILL"))) == [(B, 1)]
+    if stops:
+        after = bench.do(lm.Reclaimed(grant.worker_id))
+        assert the(lm.ReleaseWorker, after).reusable
+    else:
+        after = bench.do(lm.WorkerLost(grant.worker_id, "killed by SIGKILL"))
+    assert grants(after) == [(B, 1)]
 
 
 @pytest.mark.parametrize("how", ["cancelled", "owner left"])

@@ -71,8 +71,24 @@ def test_an_actor_gets_a_worker_that_has_run_nothing_since_objects_of_its_tasks_
     assert [a.worker_id for a in bench.do(wm.Acquire(2, JOB, fresh=True))] == [used]  # the other one, now
     (start,) = bench.do(wm.Acquire(3, JOB, fresh=True))
     assert kinds([start]) == ["StartWorker"]
-    assert [a.worker_id for a in bench.do(wm.Acquire(4, JOB))] == [unused]  # the actor's ticket doesn't hold up a task's
+    assert [a.worker_id for a in bench.do(wm.Acquire(4, JOB))] == [
+        unused
+    ]  # the actor's ticket doesn't hold up a task's
     assert [(a.ticket, a.worker_id) for a in bench.up(start)] == [(3, start.worker_id)]
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_a_worker_asked_to_drop_a_dead_owners_task_is_reused_if_it_does_and_killed_if_not(stops: bool) -> None:
+    bench = Bench(idle_kept=5)
+    (worker,) = bench.idle(1)
+    bench.do(wm.Acquire(1, JOB))
+    assert bench.do(wm.ReclaimAsked(worker, "its owner has ended")) == []
+    if stops:
+        bench.do(wm.Reclaimed(worker))
+        assert bench.do(wm.Released(worker, True)) == []
+        assert [a.worker_id for a in bench.do(wm.Acquire(2, JOB))] == [worker]
+    else:
+        assert kinds(bench.pass_time()) == ["Kill"]
 
 
 def test_a_worker_never_serves_another_job() -> None:
