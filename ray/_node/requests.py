@@ -137,8 +137,8 @@ class Requests:
 
     def event_reclaimed(self, core: Core) -> None:
         if core.worker_id:
-            self._node.feed(self._node.pool, wp.Reclaimed(core.worker_id))
-            self._schedule(ls.Reclaimed(core.worker_id))
+            self._node.feed(self._node.pool, wm.Reclaimed(core.worker_id))
+            self._schedule(lm.Reclaimed(core.worker_id))
 
     def event_exit_postponed(self, core: Core) -> None:
         if core.worker_id:
