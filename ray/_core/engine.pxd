@@ -289,6 +289,7 @@ cdef class Executor:
     cdef readonly str current_name
     cdef bint stopping
     cdef bint retiring
+    cdef bint interrupted         # a task was stopped at an unknown place: no other may run here
     cdef bint reclaimed           # the owner of our lease died; the node waits to hear that we have stopped
     cdef bint exit_pending        # asked to leave; waits until is_needed() is False
     cdef readonly bint blocked    # the node was told that we wait

@@ -181,8 +181,10 @@ cdef class Executor:
         return 0
 
     def on_sigint(self, signum, frame):
-        """Main thread, on SIGINT, which only on_cancel sends."""
+        """Main thread, on SIGINT, which only on_cancel and on_reclaim send."""
         if self.current is not None and self.current.cancelled:
+            # It may strike in the middle of an import, say, and leave a module half made: this process runs no other task.
+            self.interrupted = True
             raise KeyboardInterrupt
 
     def on_become(self, actor_id, creation, incarnation, gpu_ids):
@@ -257,7 +259,7 @@ cdef class Executor:
                 if self.queue.empty():
                     if self.reclaimed:
                         self.reclaimed = False
-                        engine.event("reclaimed")
+                        engine.event("reclaimed", not self.interrupted)
                     if self.exit_pending and not self.is_needed():
                         break
                     engine.step(-1)
@@ -527,6 +529,9 @@ cdef class Executor:
             if runs >= call.function.max_calls:
                 self.retiring = True
                 flags |= R_RETIRE
+        if self.interrupted:
+            self.retiring = True
+            flags |= R_RETIRE
         objects = None
         e = None
         kept = self.kept(call)

@@ -45,6 +45,7 @@ class WorkerAssigned(NamedTuple):  # from the pool, for a ticket of AcquireWorke
 
 class Reclaimed(NamedTuple):  # from a worker: nothing of its dead owner's runs in it any more
     worker_id: int
+    reusable: bool = True  # False: it had to interrupt a task, and may be in any state
 
 
 class WorkerLost(NamedTuple):  # from the pool: a worker that was assigned is dead

@@ -164,6 +164,7 @@ class LocalScheduler:
         if lease is None or lease.state != ENDING or lease.is_actor:
             self.ignored += 1
             return
+        lease.exclusive = lease.exclusive or not event.reusable
         self._go(lease, "Reclaimed", now)
 
     def _worker_lost(self, event: lm.WorkerLost, now: float) -> None:

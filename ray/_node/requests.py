@@ -135,10 +135,10 @@ class Requests:
         if target is not None and target.worker_id and target.job_id == core.job_id:
             self._node.feed(self._node.pool, wm.KillAsked(target.worker_id, "killed by ray.cancel(force=True)"))
 
-    def event_reclaimed(self, core: Core) -> None:
+    def event_reclaimed(self, core: Core, reusable: bool = True) -> None:
         if core.worker_id:
             self._node.feed(self._node.pool, wm.Reclaimed(core.worker_id))
-            self._schedule(lm.Reclaimed(core.worker_id))
+            self._schedule(lm.Reclaimed(core.worker_id, bool(reusable)))
 
     def event_exit_postponed(self, core: Core) -> None:
         if core.worker_id:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ray
-from ray.exceptions import WorkerCrashedError
+from ray.exceptions import TaskCancelledError, WorkerCrashedError
 from tests.wait import wait_until
 
 
@@ -46,3 +46,22 @@ def test_a_task_of_a_dead_caller_is_interrupted_and_what_its_worker_made_for_oth
     for ref, pid in made:
         if pid != caller:
             assert ray.get(ref)[-1] == 99_999
+
+
+def test_a_worker_whose_task_was_interrupted_runs_no_other(ray_start, tmp_path):
+    @ray.remote
+    def forever(path):
+        path.write_text(str(os.getpid()))
+        time.sleep(1000)
+
+    @ray.remote
+    def who():
+        time.sleep(0.01)
+        return os.getpid()
+
+    ref = forever.remote(tmp_path / "pid")
+    interrupted = _pid_in(tmp_path / "pid")
+    ray.cancel(ref)
+    with pytest.raises(TaskCancelledError):
+        ray.get(ref)
+    assert interrupted not in ray.get([who.remote() for _ in range(50)])

@@ -179,8 +179,10 @@ def test_the_death_of_a_worker_frees_its_resources_and_tells_the_owner() -> None
     assert bench.do(lm.LeaseReturned(A, grant.lease_id, True)) == []  # it crossed with the news
 
 
-@pytest.mark.parametrize("stops", [True, False])
-def test_the_death_of_an_owner_reclaims_its_workers_and_frees_when_they_have_stopped_or_are_dead(stops: bool) -> None:
+@pytest.mark.parametrize(("stops", "reusable"), [(True, True), (True, False), (False, False)])
+def test_the_death_of_an_owner_reclaims_its_workers_and_frees_when_they_have_stopped_or_are_dead(
+    stops: bool, reusable: bool
+) -> None:
     bench = Bench({"CPU": 10_000})
     grant = the(lm.Grant, bench.ask(A, 1, CPU1))
     bench.ask(A, 2, CPU1)
@@ -189,8 +191,8 @@ def test_the_death_of_an_owner_reclaims_its_workers_and_frees_when_they_have_sto
     assert the(lm.ReclaimWorker, actions).worker_id == grant.worker_id
     assert grants(actions) == [] and bench.free() == 0
     if stops:
-        after = bench.do(lm.Reclaimed(grant.worker_id))
-        assert the(lm.ReleaseWorker, after).reusable
+        after = bench.do(lm.Reclaimed(grant.worker_id, reusable))
+        assert the(lm.ReleaseWorker, after).reusable == reusable
     else:
         after = bench.do(lm.WorkerLost(grant.worker_id, "killed by SIGKILL"))
     assert grants(after) == [(B, 1)]
