@@ -43,7 +43,9 @@ def main() -> NoReturn:
         config = pickle.loads(receive(control, _CONFIG_TIMEOUT_S))
         code = _run(control, config)
     except EOFError:
-        code = 0  # the driver ended before it had said what it wants
+        # The driver ended before it had said what it wants; the folder that it had made is ours to remove.
+        code = 0
+        sessions.open_existing(os.environ[sessions.ENVIRONMENT_MARK]).remove()
     except BaseException as error:
         traceback.print_exc()
         _say(control, ("refused" if isinstance(error, ValueError) else "failed", _plain_text(error)))
