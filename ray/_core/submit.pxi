@@ -6,7 +6,7 @@
 # A lease takes several tasks ahead (depth) only if tasks of its class are known to be short, so that a worker has at most
 # DEPTH_US of work in its own queue. If one of them turns out long, the worker hands the ones behind it back (RETURNED).
 #
-# Deaths: a worker's -> link_closed -> call_lost for each call in flight there: retried while retries are left, else
+# Deaths: a worker's -> link_closed -> lost_calls, all those in flight there: retried while retries are left, else
 # WorkerCrashedError. The node's -> everything fails (node_closed).
 
 
