@@ -45,6 +45,13 @@ constexpr int kKeepAliveProbes = 3;
 // Events one Poller::Wait can return.
 constexpr int kPollEventsMax = 64;
 
+// How long a wait polls before it sleeps (spin.h): a call's round trip while both ends poll is about 10 us, and about
+// 60 when the other end must be woken first. More of it would only burn: what takes longer than this gains little from
+// it.
+constexpr int64_t kSpinNs = 50'000;
+// Waits that sleep at once after many that polled in vain: then polling costs under kSpinNs / 256 a wait.
+constexpr int kSpinSkipMax = 255;
+
 static_assert(kFrameBytesMax % kFrameAlign == 0, "a frame of the largest size has no padding to overflow with");
 static_assert(kPendingBytesMax >= 2 * (size_t{kFrameBytesMax} + kFrameHeaderBytes), "see above");
 static_assert(kBufferBytes <= kBufferKeptBytes, "or each empty buffer would be given back");

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libcpp.deque cimport deque
 from libcpp.unordered_map cimport unordered_map
 
-from ray._native.channel cimport CConnection, Identity, Poller, Standby
+from ray._native.channel cimport CConnection, Identity, Poller, Spin, Standby
 from ray._native.plasma cimport PlasmaClient
 from ray._native.references cimport ObjectId, ObjectRef, Waiter
 
@@ -198,6 +198,7 @@ cdef class ActorMethod(Callee):
 cdef class Engine:
     cdef Poller* poller
     cdef Standby* standby
+    cdef Spin spin                    # of whoever receives
     cdef RoundGate gate
     cdef Identity identity
     cdef readonly bytes tag

@@ -39,7 +39,7 @@ from libcpp.memory cimport unique_ptr
 from libcpp.string cimport string
 
 from ray._native cimport channel as c_channel
-from ray._native.channel cimport CConnection, CListener, Event, Frame, Identity, Poller, Standby, Status, kTimerKey
+from ray._native.channel cimport CConnection, CListener, Event, Frame, Identity, Poller, Spin, Standby, Status, kTimerKey
 from ray._native.plasma cimport PlasmaBuffer, PlasmaClient
 from ray._native cimport references
 from ray._native.references cimport (BLOB, FAILED, PENDING, PLASMA, VALUE, ObjectId, ObjectRef, Waiter, add_waiter,

@@ -684,9 +684,8 @@ cdef class Executor:
         ref = None
         self.await_counted(all_of)
         if spec["is_async"]:
-            import asyncio
             self.max_concurrency = spec["max_concurrency"] or 1000
-            self.loop = asyncio.new_event_loop()
+            self.loop = self.make_loop()
         elif spec["max_concurrency"] > 1:
             import queue
             self.max_concurrency = spec["max_concurrency"]
@@ -742,6 +741,24 @@ cdef class Executor:
             self.answer_error(call, error, 0)
 
     # asyncio
+    def make_loop(self):
+        """An asyncio loop that looks for the next call for a moment before it sleeps (cpp/channel/spin.h)."""
+        import asyncio
+        import selectors
+
+        class PatientSelector(selectors.EpollSelector):
+            def select(selector, timeout=None):
+                if timeout is None or timeout > 0:
+                    self.spin()
+                return selectors.EpollSelector.select(selector, timeout)
+
+        return asyncio.SelectorEventLoop(PatientSelector())
+
+    def spin(self):
+        cdef Engine engine = self.engine
+        with nogil:
+            engine.spin.Ready(deref(engine.poller))
+
     def serve_async(self):
         """An async actor's main loop: receives and runs coroutines on one thread."""
         import asyncio

@@ -253,7 +253,7 @@ cdef int poll_events(Engine self, int64_t timeout_ms) except -2:
     self.receiver = <unsigned long>get_ident()
     try:
         with nogil:
-            n = self.poller.Wait(limit, events, 64)
+            n = self.spin.Wait(deref(self.poller), limit, events, 64)
         if n > 0:
             handle(self, events, n)
     finally:

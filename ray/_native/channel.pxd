@@ -113,6 +113,13 @@ cdef extern from "channel/poller.h" namespace "ray::channel" nogil:
         void SetTimer(int64_t ns_from_now)
 
 
+cdef extern from "channel/spin.h" namespace "ray::channel" nogil:
+    cdef cppclass Spin:
+        Spin()
+        int Wait(Poller& poller, int timeout_ms, Event* out, int max)  # call without the GIL; as Poller.Wait
+        cbool Ready(const Poller& poller)  # call without the GIL
+
+
 cdef extern from "channel/standby.h" namespace "ray::channel" nogil:
     cdef cppclass Standby:
         Standby(int poller_fd) except +

@@ -6,8 +6,8 @@
     python tests/perf/limits.py --json FILE # also written there, as one object
 
 Rows: unix_socket (round trip between two processes), futex (the same through shared memory), memcpy (GB/s into cold and
-warm pages, 1 and 2 threads), channel_round_trip and channel_one_way (cpp/channel between two processes), send_buffer
-(what sizes of SO_SNDBUF give; only if named). The measuring is done by limits.cc beside this file, compiled on first
+warm pages, 1 and 2 threads), streamed_writes (GB/s of zeros written past the cache), channel_round_trip and
+channel_one_way (cpp/channel between two processes), send_buffer (what sizes of SO_SNDBUF give; only if named). The measuring is done by limits.cc beside this file, compiled on first
 use.
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-ROWS = ("unix_socket", "futex", "memcpy", "channel_round_trip", "channel_one_way")
+ROWS = ("unix_socket", "futex", "memcpy", "streamed_writes", "channel_round_trip", "channel_one_way")
 
 
 def measure(*rows: str) -> dict[str, float]:
