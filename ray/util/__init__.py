@@ -8,12 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ray.util.actor_pool import ActorPool
     from ray.util.check_serialize import inspect_serializability
     from ray.util.serialization import deregister_serializer, register_serializer
 
-__all__ = ["deregister_serializer", "inspect_serializability", "register_serializer"]
+__all__ = ["ActorPool", "deregister_serializer", "inspect_serializability", "register_serializer"]
 
 _HOME = {
+    "ActorPool": "ray.util.actor_pool",
     "inspect_serializability": "ray.util.check_serialize",
     "register_serializer": "ray.util.serialization",
     "deregister_serializer": "ray.util.serialization",
