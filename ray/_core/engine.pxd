@@ -295,9 +295,7 @@ cdef class Executor:
     cdef bint exit_pending        # asked to leave; waits until is_needed() is False
     cdef readonly bint blocked    # the node was told that we wait
     cdef Call tick_call           # the call that the stuck timer saw last
-    cdef bint flush_scheduled
     cdef list events              # (caller's tag, seq, name, started_ns, ended_ns, state) of calls ended, for the node
-    cdef int threads_idle, threads
     cdef int omp_threads          # OMP_NUM_THREADS as set for the last call; 0: the user has set it
     cdef object context_var       # the Call of this coroutine or thread
     cdef object creation
@@ -310,10 +308,8 @@ cdef class Executor:
     cdef dict actor_resources
     cdef int incarnation          # 0 for the first process of an actor
     cdef dict bound               # method name -> bound method
-    cdef int max_concurrency
-    cdef object pool_queue        # SimpleQueue of Calls, with max_concurrency > 1
-    cdef object loop              # asyncio loop of an async actor
-    cdef object semaphore
+    cdef ThreadGroup threads      # with max_concurrency > 1
+    cdef ActorLoop loop           # of an async actor
     cdef dict running             # (link, seq) -> Call: in threads or coroutines
     cdef object become            # (actor_id, creation, incarnation, gpu_ids) to act on
 
@@ -328,11 +324,24 @@ cdef class Executor:
     cdef bint is_needed(self) except -1
     cdef int run_one(self, Call call) except -1
     cdef tuple arguments(self, Call call)
-    cdef int answer(self, Call call, object value) except -1
-    cdef int answer_error(self, Call call, BaseException error, uint8_t flags) except -1
-    cdef int finish(self, Call call, uint8_t flags, list objects) except -1
-    cdef list kept(self, Call call)
-    cdef int await_counted(self, Countdown all_of) except -1
-    cdef int answered(self, Call call) except -1
-    cdef int record(self, Call call, str state) except -1
-    cdef int send_events(self) except -1
+
+# ---------------------------------------------------------------- actor_execute.pxi
+cdef class ThreadGroup:
+    cdef Executor executor
+    cdef int limit                # threads
+    cdef int started
+    cdef int idle                 # of these
+    cdef object queue             # SimpleQueue of Calls
+    cdef int put(self, Call call) except -1
+
+# ---------------------------------------------------------------- actor_async.pxi
+cdef class ActorLoop:
+    cdef Executor executor
+    cdef int limit                # calls that run at a time
+    cdef object loop              # the asyncio loop
+    cdef object semaphore         # of limit
+    cdef bint flush_scheduled
+    cdef int wake(self) except -1
+    cdef int cancel(self, Call call) except -1
+    cdef int stop(self) except -1
+    cdef int flush_soon(self, Link link) except -1

@@ -18,7 +18,10 @@ Read in this order; each part is one idea, compiled together so that a call neve
     lease_pool.pxi  workers leased from the node
     lineage.pxi     making lost objects again
     actors.pxi      actor handles: ordered calls, restarts
-    execute.pxi     the worker's side: decode, run, reply
+    execute.pxi     the worker's side: tasks, and actors that run one call at a time
+    reply.pxi       what a call answers
+    actor_execute.pxi   becoming an actor; its threads
+    actor_async.pxi     an asyncio actor's loop
     cancel.pxi      ray.cancel on both sides
 
 If a peer process dies, its Link closes, and that is an event for each part (on_link_closed): calls sent there are retried
@@ -141,6 +144,9 @@ include "lease_pool.pxi"
 include "lineage.pxi"
 include "actors.pxi"
 include "execute.pxi"
+include "reply.pxi"
+include "actor_execute.pxi"
+include "actor_async.pxi"
 include "cancel.pxi"
 
 

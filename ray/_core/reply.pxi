@@ -1,0 +1,246 @@
+# What a call answers: its RESULT frame, the pins behind it, the record of it. Included by engine.pyx. PROCESS worker.
+#
+# Any thread that runs user code. A small plain value goes straight into the connection's buffer (answer); anything else takes
+# finish(): big values to the store first, refs inside are counted for the caller. What the store or we keep for a caller
+# lies in link.holds until it says HAVE; if the caller dies before, link_closed lets it go.
+
+cdef class _HeldPins:
+    """Store objects made for a caller, pinned until it says HAVE; if it dies before, they go."""
+    cdef PlasmaClient store    # that they are pinned in
+    cdef list keys
+    cdef list refs
+    cdef bint orphaned
+
+    def __dealloc__(self):
+        if self.keys is None or self.store is None:
+            return
+        for key in self.keys:
+            try:
+                self.store.unpin(key)
+                if self.orphaned:
+                    self.store.delete(key)
+            except (PlasmaStoreDied, PlasmaObjectNotFound):
+                return  # its objects died with it
+
+
+# ------------------------------------------------------------------ what ran, for the node's records
+cdef int record(Executor self, Call call, str state) except -1:
+    if PyList_GET_SIZE(self.events) >= EVENTS_MAX:
+        return 0
+    self.events.append((call.link.tag, call.seq, call.function.name, call.started_ns, NowNs(), state))
+    if self.engine.deadline_events_ns == 0:
+        self.engine.set_deadline(D_EVENTS, NowNs() + EVENTS_NS)
+    return 0
+
+
+cdef int send_events(Executor self) except -1:
+    cdef int64_t now = NowNs()
+    cdef double wall = time.time()
+    events, self.events = self.events, []
+    if not events or not self.engine.node.alive:
+        return 0
+    fields = {"kind": "task" if self.actor is None else "actor_task", "pid": os.getpid(), "worker": self.engine.tag}
+    if self.actor_id is not None:
+        fields["actor_id"] = self.actor_id
+    self.engine.event("task_events", [
+        (tag + int(seq).to_bytes(8, "little"), state, wall - (now - ended) / 1e9,
+         dict(fields, name=name, times={"RUNNING": wall - (now - started) / 1e9}))
+        for tag, seq, name, started, ended, state in events])
+    return 0
+
+
+# ------------------------------------------------------------------ answers
+cdef int answer(Executor self, Call call, object value) except -1:
+    cdef uint8_t room[600]
+    cdef uint8_t* p = room
+    cdef Py_ssize_t n, i
+    cdef TaskHeader* header = <TaskHeader*>PyBytes_AS_STRING(call.frame)
+    cdef list objects = []
+    if header.num_returns == 1 and call.met is None and call.function.max_calls == 0:
+        n = encode_into(value, room + 23, 512)
+        if n > 0 and call.link.alive:
+            p = PutU16(PutU32(PutU64(p, call.seq), <uint32_t>((NowNs() - call.started_ns) // 1000)), 1)
+            PutU32(PutU32(PutU8(p, G_BLOB), 0), <uint32_t>n)
+            memcpy(call.link.begin(F_RESULT, 0, <uint32_t>(23 + n)), room, 23 + n)
+            return answered(self, call)
+    if header.num_returns == 1:
+        objects.append(encode(value, f"the value returned by {call.function.name}()"))
+    elif header.num_returns > 1:
+        if not isinstance(value, (tuple, list)) and hasattr(value, "__len__") and hasattr(value, "__iter__") \
+                and not isinstance(value, (str, bytes, dict, set)) and len(value) == header.num_returns:
+            value = list(value)  # a range, an array: anything of that length
+        if not isinstance(value, (tuple, list)) or len(value) != header.num_returns:
+            got = f"{len(value)} values" if isinstance(value, (tuple, list)) else f"a {type(value).__name__}"
+            raise ValueError(f"{call.function.name}() was declared with num_returns={header.num_returns} and must return a "
+                             f"tuple or list of that length, but returned {got}")
+        for i in range(header.num_returns):
+            objects.append(encode(value[i], f"value {i} returned by {call.function.name}()"))
+    value = None
+    return finish(self, call, 0, objects)
+
+
+cdef int answer_error(Executor self, Call call, BaseException error, uint8_t flags) except -1:
+    cdef Encoded e
+    if isinstance(error, exceptions.RayError) and flags & R_CANCELLED:
+        e = encode_error(error)
+    else:
+        e = encode_error(error, call.function.name, None if self.actor is None else repr_of(self.actor))
+    if self.actor is None and not flags & R_CANCELLED:
+        self.engine.event("push_error", "task", f"{call.function.name}() failed: {type(error).__name__}: {error}"[:4096],
+                          {"function": call.function.name, "pid": os.getpid()})
+    error.__traceback__ = None
+    error = None
+    record(self, call, "CANCELLED" if flags & R_CANCELLED else "FAILED")
+    return finish(self, call, flags | R_ERROR, [e])
+
+
+cdef int answer_cancelled(Executor self, Call call) except -1:
+    error = exceptions.TaskCancelledError(f"{call.function.name}() was cancelled")
+    return answer_error(self, call, error, R_CANCELLED)
+
+
+cdef int finish(Executor self, Call call, uint8_t flags, list objects) except -1:
+    """Writes the RESULT. Big values go to the store first; refs inside are counted for the caller."""
+    cdef Engine engine = self.engine
+    cdef Link link = call.link
+    cdef Encoded e
+    cdef Given g
+    cdef Py_ssize_t total = 14
+    cdef list givens = []
+    cdef _HeldPins held = None
+    cdef uint8_t* out
+    cdef ObjectId id
+    cdef ObjectRef ref
+    cdef uint32_t index = 0
+    cdef list kept
+    cdef bytes key
+    memcpy(&id.tag0, PyBytes_AS_STRING(link.tag), 8)
+    memcpy(&id.tag1, PyBytes_AS_STRING(link.tag) + 8, 8)
+    id.seq = call.seq
+    for e in objects:
+        g = Given.__new__(Given)
+        g.refs = e.refs
+        if e.nbytes > INLINE_BYTES_MAX and not flags & R_ERROR:
+            id.index = index
+            key = PyBytes_FromStringAndSize(NULL, 28)
+            store_id(<uint8_t*>PyBytes_AS_STRING(key), id)
+            to_store(engine, key, e)
+            if held is None:
+                held = _HeldPins.__new__(_HeldPins)
+            if held.keys is None:
+                held.keys, held.store = [], engine.store
+            held.keys.append(key)
+            g.how, g.size = G_PLASMA, e.nbytes
+        else:
+            g.how = G_ERROR if flags & R_ERROR else G_BLOB
+            g.blob = blob_of(e)
+        if g.refs is not None and hand_over(link, g.refs):
+            if held is None:
+                held = _HeldPins.__new__(_HeldPins)
+            held.refs = (held.refs or []) + g.refs
+        g.measure()
+        total += g.nbytes
+        givens.append(g)
+        index += 1
+    if call.function.max_calls:
+        runs = self.calls_of[call.function.function_id] = self.calls_of.get(call.function.function_id, 0) + 1
+        if runs >= call.function.max_calls:
+            self.retiring = True
+            flags |= R_RETIRE
+    if self.interrupted:
+        self.retiring = True
+        flags |= R_RETIRE
+    objects = None
+    e = None
+    kept = kept_refs(self, call)
+    if kept:
+        flags |= R_KEPT
+        total += 4 + 28 * PyList_GET_SIZE(kept)
+    if not link.alive:
+        if held is not None:
+            held.orphaned = True
+        return 0
+    if held is not None:
+        flags |= R_HOLD
+        link.holds[call.seq] = held
+    out = link.begin(F_RESULT, flags, <uint32_t>total)
+    out = PutU64(out, call.seq)
+    out = PutU32(out, <uint32_t>((NowNs() - call.started_ns) // 1000))
+    out = PutU16(out, <uint16_t>len(givens))
+    for g in givens:
+        g.write(out)
+        out += g.nbytes
+    if kept:
+        out = PutU32(out, <uint32_t>PyList_GET_SIZE(kept))
+        for ref in kept:
+            store_id(out, ref.id)
+            out += 28
+    if flags & R_RETIRE:
+        self.hand_back()
+    return answered(self, call)
+
+
+cdef list kept_refs(Executor self, Call call):
+    """Borrowed refs from the arguments that outlive the call, after registering those that the caller doesn't own."""
+    cdef ObjectRef ref
+    cdef list out = None
+    cdef Link owner
+    cdef Countdown all_of = None
+    cdef Py_ssize_t i
+    if call.met is None:
+        return None
+    call.frame = call.frame[:32]
+    for i in range(PyList_GET_SIZE(call.met)):
+        ref = <ObjectRef>call.met[i]
+        # One reference is met's, one is this variable's.
+        if Py_REFCNT(ref) <= 2 or ref.registered:
+            continue
+        if owner_tag(ref) == call.link.tag:
+            ref.registered += 1
+            if out is None:
+                out = []
+            out.append(ref)
+        else:
+            owner = self.engine.dial(owner_tag(ref))
+            if owner is not None:
+                if all_of is None:
+                    all_of = Countdown.__new__(Countdown)
+                all_of.left += 1
+                send_borrow(self.engine, owner, ref, all_of)
+    call.met = None
+    if all_of is not None:
+        await_counted(self, all_of)
+    return out
+
+
+cdef int await_counted(Executor self, Countdown all_of) except -1:
+    """Whoever kept the refs for us lets go at our next message, so their owners must have counted us before it is sent."""
+    self.engine.enter()
+    try:
+        while all_of.left > 0 and self.engine.node.alive:
+            self.engine.step(-1)
+    finally:
+        self.engine.leave()
+    return 0
+
+
+cdef int answered(Executor self, Call call) except -1:
+    """More calls wait: the answer may travel with theirs. None: it leaves now."""
+    if self.loop is not None:
+        return self.loop.flush_soon(call.link)
+    if call.link.conn.pending_bytes() > BACKLOG_BYTES_MAX:
+        call.link.flush()
+        return relieve(self.engine, call.link)
+    if self.threads is not None:
+        if self.threads.queue.empty():
+            return call.link.flush()
+        return call.link.later()
+    if self.queue.empty() or call.link.conn.pending_bytes() >= <size_t>FLUSH_BYTES:
+        call.link.flush()
+        if self.queue.empty():
+            self.engine.flush_dirty()
+        return 0
+    if not call.link.dirty:
+        call.link.dirty = True
+        self.engine.dirty.append(call.link)
+    return 0
