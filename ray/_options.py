@@ -141,6 +141,13 @@ def retry_exceptions(option: str, value: Any) -> bool | tuple[type[BaseException
     return tuple(value)
 
 
+def max_pending_calls(option: str, value: Any) -> int:
+    number = whole(-1, "a whole number >= 1, or -1 for no limit")(option, value)
+    if number == 0:
+        raise wrong(ValueError, option, value, "a whole number >= 1, or -1 for no limit")
+    return int(number)
+
+
 def strategy(option: str, value: Any) -> str | None:
     if value in (None, "DEFAULT"):
         return None
@@ -197,7 +204,7 @@ ACTOR: dict[str, Check] = {
     "max_restarts": whole(-1, "a whole number >= 0, or -1 for no limit"),
     "max_task_retries": whole(-1, "a whole number >= 0, or -1 for no limit"),
     "max_concurrency": optional(whole(1, "a whole number >= 1")),
-    "max_pending_calls": later("a bound on an actor's queue", -1),
+    "max_pending_calls": max_pending_calls,
     "concurrency_groups": later("concurrency groups"),
     "namespace": optional(text),
     "lifetime": lifetime,
@@ -208,7 +215,7 @@ ACTOR: dict[str, Check] = {
 METHOD: dict[str, Check] = {
     "num_returns": num_returns,
     "max_task_retries": whole(-1, "a whole number >= 0, or -1 for no limit"),
-    "retry_exceptions": later("retrying an actor's method on an exception", False),
+    "retry_exceptions": retry_exceptions,
     "name": optional(text),
     "concurrency_group": later("concurrency groups"),
     "enable_task_events": boolean,
@@ -366,6 +373,7 @@ def actor_template(options: Mapping[str, Any], is_async: bool) -> dict[str, Any]
         "max_task_retries": options.get("max_task_retries", 0),
         "max_concurrency": concurrency or (ACTOR_CONCURRENCY_ASYNC if is_async else 1),
         "name": options.get("name"),
+        "max_pending_calls": options.get("max_pending_calls", -1),
         "namespace": options.get("namespace"),
         "detached": options.get("lifetime") == "detached",
         "is_async": is_async,

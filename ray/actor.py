@@ -3,7 +3,8 @@ called.
 
 Runs in drivers and workers, in the caller's thread. `ActorClass` is what `@ray.remote` makes of a class; `.remote()` on
 it asks for an instance and at once returns an `ActorHandle`. A handle holds the engine's ActorRef (which counts: an
-actor whose last handle anywhere is gone finishes what was submitted, then exits) and the class's table of methods.
+actor whose last handle anywhere is gone finishes what was submitted, then exits) and the class's table of methods. A
+handle found by name (`ray.get_actor`, `get_if_exists`) doesn't count, nor does the one that an actor has of itself.
 `handle.method` is looked up once per handle: the ActorMethod found is kept in the handle's `__dict__`, and its `remote`
 is the engine's own `submit`, so a call costs two attribute look-ups and no Python frame of ours.
 
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable, Generic, NoReturn, TypeVar
 
 from ray import _options
 from ray._signature import Signature
+from ray.exceptions import ActorAlreadyExistsError
 from ray.types import ActorID
 
 if TYPE_CHECKING:
@@ -58,6 +60,10 @@ def exit_actor() -> NoReturn:
 
 
 # --- what a handle knows of a class ------------------------------------------------------------------------------
+
+
+class ActorClassInheritanceException(TypeError):
+    """A class was to inherit from an actor class."""
 
 
 class MethodDescription:
@@ -106,17 +112,40 @@ class ClassDescription:
                 options = getattr(function, _METHOD_MARK, {})
                 methods[name] = MethodDescription(name, signature, options, bool(flags & _GENERATOR_FLAGS))
                 is_async = is_async or bool(flags & _ASYNC_FLAGS)
-        made = cls(os.urandom(16), actor_class.__name__, methods, is_async)
+        made = cls(os.urandom(_KEY_BYTES), actor_class.__name__, methods, is_async)
         _descriptions[made.key] = made
         return made
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Handles are passed around by the thousand, and all of one class carry the same table: it is pickled once here,
-        # and unpickled once there.
+    @property
+    def pickled(self) -> bytes:
+        """Its table of methods. Made once here and read once there, for handles are passed around by the thousand."""
         if self._pickled is None:
-            self._pickled = pickle.dumps((self.name, tuple(self.methods.values()), self.is_async), 5)
-        return _description, (self.key, self._pickled)
+            table = (self.name, tuple(self.methods.values()), self.is_async)
+            try:
+                self._pickled = pickle.dumps(table, 5)
+            except (
+                pickle.PicklingError,
+                AttributeError,
+                TypeError,
+            ):  # a class of the program's own in retry_exceptions
+                from ray import cloudpickle
 
+                self._pickled = cloudpickle.dumps(table, 5)
+        return self._pickled
+
+    def pack(self) -> bytes:
+        """For those who make a handle without having got one: see unpack."""
+        return self.key + self.pickled
+
+    @staticmethod
+    def unpack(packed: bytes) -> ClassDescription:
+        return _description(packed[:_KEY_BYTES], packed[_KEY_BYTES:])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _description, (self.key, self.pickled)
+
+
+_KEY_BYTES = 16
 
 # By key: those made here and those met in pickles.
 _descriptions: weakref.WeakValueDictionary[bytes, ClassDescription] = weakref.WeakValueDictionary()
@@ -132,7 +161,25 @@ def _description(key: bytes, pickled: bytes) -> ClassDescription:
     return known
 
 
+# What every actor can be asked, besides its class's methods.
+BUILT_IN = {
+    "__ray_ready__": MethodDescription(
+        "__ray_ready__", Signature("__ray_ready__", varargs=False, varkw=False), {}, False
+    ),
+    "__ray_call__": MethodDescription(
+        "__ray_call__", Signature("__ray_call__", ("fn",), n_positional_only=1, n_required=1), {}, False
+    ),
+    "__ray_terminate__": MethodDescription(
+        "__ray_terminate__", Signature("__ray_terminate__", varargs=False, varkw=False), {}, False
+    ),
+}
+
+
 # --- calling -----------------------------------------------------------------------------------------------------
+
+
+# What the engine calls the options of a call.
+_ENGINE_NAMES = {"max_task_retries": "max_retries", "retry_exceptions": "retry_exceptions", "name": "name"}
 
 
 class ActorMethod:
@@ -152,9 +199,9 @@ class ActorMethod:
             self.remote = self._refuse_generator
             return
         engine_options: dict[str, Any] = {"arity": method.signature.bounds, "check": method.signature.check}
-        for name in ("max_task_retries", "name"):
+        for name, engine_name in _ENGINE_NAMES.items():
             if options.get(name) is not None:
-                engine_options[name] = options[name]
+                engine_options[engine_name] = options[name]
         self.remote = ref.method(method.name, options.get("num_returns", 1), engine_options)
 
     def options(self, **options: Any) -> ActorMethod:
@@ -203,7 +250,7 @@ class ActorHandle(Generic[T]):
         if name.startswith("_ray"):
             raise AttributeError(name)  # half unpickled or half copied: never recurse
         description = self._ray_class
-        found = description.methods.get(name)
+        found = description.methods.get(name) or BUILT_IN.get(name)
         if found is None:
             hint = _options.nearest(name, list(description.methods))
             raise AttributeError(
@@ -221,7 +268,7 @@ class ActorHandle(Generic[T]):
     _ray_actor_id = _actor_id
 
     def __dir__(self) -> list[str]:
-        return [*object.__dir__(self), *self._ray_class.methods]
+        return sorted({*object.__dir__(self), *self._ray_class.methods, *BUILT_IN})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ActorHandle) and self._ray_ref.actor_id == other._ray_ref.actor_id
@@ -273,12 +320,22 @@ class ActorClass(Generic[T]):
         result.
 
         Raises: TypeError: `__init__` can't be called with these arguments, or one of them can't be pickled.
+            ValueError: its name= is taken in the namespace.
+        Blocks: only for an answer of the node, and only if it is named.
         """
         self._signature().check(args, kwargs)
-        if self._options.get("get_if_exists"):
+        if not self._options.get("get_if_exists"):
+            return self._create(args, kwargs)
+        while True:
             existing = self._existing()
             if existing is not None:
                 return existing
+            try:
+                return self._create(args, kwargs)
+            except ActorAlreadyExistsError:
+                continue  # somebody else was faster: theirs is found now, unless it is gone already
+
+    def _create(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ActorHandle[T]:
         template = self._made
         if template is None:
             template = self._made = self._template()
@@ -329,6 +386,7 @@ class ActorClass(Generic[T]):
 
         returns = {name: m.options.get("num_returns", 1) for name, m in self._description.methods.items()}
         engine_options = _options.actor_template(self._options, self._description.is_async)
+        engine_options["description"] = self._description.pack()
         return ActorTemplate(self._class, self.__name__, returns, engine_options)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> NoReturn:
@@ -338,7 +396,7 @@ class ActorClass(Generic[T]):
         )
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> NoReturn:
-        raise TypeError(
+        raise ActorClassInheritanceException(
             f"{self.__name__} is an actor class, and a class can't inherit from one: inherit from a plain class, and "
             "decorate each class whose instances shall be actors with @ray.remote"
         )
@@ -367,10 +425,11 @@ def make(actor_class: type[T], given: dict[str, Any]) -> ActorClass[T]:
 
 def check_together(options: dict[str, Any], name: str) -> None:
     """Refuses options of an actor class that make no sense beside each other."""
-    if options.get("lifetime") == "detached" and not options.get("name"):
-        raise ValueError(f"actor class {name}: lifetime='detached' needs name=, by which the actor is found again")
     if options.get("get_if_exists") and not options.get("name"):
         raise ValueError(f"actor class {name}: get_if_exists=True needs name=, by which the actor is looked up")
+
+
+# --- finding -----------------------------------------------------------------------------------------------------
 
 
 def by_name(name: str, namespace: str | None) -> ActorHandle[Any]:
@@ -386,6 +445,34 @@ def by_name(name: str, namespace: str | None) -> ActorHandle[Any]:
     if found is None:
         raise ValueError(
             f"no actor is named {name!r} in namespace {where!r}: it was not created with name={name!r} there, or it "
-            "has ended"
+            "has ended. ray.util.list_named_actors(all_namespaces=True) shows which there are"
         )
-    raise NotImplementedError("ray.get_actor: finding an actor by its name is not built yet in this version of ray")
+    from ray._core.engine import actor_from_parts
+
+    ref = actor_from_parts(found["actor_id"], found["class_name"], None, found["calls"])
+    return ActorHandle(ref, ClassDescription.unpack(found["description"]))
+
+
+def itself() -> ActorHandle[Any] | None:
+    """The handle of the actor that runs this, which keeps it alive only where it is passed on; None outside actors."""
+    from ray import api
+
+    own = api.engine().own_actor()
+    return None if own is None else ActorHandle(own[0], ClassDescription.unpack(own[1]))
+
+
+def list_named_actors(all_namespaces: bool = False) -> list[str] | list[dict[str, str]]:
+    """The names of the actors that live or are being made, oldest first.
+
+    Args:
+        all_namespaces: of all namespaces, and not only of the caller's.
+
+    Returns: the names; with all_namespaces a dict with "name" and "namespace" of each.
+    """
+    from ray import api
+
+    _options.boolean("ray.util.list_named_actors: all_namespaces", all_namespaces)
+    found = api.engine().rpc("named_actors", all_namespaces)
+    if all_namespaces:
+        return [{"name": name, "namespace": namespace} for namespace, name in found]
+    return [name for _, name in found]

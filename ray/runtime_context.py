@@ -88,13 +88,17 @@ class RuntimeContext:
 
     @property
     def current_actor(self) -> Any:
-        """A handle of the actor that asks.
+        """A handle of the actor that asks. It keeps the actor alive where it is passed on to others, not while the
+        actor has it.
 
         Raises: RuntimeError: outside an actor.
         """
-        if not self._context()["actor_id"]:
+        from ray import actor
+
+        handle = actor.itself()
+        if handle is None:
             raise RuntimeError("current_actor: this is not an actor")
-        raise NotImplementedError("current_actor is not built yet in this version of ray: pass the handle to the actor")
+        return handle
 
     def get_task_name(self) -> str | None:
         name = self._context().get("task_name")

@@ -50,6 +50,8 @@ class ActorRow(NamedTuple):
     max_restarts: int = 0
     max_task_retries: int = 0
     max_concurrency: int = 1
+    calls: dict[str, int] = {}  # options of every call: max_task_retries, max_pending_calls
+    description: bytes = b""  # named actors: the class's table of methods, for handles made by name
     incarnation: int = 0
     restarts: int = 0
     node_id: bytes = b""

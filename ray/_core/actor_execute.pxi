@@ -17,6 +17,7 @@ cdef int start_actor(Executor self) except -1:
     self.become = None
     spec = pickle.loads(creation)
     self.current_name = spec["class_name"]
+    self.creation = {name: spec[name] for name in ("class_name", "calls", "handle", "description")}
     self.set_gpus(list(gpu_ids))
     self.actor_id = actor_id
     self.incarnation = incarnation
@@ -66,7 +67,7 @@ cdef int start_actor(Executor self) except -1:
 cdef object bind(Executor self, str name):
     target = getattr(self.actor, name, None)
     if name == "__ray_ready__":
-        target = bool
+        target = lambda: True
     elif name == "__ray_terminate__":
         target = exit_actor
     elif name == "__ray_call__":
@@ -94,8 +95,9 @@ def exit_actor():
 
 cdef int leave_actor(Executor self, Call call) except -1:
     """exit_actor() was called in this call."""
-    answer_error(self, call, exceptions.ActorDiedError(f"the actor {self.actor_name()} has left by exit_actor()"), 0)
+    # The node first: who hears that the actor has left may want its name, or its resources, at once.
     self.engine.event("actor_exiting", self.actor_id, "exit_actor() was called")
+    answer_error(self, call, exceptions.ActorDiedError(f"the actor {self.actor_name()} has left by exit_actor()"), 0)
     self.on_exit()
     return 0
 

@@ -1,17 +1,20 @@
 # Actor handles: ordered calls, restarts. Included by engine.pyx.
 #
-# An ActorRef is this process's one record of an actor. Calls go straight to the actor's worker over its Link, in the order
-# they were made here: the queue is the order, and its head waits for its arguments before anything behind it is sent. The
-# node tells every holder the actor's state (actor_state events): PENDING, ALIVE with the worker's tag, RESTARTING, DEAD.
+# An ActorLine is this process's one record of an actor, whichever handles it is called through. Calls go straight to the
+# actor's worker over its Link, in the order they were made here: the queue is the order, and its head waits for its arguments
+# before anything behind it is sent. The node tells every holder the actor's state (actor_state events): PENDING, ALIVE with the
+# worker's tag, RESTARTING, DEAD.
 #
-# Who can reach the actor is counted by an ordinary ObjectRef, `handle`, owned by the creator: it travels inside every pickled
-# ActorRef, and each call in flight holds its ActorRef. When the handle's last copy anywhere is gone, nothing can be in
-# flight, and the creator tells the node (actor_unreachable).
+# An ActorRef is what a handle holds: the line, and a share in the actor's life. Who can reach the actor is counted by an
+# ordinary ObjectRef, `handle`, owned by the creator: it travels inside every pickled ActorRef, and each call in flight holds
+# its ActorRef. When the handle's last copy anywhere is gone, nothing that counts can be in flight, and the creator tells the
+# node (actor_unreachable). A weak ActorRef (found by name, or the actor's own of itself) has no `handle`: it calls, and keeps
+# nothing alive. The actor's own becomes one that counts where it is passed on to others.
 #
 # The worker dies: calls in flight wait in `lost` until the node says RESTARTING (those with tries left go to the front of the
 # queue, others fail with ActorUnavailableError) or DEAD (all fail with ActorDiedError).
 
-cdef class ActorRef:
+cdef class ActorLine:
     def __cinit__(self):
         self.state = "PENDING"
         self.lost = []
@@ -22,21 +25,14 @@ cdef class ActorRef:
             self.queue.pop_front()
 
     def __repr__(self):
-        return f"<ActorRef {self.class_name} {self.actor_id.hex()[:8]} {self.state}>"
+        return f"<ActorLine {self.class_name} {self.actor_id.hex()[:8]} {self.state}>"
 
-    def __reduce__(self):
-        return _actor_from_parts, (self.actor_id, self.class_name, self.handle, self.max_task_retries)
-
-    def method(self, str name, int num_returns=1, dict options=None):
-        """A callable that calls this method: submit(*args, **kwargs) -> ref."""
-        cdef ActorMethod out = ActorMethod.__new__(ActorMethod)
-        out.actor = self
-        out.name = name
-        options = dict(options or {})
-        options.setdefault("num_returns", num_returns)
-        options.setdefault("max_retries", self.max_task_retries)
-        out.set_options(options)
-        return out.submit
+    cdef size_t pending(self):
+        """Calls made here and not answered."""
+        cdef size_t n = self.queue.size() + PyList_GET_SIZE(self.lost)
+        if self.link is not None and self.link.alive:
+            n += self.link.calls.size()
+        return n
 
     cdef object death(self):
         if type(self.cause) is bytes:
@@ -129,17 +125,45 @@ cdef class ActorRef:
             self.queue.push_front(<void*>task)
 
 
-cdef ActorRef actor_record(Engine self, bytes actor_id, str class_name, ObjectRef handle, int64_t max_task_retries):
-    """The one ActorRef of this id here."""
-    cdef ActorRef actor
+cdef class ActorRef:
+    def __repr__(self):
+        return f"<ActorRef {self.class_name} {self.actor_id.hex()[:8]} {self.line.state}{'' if self.handle is not None else ' weak'}>"
+
+    @property
+    def state(self):
+        return self.line.state
+
+    def __reduce__(self):
+        cdef ObjectRef handle = self.handle
+        if handle is None and self.own_key is not None:
+            handle = ref_of(self.line.engine, load_id(<const uint8_t*>PyBytes_AS_STRING(self.own_key)))
+        return actor_from_parts, (self.actor_id, self.class_name, handle, self.options)
+
+    def method(self, str name, int num_returns=1, dict options=None):
+        """A callable that calls this method: submit(*args, **kwargs) -> ref."""
+        cdef ActorMethod out = ActorMethod.__new__(ActorMethod)
+        out.actor, out.ref = self.line, self
+        out.name = name
+        options = dict(options or {})
+        options.setdefault("num_returns", num_returns)
+        options.setdefault("max_retries", self.options.get("max_task_retries", 0))
+        out.set_options(options)
+        out.pending_max = self.options.get("max_pending_calls", -1)
+        return out.submit if out.pending_max < 0 else out.submit_bounded
+
+
+cdef ActorRef actor_ref(Engine self, bytes actor_id, str class_name, ObjectRef handle, dict options):
+    """A new ActorRef, on the one line to this actor here. options: max_task_retries and max_pending_calls, where not default."""
+    cdef ActorRef ref = ActorRef.__new__(ActorRef)
+    cdef ActorLine line
     found = self.actors.get(actor_id)
-    actor = found() if found is not None else None
-    if actor is None:
-        actor = ActorRef.__new__(ActorRef)
-        actor.engine, actor.actor_id, actor.class_name = self, actor_id, class_name
-        actor.handle, actor.max_task_retries = handle, max_task_retries
-        self.actors[actor_id] = weakref.ref(actor, functools.partial(forget_actor, self.actors, actor_id))
-    return actor
+    line = found() if found is not None else None
+    if line is None:
+        line = ActorLine.__new__(ActorLine)
+        line.engine, line.actor_id, line.class_name = self, actor_id, class_name
+        self.actors[actor_id] = weakref.ref(line, functools.partial(forget_actor, self.actors, actor_id))
+    ref.line, ref.actor_id, ref.class_name, ref.handle, ref.options = line, actor_id, class_name, handle, options
+    return ref
 
 
 def forget_actor(table, key, _):
@@ -148,13 +172,15 @@ def forget_actor(table, key, _):
         del table[key]
 
 
-def _actor_from_parts(actor_id, class_name, handle, max_task_retries):
+def actor_from_parts(actor_id, class_name, handle, options, own_key=None):
+    """handle: None for a weak one; own_key: of the handle, in the actor itself."""
     cdef Engine self = engine_or_raise()
-    cdef ActorRef actor = actor_record(self, actor_id, class_name, handle, max_task_retries)
-    if not actor.subscribed:
-        actor.subscribed = True
+    cdef ActorRef ref = actor_ref(self, actor_id, class_name, handle, options)
+    ref.own_key = own_key
+    if not ref.line.subscribed:
+        ref.line.subscribed = True
         self.event("actor_subscribe", actor_id)
-    return actor
+    return ref
 
 
 cdef int actor_unreachable(Engine self, bytes handle_key) except -1:
@@ -165,7 +191,7 @@ cdef int actor_unreachable(Engine self, bytes handle_key) except -1:
 
 
 cdef int actor_state_changed(Engine self, bytes actor_id, str state, bytes worker_tag, int incarnation, cause) except -1:
-    cdef ActorRef actor
+    cdef ActorLine actor
     pins = self.creating.get(actor_id)
     if pins is not None and (state == "DEAD" or (state == "ALIVE" and not pins[1])):
         del self.creating[actor_id]  # its constructor won't run (again)
@@ -175,6 +201,8 @@ cdef int actor_state_changed(Engine self, bytes actor_id, str state, bytes worke
         return 0
     actor.incarnation = incarnation
     actor.cause = cause
+    if actor.link is not None and (state == "RESTARTING" or (state == "ALIVE" and actor.link.tag != worker_tag)):
+        finish_link(self, actor.link)
     if state == "ALIVE":
         if actor.link is not None and actor.link.alive and actor.link.tag == worker_tag and actor.state == "ALIVE":
             return 0
@@ -190,16 +218,32 @@ cdef int actor_state_changed(Engine self, bytes actor_id, str state, bytes worke
         actor.state = "DEAD"
         actor.fail_queue()  # calls sent may still be answered; the link's end fails the rest
     elif state == "RESTARTING":
-        if actor.state == "ALIVE" and actor.link is not None and not actor.link.calls.empty() and actor.link.alive:
-            actor.state = "RESTARTING"  # resumed when the link has closed and the next ALIVE comes
-        else:
-            actor.state = "RESTARTING"
-            actor.resume()
+        actor.state = "RESTARTING"
+        actor.resume()
+    return 0
+
+
+cdef int finish_link(Engine self, Link link) except -1:
+    """The node says that the process behind link is dead: takes what it had sent, and closes. The socket itself may stay
+    open for long, in a child that it forked."""
+    while link.alive and read_link(self, link) > 0:
+        pass
+    if link.alive:
+        link.conn.Close("its process died")
+        self.link_closed(link)
     return 0
 
 
 cdef class ActorMethod(Callee):
     """One method of one actor, with its options; `submit` is what handle.method.remote is."""
+
+    def submit_bounded(self, *args, **kwargs):
+        """`submit`, of an actor with max_pending_calls."""
+        if self.actor.pending() >= <size_t>self.pending_max:
+            raise exceptions.PendingCallsLimitExceeded(
+                f"{self.name}() was not called: {self.pending_max} calls to this actor wait already, which is its max_pending_calls",
+                actor_id=self.actor.actor_id.hex(), pending=self.actor.pending(), limit=self.pending_max)
+        return self.submit(*args, **kwargs)
 
     cdef int define(self) except -1:
         cdef Engine engine = engine_or_raise()
@@ -216,7 +260,7 @@ cdef class ActorMethod(Callee):
         return 0
 
     cdef int dispatch(self, Task task) except -1:
-        cdef ActorRef actor = self.actor
+        cdef ActorLine actor = self.actor
         if not task.cancelled and actor.queue.empty() and actor.state == "ALIVE" and actor.link is not None and actor.link.alive \
                 and task.slots is None:
             # The usual call: straight out.
@@ -304,20 +348,33 @@ cdef class ActorTemplate:
         handle.value, handle.state, handle.hold = None, VALUE, actor_id
         intern(handle)
         self_engine.creating[actor_id] = (pins, options.get("max_restarts", 0) != 0)
-        actor = actor_record(self_engine, actor_id, self.name, handle, self.options.get("max_task_retries", 0))
-        actor.subscribed = True
+        calls = {name: options[name] for name in ("max_task_retries", "max_pending_calls") if name in options}
+        actor = actor_ref(self_engine, actor_id, self.name, handle, calls)
+        actor.line.subscribed = True
         if not options.get("detached"):
             self_engine.actor_handles[handle.key()] = actor_id
         creation = pickle.dumps({
             "class_name": self.name, "blob": self.blob, "refs": b"".join([(<ObjectRef>x).key() for x in self.refs or ()]),
             "frame": frame, "max_concurrency": options.get("max_concurrency", 0), "is_async": options.get("is_async", False),
-            "max_task_retries": options.get("max_task_retries", 0), "resources": options.get("resources") or {}})
-        self_engine.event("create_actor", actor_id, {
+            "resources": options.get("resources") or {}, "calls": calls, "handle": handle.key(),
+            "description": options.get("description")})
+        named = bool(options.get("name"))
+        spec = {
             "class_name": self.name, "resources": options.get("resources") or {},
             "placement_resources": options.get("placement_resources") or options.get("resources") or {},
             "max_restarts": options.get("max_restarts", 0), "max_task_retries": options.get("max_task_retries", 0),
             "max_concurrency": options.get("max_concurrency", 1), "name": options.get("name"),
-            "namespace": options.get("namespace") or self_engine.info.get("namespace"), "detached": bool(options.get("detached")), "owner_tag": self_engine.tag,
-            "creation": creation})
+            "namespace": options.get("namespace") or self_engine.info.get("namespace"),
+            "detached": bool(options.get("detached")), "owner_tag": self_engine.tag, "creation": creation,
+            "calls": calls, "description": options.get("description") if named else b""}
+        if named:
+            # Whether the name can be had is known before the handle is: only a named actor's creation waits for the node.
+            try:
+                self_engine.rpc("create_actor", actor_id, spec)
+            except BaseException:
+                self_engine.creating.pop(actor_id, None)
+                raise
+        else:
+            self_engine.event("create_actor", actor_id, spec)
         self_engine.event("actor_subscribe", actor_id)
         return actor

@@ -168,29 +168,36 @@ cdef class Countdown:
     cdef int left
     cdef list refs
 
-cdef class ActorRef:
+cdef class ActorLine:
     cdef Engine engine
     cdef readonly bytes actor_id
     cdef readonly str class_name
-    cdef ObjectRef handle         # counts who can reach the actor; owned by its creator
     cdef list lost                # calls that were in flight when its worker died, until the node says what follows
     cdef readonly str state
     cdef int incarnation
     cdef Link link
     cdef deque[void*] queue       # Tasks in order, owned references; the head may still wait for arguments
-    cdef list pins                # creator: refs in the constructor's arguments
     cdef object cause             # of death: text or encoded error
     cdef bint subscribed
-    cdef bint ended               # the creator has told the node that nobody refers to it
-    cdef int64_t max_task_retries
     cdef uint64_t next_order
     cdef object __weakref__
     cdef int pump(self) except -1
     cdef int calls_lost(self, list tasks) except -1
     cdef object death(self)
+    cdef size_t pending(self)
+
+cdef class ActorRef:
+    cdef ActorLine line
+    cdef readonly bytes actor_id
+    cdef readonly str class_name
+    cdef ObjectRef handle         # counts who can reach the actor; owned by its creator. None: a weak one
+    cdef bytes own_key            # of that handle, in the actor itself
+    cdef dict options             # of every call through it: max_task_retries, max_pending_calls
 
 cdef class ActorMethod(Callee):
-    cdef ActorRef actor
+    cdef ActorLine actor
+    cdef ActorRef ref             # the share in the actor's life that its calls in flight have
+    cdef int64_t pending_max      # -1: no bound
     cdef bint is_queued(self, Task task)
     cdef int enqueue(self, Task task) except -1
 
@@ -242,7 +249,7 @@ cdef class Engine:
     cdef dict pools                   # key -> LeasePool
     cdef dict lease_requests          # req_id -> LeasePool
     cdef dict leases                  # lease_id -> Lease
-    cdef dict actors                  # actor_id -> weakref to ActorRef
+    cdef dict actors                  # actor_id -> weakref to ActorLine
     cdef dict creating                # actor_id -> pins of the constructor's arguments
     cdef readonly object on_log_lines
     cdef readonly object on_error
@@ -298,7 +305,7 @@ cdef class Executor:
     cdef list events              # (caller's tag, seq, name, started_ns, ended_ns, state) of calls ended, for the node
     cdef int omp_threads          # OMP_NUM_THREADS as set for the last call; 0: the user has set it
     cdef object context_var       # the Call of this coroutine or thread
-    cdef object creation
+    cdef dict creation            # how this actor was made: what its handles need
     cdef unsigned long main_thread
     cdef dict calls_of            # function id -> times run, for max_calls
     cdef list gpu_ids

@@ -297,7 +297,7 @@ cdef class Engine:
         cdef LeasePool pool
         cdef Task task
         cdef Link link
-        cdef ActorRef actor
+        cdef ActorLine actor
         if self.closed:
             error = exceptions.RaySystemError("ray was shut down")
         else:
@@ -414,10 +414,11 @@ cdef class Engine:
 
     def kill_actor(self, ActorRef actor, bint no_restart=True):
         """Calls in flight fail when its process is gone; with no_restart, calls made from now on fail at once."""
+        cdef ActorLine line = actor.line
         self.event("kill_actor", actor.actor_id, no_restart)
-        if no_restart and actor.state != "DEAD":
-            actor.state, actor.cause = "DEAD", "ray.kill() was called on it"
-            actor.fail_queue()
+        if no_restart and line.state != "DEAD":
+            line.state, line.cause = "DEAD", "ray.kill() was called on it"
+            line.fail_queue()
 
     def states(self, list refs):
         """State of each ref by name, for tests and tools."""
@@ -548,6 +549,14 @@ cdef class Engine:
         if self.executor is not None:
             out.update(self.executor.context())
         return out
+
+    def own_actor(self):
+        """(a weak ActorRef, how its class's table of methods is pickled) of the actor that this process is, or None."""
+        if self.executor is None or self.executor.creation is None:
+            return None
+        about = self.executor.creation
+        return actor_from_parts(self.executor.actor_id, about["class_name"], None, about["calls"], about["handle"]), \
+            about["description"]
 
     def stats(self):
         """Counts for tests and tools: links, pending calls, interned refs, borrowed and lent refs, queued tasks."""

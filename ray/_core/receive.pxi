@@ -60,7 +60,8 @@ cdef int close_silent_links(Engine self, int64_t now) except -1:
 
 
 cdef int read_link(Engine self, Link link) except -1:
-    """Reads what is there, hands out whole frames. A malformed frame or a dead peer closes the link."""
+    """Reads what is there, hands out whole frames. A malformed frame or a dead peer closes the link.
+    1: there may be more."""
     cdef Frame frame
     cdef int got
     cdef int rounds = 0
@@ -82,7 +83,7 @@ cdef int read_link(Engine self, Link link) except -1:
             link.flush()
         if got < 65536 - 4096:
             return 0
-    return 0
+    return 1
 
 
 cdef int greet(Engine self, Link link) except -1:

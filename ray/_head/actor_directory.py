@@ -100,6 +100,10 @@ class ActorDirectory:
         actor_id = self._by_name.get((namespace, name))
         return None if actor_id is None else self._actors[actor_id]
 
+    def names(self) -> list[tuple[str, str]]:
+        """(namespace, name) of the living actors that have one, oldest first."""
+        return list(self._by_name)
+
     def of_worker(self, worker_tag: bytes) -> Actor | None:
         actor_id = self._by_worker.get(worker_tag)
         return None if actor_id is None else self._actors[actor_id]

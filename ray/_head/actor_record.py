@@ -90,6 +90,8 @@ class Actor:
             max_restarts=self.max_restarts,
             max_task_retries=spec.get("max_task_retries", 0),
             max_concurrency=spec.get("max_concurrency", 1),
+            calls=dict(spec.get("calls") or {}),
+            description=spec.get("description") or b"",
             incarnation=self.incarnation,
             restarts=self.restarts,
             node_id=self.node_id,

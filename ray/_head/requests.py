@@ -15,6 +15,7 @@ from ray._head import actor_messages as am
 from ray._head import events, global_scheduler, monitor
 from ray._protocol.frames import ACTOR_ID_BYTES, FUNCTION_ID_BYTES
 from ray._protocol.resources import UNITS
+from ray.exceptions import ActorAlreadyExistsError
 
 if TYPE_CHECKING:
     from ray._head.service import HeadService
@@ -79,7 +80,7 @@ class Requests:
         if self._head.actors.get(actor_id) is None:
             refusal = self._head.actors.name_refusal(spec)
             if refusal is not None:
-                raise ValueError(refusal)
+                raise ActorAlreadyExistsError(refusal, name=spec["name"], namespace=spec.get("namespace"))
         self._on_create_actor(caller, actor_id, spec)
 
     def _on_actor_ready(self, caller: Caller, actor_id: bytes) -> None:
@@ -145,6 +146,10 @@ class Requests:
             "worker_tag": worker_tag,
             "incarnation": incarnation,
         }
+
+    async def _rpc_named_actors(self, caller: Caller, all_namespaces: bool = False) -> list[tuple[str, str]]:
+        """(namespace, name) of each that lives, or is being made."""
+        return [key for key in self._head.actors.names() if all_namespaces or key[0] == caller.namespace]
 
     async def _rpc_actors(self, caller: Caller) -> list[dict[str, Any]]:
         return [_readable(actor.row()) for actor in self._head.actors.all()]
@@ -219,7 +224,7 @@ _RPC_HANDLERS: dict[str, Callable[..., Awaitable[Any]]] = {
     name: getattr(_R, "_rpc_" + name)
     for name in (
         "actor_by_name", "actors", "create_actor", "errors", "function", "head_stats", "jobs", "kv_del",
-        "kv_exists", "kv_get", "kv_keys", "kv_put", "nodes", "object_locations", "task_table",
+        "kv_exists", "kv_get", "kv_keys", "kv_put", "named_actors", "nodes", "object_locations", "task_table",
     )
 }  # fmt: skip
 _EVENT_HANDLERS: dict[str, Callable[..., None]] = {
@@ -244,7 +249,8 @@ def _check_spec(spec: object) -> None:
         raise TypeError(f"create_actor: spec must be a dict, not {type(spec).__name__}")
     if not isinstance(spec.get("creation"), bytes):
         raise TypeError("create_actor: spec['creation'] must be bytes")
-    for field, kind in (("class_name", str), ("name", str), ("namespace", str), ("owner_tag", bytes)):
+    kinds = {"class_name": str, "name": str, "namespace": str, "owner_tag": bytes, "description": bytes, "calls": dict}
+    for field, kind in kinds.items():
         if not isinstance(spec.get(field) or kind(), kind):
             raise TypeError(f"create_actor: spec[{field!r}] must be {kind.__name__}, not {spec[field]!r}")
     restarts = spec.get("max_restarts") or 0

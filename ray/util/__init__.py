@@ -8,15 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ray.actor import list_named_actors
     from ray.util.actor_pool import ActorPool
     from ray.util.check_serialize import inspect_serializability
     from ray.util.serialization import deregister_serializer, register_serializer
 
-__all__ = ["ActorPool", "deregister_serializer", "inspect_serializability", "register_serializer"]
+__all__ = ["ActorPool", "deregister_serializer", "inspect_serializability", "list_named_actors", "register_serializer"]
 
 _HOME = {
     "ActorPool": "ray.util.actor_pool",
     "inspect_serializability": "ray.util.check_serialize",
+    "list_named_actors": "ray.actor",
     "register_serializer": "ray.util.serialization",
     "deregister_serializer": "ray.util.serialization",
 }

@@ -256,10 +256,9 @@ def test_a_wrong_option_is_an_error_where_it_is_given(options):
         Counter.options(**options)
 
 
-@pytest.mark.parametrize("options", [{"lifetime": "detached"}, {"get_if_exists": True}], ids=repr)
-def test_options_that_need_a_name_say_so(options):
+def test_get_if_exists_needs_a_name():
     with pytest.raises(ValueError, match="name="):
-        Counter.options(**options)
+        Counter.options(get_if_exists=True)
 
 
 def test_method_options_are_checked_where_they_are_given(ray_shared):

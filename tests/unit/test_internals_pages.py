@@ -36,7 +36,9 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
 def test_names_of_the_engine_that_a_page_uses_are_in_the_engine(page: str) -> None:
     text = (INTERNALS / page).read_text()
     constants = set(re.findall(r"`([A-Z]+_[A-Z_]+)`", text)) - {"PR_SET_PDEATHSIG", "SO_PEERCRED", "SOCK_SEQPACKET"}
-    methods = set(re.findall(r"`(?:Callee|Task|LeasePool|ActorRef|ActorMethod|Executor|Engine|Link)\.(\w+)`", text))
+    methods = set(
+        re.findall(r"`(?:Callee|Task|LeasePool|ActorLine|ActorRef|ActorMethod|Executor|Engine|Link)\.(\w+)`", text)
+    )
     assert constants and methods
     assert not {name for name in constants | methods if not re.search(rf"\b{name}\b", ENGINE)}
 
