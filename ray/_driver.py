@@ -1,8 +1,10 @@
-"""Starts and ends the session of a driver: `ray.init`, `ray.shutdown`. Main thread or not; one at a time, by `_lock`.
+"""Starts or joins a session, and ends or leaves it: `ray.init`, `ray.shutdown`. Main thread or not; one at a time, by
+`_lock`.
 
-`init` makes the session's folder, starts the node process and connects the engine; `shutdown` undoes all three, also at
-exit and on SIGTERM. If the driver is killed instead, the node process notices and removes everything by itself; if the
-node process dies, everything pending fails and `shutdown` then only cleans up.
+`init` makes a session (its folder, its node process) or finds one that `ray start` made, and connects the engine.
+`shutdown`, also at exit and on SIGTERM, ends a session that this process made, and of one that it joined ends its own
+job: the node process sees to both. If the driver is killed instead, the node process notices and does the same by
+itself; if the node process dies, everything pending fails and `shutdown` then only cleans up.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from ray._core.engine import current
 
 if TYPE_CHECKING:
+    from ray._core.engine import Engine
     from ray._init_options import InitOptions
     from ray._launch.node_process import NodeProcess
+    from ray._launch.session import Session
     from ray.context import RayContext
     from ray.job_config import JobConfig
 
@@ -25,11 +29,14 @@ _started: Started | None = None
 
 
 class Started:
-    """A session that this process has started."""
+    """The session that this process is a driver of."""
 
-    def __init__(self, node: NodeProcess, options: InitOptions, namespace: str, context: RayContext) -> None:
+    def __init__(
+        self, folder: str, node: NodeProcess | None, options: InitOptions, namespace: str, context: RayContext
+    ) -> None:
         self.pid = os.getpid()
-        self.node = node
+        self.folder = folder
+        self.node = node  # None: the session isn't ours, we have only joined it
         self.options = options
         self.namespace = namespace
         self.context = context
@@ -58,10 +65,12 @@ def init(
     storage: str | None = None,
     **more: Any,
 ) -> RayContext:
-    """Starts ray in this process: everything that follows runs on this machine's cores until `ray.shutdown()` or exit.
+    """Starts ray in this process, or joins a session that runs: what follows runs there until `ray.shutdown()` or exit.
 
     Args:
-        address: None or "local".
+        address: None: join the session that the environment variable RAY_ADDRESS names, else the one that
+            `ray start --head` made, else start one.  "auto": the same, but never start one.  "local": start one.  The
+            folder of a session: join that.
         num_cpus, num_gpus: what tasks may use; by default all CPUs that this process may run on, and the GPUs found.
         resources: further resources by name, such as {"tape_drive": 1}.
         object_store_memory: bytes for shared objects.
@@ -76,6 +85,7 @@ def init(
     Returns: a RayContext, which shuts ray down when used as `with ray.init():`.
     Raises:
         TypeError, ValueError, NotImplementedError: about one argument, which the message names.
+        ConnectionError: the session to join is not there.
         RuntimeError: ray runs already.
     """
     arguments = locals()  # first of all: exactly the parameters
@@ -110,7 +120,7 @@ def _already(options: InitOptions) -> RayContext:
     if options.ignore_reinit_error:
         return _started.context
     raise RuntimeError(
-        f"ray.init() was called twice: a session runs already, in {_started.node.session.folder}. Call ray.shutdown() "
+        f"ray.init() was called twice: a session runs already, in {_started.folder}. Call ray.shutdown() "
         "first to start another, or pass ignore_reinit_error=True to go on with the one that runs"
     )
 
@@ -118,31 +128,58 @@ def _already(options: InitOptions) -> RayContext:
 def _start(options: InitOptions) -> RayContext:
     global _started
     _forget()  # what is left of a session that ended without us: its node died, or we are a forked child
+    from ray._launch import address
+
+    joined = address.resolve(options.address, os.environ)
+    if joined is not None:
+        options.refuse_for_joining(joined.folder)
     if options.configure_logging:
         _configure_logging(options)
+    info = options.driver_info()
+    if joined is not None:
+        folder, node, engine = joined.folder, None, _join(joined, info)
+    else:
+        node, engine = _start_session(options, info)
+        folder = node.session.folder
+    from ray.context import RayContext
+
+    context = RayContext(_address_info(folder, engine.info))
+    _started = Started(folder, node, options, info["namespace"], context)
+    _at_exit()
+    if options.configure_logging:
+        import logging
+
+        did = "Joined" if node is None else "Started"
+        logging.getLogger("ray").info("%s ray %s in %s", did, context.ray_version, folder)
+    return context
+
+
+def _start_session(options: InitOptions, info: dict[str, Any]) -> tuple[NodeProcess, Engine]:
     from ray._launch import node_process, session
 
     node = node_process.start_node(session.create(options._temp_dir), options.node_config())
     try:
         from ray._core import driver  # imports while the node process starts
 
-        timeout_s = _setting(options, "node_start_timeout_s")
-        node.wait_ready(timeout_s)
-        info = options.driver_info()
-        engine = driver.start(node.session.folder, node.session.node_socket, node.session.token, info, node)
+        node.wait_ready(_setting(options, "node_start_timeout_s"))
+        return node, driver.start(node.session.folder, node.session.node_socket, node.session.token, info)
     except BaseException:  # Ctrl-C too: half a session must not stay
         node.kill()
         raise
-    from ray.context import RayContext
 
-    context = RayContext(_address_info(node.session.folder, engine.info))
-    _started = Started(node, options, info["namespace"], context)
-    _at_exit()
-    if options.configure_logging:
-        import logging
 
-        logging.getLogger("ray").info("Started ray %s in %s", context.ray_version, node.session.folder)
-    return context
+def _join(session: Session, info: dict[str, Any]) -> Engine:
+    from ray._core import driver
+
+    engine = driver.start(session.folder, session.node_socket, session.token, info)
+    theirs, ours = tuple(engine.info["python_version"]), sys.version_info[:2]
+    if theirs[:2] != ours:  # what either pickles the other could not read
+        engine.close()
+        raise RuntimeError(
+            f"the session in {session.folder} runs Python {theirs[0]}.{theirs[1]}, and this is Python "
+            f"{ours[0]}.{ours[1]}: run this program with the same, or start ray with this one"
+        )
+    return engine
 
 
 def _setting(options: InitOptions, name: str) -> Any:
@@ -169,9 +206,12 @@ def _address_info(session_dir: str, info: dict[str, Any]) -> dict[str, Any]:
 
 
 def shutdown(_exiting_interpreter: bool = False) -> None:
-    """Ends the session that this process started: tasks that still run are stopped, nothing is left. Idempotent.
+    """Ends the session that this process started, or leaves the one that it joined. Idempotent.
 
-    Blocks: until all processes of the session have ended and the last lines of their output are printed.
+    Tasks that still run are stopped. Of a session that was started here nothing is left; in one that was joined, what
+    this program made is gone, but for detached actors.
+
+    Blocks: until the processes that worked for this program have ended and the last lines of their output are printed.
     Raises: RuntimeError: called inside a task or actor.
     """
     global _started
@@ -196,6 +236,8 @@ def shutdown(_exiting_interpreter: bool = False) -> None:
 
 
 def _end_node(started: Started) -> None:
+    if started.node is None:
+        return
     # The node ends by itself once it has answered our shutdown, or has seen our connection close.
     if started.node.wait_exit(_setting(started.options, "shutdown_grace_s") + 5.0) is None:
         started.node.kill()

@@ -1,15 +1,18 @@
-"""Every argument of `ray.init`: what it may be, and what the node and the driver are told. Pure; runs in `ray.init`.
+"""Every argument of `ray.init`: what it may be, and what the node and the driver are told. Pure.
+
+Runs in `ray.init`, and in `ray start`, whose options are these arguments under names of their own.
 
 `parse` turns what a user gave, in either vocabulary, into an InitOptions, or raises an error that names the argument.
-It starts nothing and reads nothing but the environment variable RAY_ADDRESS.
+It starts nothing; of the environment it reads the settings (docs/config.md).
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Callable
 
 from ray import _aliases
 from ray._options import (
@@ -29,15 +32,21 @@ from ray._options import (
 )
 from ray.job_config import JobConfig
 
+_LABEL_RULE = "up to 63 letters, digits, '-', '_' and '.', with a letter or digit first and last"
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
+_LABEL_NAME = re.compile(r"([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 LOGGING_FORMAT = "%(asctime)s %(levelname)s %(filename)s:%(lineno)s -- %(message)s"
 
 
-def _address(option: str, value: Any) -> None:
-    if value is None or value == "local":
-        return
+def _address(option: str, value: Any) -> str | None:
+    from ray._launch import address
+
+    if value is None:
+        return None
     if not isinstance(value, str):
-        raise wrong(TypeError, option, value, "None or 'local'")
-    raise not_built(option, value, "connecting to a cluster that already runs")
+        raise wrong(TypeError, option, value, address.FORMS)
+    address.check(option, value)
+    return value
 
 
 def _dashboard(option: str, value: Any) -> bool:
@@ -79,6 +88,24 @@ def _driver_mode(option: str, value: Any) -> int:
     raise wrong(ValueError, option, value, "ray.SCRIPT_MODE or ray.SILENT_MODE")
 
 
+def _labels(option: str, value: Any) -> dict[str, str]:
+    """Names and values as Ray's (and Kubernetes') labels: a prefix before a slash is part of the name."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise wrong(TypeError, option, value, "a dict of strings by string, such as {'zone': 'a'}")
+    for name, text_ in value.items():
+        if not isinstance(name, str) or not isinstance(text_, str):
+            raise TypeError(f"{option}: labels are strings by string, not {name!r}: {text_!r}")
+        if not _LABEL_NAME.fullmatch(name):
+            raise ValueError(f"{option}: {name!r} can't be the name of a label: {_LABEL_RULE}, not empty")
+        if name.startswith("ray.io/"):
+            raise ValueError(f"{option}: {name!r}: names that begin with 'ray.io/' are given by ray itself")
+        if not _LABEL_VALUE.fullmatch(text_):
+            raise ValueError(f"{option}: {text_!r} can't be the value of label {name!r}: {_LABEL_RULE}")
+    return dict(value)
+
+
 def _temp_dir(option: str, value: Any) -> str:
     folder: str = os.fspath(value) if hasattr(value, "__fspath__") else text(option, value)
     if not os.path.isabs(folder):
@@ -106,7 +133,7 @@ ARGUMENTS: dict[str, tuple[Any, Check]] = {
     "num_cpus": (None, optional(whole(0, "a whole number >= 0"))),
     "num_gpus": (None, optional(whole(0, "a whole number >= 0"))),
     "resources": (None, resource_map),
-    "labels": (None, later("labels of nodes")),
+    "labels": (None, _labels),
     "object_store_memory": (None, optional(memory)),
     "local_mode": (False, later("running everything inline in the driver", False)),
     "ignore_reinit_error": (False, boolean),
@@ -142,11 +169,30 @@ ARGUMENTS: dict[str, tuple[Any, Check]] = {
 }
 
 
+# What a session is made of: it is said when that starts, and a driver that joins one comes too late with it.
+OF_A_SESSION = (
+    *(
+        "num_cpus",
+        "num_gpus",
+        "resources",
+        "labels",
+        "object_store_memory",
+        "_memory",
+        "plasma_directory",
+        "huge_pages",
+    ),
+    *("num_redis_shards", "_redis_max_memory", "num_workers", "storage", "_system_config", "_node_name"),
+    *("_enable_object_reconstruction", "_metrics_export_port", "_tracing_startup_hook", "num_custom_resource"),
+)
+
+
 class InitOptions:
     """The arguments of `ray.init`, checked, one attribute each."""
 
-    def __init__(self, values: dict[str, Any]) -> None:
+    def __init__(self, values: dict[str, Any], given: Mapping[str, str]) -> None:
+        """given: the names of the arguments that were given, each with the name under which it was."""
         self.values = values
+        self.given = given
         # Of the job: named actors live in it. Nobody else's, unless it was given.
         self.job_namespace: str = values["namespace"] or values["job_config"].ray_namespace or os.urandom(16).hex()
 
@@ -159,6 +205,16 @@ class InitOptions:
     @property
     def prints_of_workers(self) -> bool:
         return bool(self.log_to_driver and not self.redirect_output and self.driver_mode != _aliases.SILENT_MODE)
+
+    def refuse_for_joining(self, folder: str) -> None:
+        """Raises: ValueError: something was given that only makes sense when a session starts."""
+        late = [written for name, written in self.given.items() if name in OF_A_SESSION]
+        if late:
+            raise ValueError(
+                f"ray.init: {', '.join(name + '=' for name in late)} can only be given when a session starts, and this "
+                f"one runs already, in {folder}: leave {'it' if len(late) == 1 else 'them'} out to join it (`ray "
+                "start` takes the same), or give address='local' to start another session"
+            )
 
     def resources(self) -> dict[str, int]:
         """What the user said the node has, in units; what is not in here the node finds out itself."""
@@ -193,6 +249,7 @@ class InitOptions:
             ("redis_max_memory", "_redis_max_memory"),
             ("node_ip", "_node_ip_address"),
             ("node_name", "_node_name"),
+            ("labels", "labels"),
         ):
             if self.values[option] is not None:
                 config[key] = self.values[option]
@@ -214,14 +271,24 @@ class InitOptions:
         }
 
 
-def parse(given: Mapping[str, Any]) -> InitOptions:
+def _asks_for_something(value: Any) -> bool:
+    return not (value is None or value is False or (isinstance(value, Mapping) and not value))
+
+
+def _as_argument(name: str) -> str:
+    return f"ray.init: {name}"
+
+
+def parse(given: Mapping[str, Any], named: Callable[[str], str] = _as_argument) -> InitOptions:
     """Checks what `ray.init` was given.
 
+    Args: named: what an argument is called where the user gave it, for error messages.
     Raises: TypeError, ValueError: an argument that is unknown, wrong, or makes no sense beside another.
         NotImplementedError: one that a later version will bring.
     """
     # An argument left at its default was not given, whoever filled it in.
     given = {name: value for name, value in given.items() if name not in ARGUMENTS or value is not ARGUMENTS[name][0]}
+    written = {_aliases.INIT.get(name) or name: name for name, value in given.items() if _asks_for_something(value)}
     given = _aliases.resolve(_aliases.INIT, given, "ray.init")
     values: dict[str, Any] = {}
     for name in given:
@@ -229,16 +296,12 @@ def parse(given: Mapping[str, Any]) -> InitOptions:
             known = [*ARGUMENTS, *_aliases.INIT, "num_custom_resource"]
             raise TypeError(f"ray.init: unknown argument {name!r}{nearest(name, known)}")
     for name, (default, checker) in ARGUMENTS.items():
-        values[name] = checker(f"ray.init: {name}", given.get(name, default))
-    options = InitOptions(values)
+        values[name] = checker(named(name), given.get(name, default))
+    options = InitOptions(values, written)
     if options.huge_pages and options.plasma_directory is None:
         raise ValueError(
-            "ray.init: huge_pages=True needs plasma_directory=, the folder where a hugetlbfs is mounted, such as "
+            f"{named('huge_pages')}: it needs plasma_directory, the folder where a hugetlbfs is mounted, such as "
             "'/mnt/hugepages'"
-        )
-    if given.get("address") is None and os.environ.get("RAY_ADDRESS", "local") != "local":
-        raise not_built(
-            "ray.init: environment variable RAY_ADDRESS", os.environ["RAY_ADDRESS"], "connecting to a cluster"
         )
     options.settings()  # a wrong _system_config or environment variable is an error here, not in the node
     return options

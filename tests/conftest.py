@@ -19,9 +19,10 @@ import pytest
 
 from tests.leaks import Snapshot
 
-# Ours must not join a cluster that the person running the tests happens to use.
-for name in ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_RUNTIME_ENV"):
+# Ours must not join a cluster that the person running the tests happens to use, nor must programs that they start.
+for name in ("RAY_NAMESPACE", "RAY_RUNTIME_ENV", "RAY_STORAGE", "RAY_TMPDIR"):
     os.environ.pop(name, None)
+os.environ["RAY_ADDRESS"] = "local"
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that; tests of Ctrl-C need a person's state.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -15,6 +15,7 @@ class NodeRow(NamedTuple):
     state: str = "ALIVE"  # ALIVE | DEAD
     address: str = ""
     hostname: str = ""
+    name: str = ""  # what people call it; the address unless `_node_name` was given
     resources: dict[str, int] = {}  # units of 1/10,000
     labels: dict[str, str] = {}
     pid: int = 0

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray import _driver_output
 from ray._core.engine import Engine
 from ray._native import serialization
 from ray._native.references import ObjectRef
 
-if TYPE_CHECKING:
-    from ray._launch.node_process import NodeProcess
-
 serialization.set_ref_type(ObjectRef)
 
 
-def start(session_dir: str, node_socket: str, token: bytes, info: dict[str, Any], node: NodeProcess) -> Engine:
-    """Connects this process to the node process as the session's driver.
+def start(session_dir: str, node_socket: str, token: bytes, info: dict[str, Any]) -> Engine:
+    """Connects this process to the node process as a driver of the session.
 
-    Args: info: what `register` takes (docs/internals/wire_format.md); node: kept alive by the caller.
+    Args: info: what `register` takes (docs/internals/wire_format.md).
     Raises: ConnectionError: the node process does not answer.
     """
     engine = Engine(session_dir, token, os.urandom(16), True)

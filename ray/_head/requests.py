@@ -171,7 +171,7 @@ class Requests:
                 "Alive": row.state != monitor.DEAD,
                 "NodeManagerAddress": row.address,
                 "NodeManagerHostname": row.hostname,
-                "NodeName": row.address,
+                "NodeName": row.name,
                 "Resources": {name: units / UNITS for name, units in row.resources.items()} if not row.died_s else {},
                 "Labels": row.labels,
                 "DeathReason": row.cause,

@@ -73,6 +73,9 @@ class Port(Protocol):
     def release_actor(self, actor_id: bytes) -> None:
         """Its worker is dead, or was never there: its resources come back."""
 
+    def job_over(self, job_id: bytes) -> None:
+        """Its driver is gone and its last actor dead: its workers have nothing to do any more."""
+
     def error(self, job_id: bytes, kind: str, message: str, extra: dict[str, Any]) -> None:
         """The event `error`, to the drivers of that job."""
 
@@ -120,12 +123,13 @@ class HeadService:
         hostname: str,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """extra: "pid", "labels"."""
+        """extra: "pid", "labels", "name"."""
         given = extra or {}
         row = NodeRow(
             node_id,
             address=address,
             hostname=hostname,
+            name=str(given.get("name") or address),
             resources=dict(resources),
             labels=dict(given.get("labels") or {}),
             pid=int(given.get("pid") or 0),
@@ -202,6 +206,10 @@ class HeadService:
         keys back."""
         row = self.jobs.get(job_id)
         return row is not None and row.state in (jobs.RUNNING, jobs.ENDING)
+
+    def job_goes_on(self, job_id: bytes) -> bool:
+        """Whether the job outlives its driver: an actor of it is detached, and alive. Ends with `job_over`."""
+        return any(a.job_id == job_id and a.detached and a.state != DEAD for a in self.actors.all())
 
     def control_plane_problem(self, text: str) -> None:
         """Redis refuses a write, or was given up: everybody should know, once for each reason."""
@@ -346,6 +354,7 @@ class HeadService:
         self.functions.forget_job(action.job_id)
         if self.tables is not None:
             self.tables.forget_job(action.job_id)
+        self._port.job_over(action.job_id)
 
     def _do_save_node(self, action: monitor.SaveNode) -> None:
         if self.tables is not None:

@@ -146,7 +146,8 @@ def start_node(session: Session, config: dict[str, Any]) -> NodeProcess:
         config: all optional. "resources": dict[str, int] units that replace what the node would detect;
             "object_store_memory" bytes; "plasma_directory", "huge_pages", "num_redis_shards", "redis_password",
             "redis_max_memory"; "settings": overrides of ray._config; "watch_driver": False for a node that outlives
-            us; "job": {"sys_path", "cwd", "env"} of our workers, so that one can start before we register;
+            us; "standing": True for one that drivers find as the current cluster (current.py);
+            "job": {"sys_path", "cwd", "env"} of our workers, so that one can start before we register;
             "node_ip": shown by ray.nodes().
     Raises: NodeStartError: no process could be made.
     """

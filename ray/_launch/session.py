@@ -1,6 +1,7 @@
 """The folder of one run: sockets, token, logs. Used by the driver that starts a session and by every process in it.
 
-A session lives in `<base>/s-<8 random chars>/`, mode 0700, where base is `/tmp/ray-<uid>/`. The file `lock` in it is
+A session lives in `<base>/s-<8 random chars>/`, mode 0700, where base is `/tmp/ray-<uid>/` (RAY_TMPDIR takes the place
+of /tmp). The file `lock` in it is
 flock'ed by an open file description that the driver creates and the node process inherits and keeps: **a session
 whose lock can be taken is dead**, whatever killed it, and whoever starts the next session sweeps it away, together
 with processes that still carry its name in their environment. Creation and sweeping exclude each other by a flock on
@@ -18,6 +19,8 @@ from collections.abc import Iterator
 
 SOCKET_PATH_BYTES_MAX = 107  # sun_path holds 108 with the final NUL
 ENVIRONMENT_MARK = "RAY_SESSION_DIR"  # set for the node process: all its descendants carry it, also after exec
+CURRENT = "current"  # a file in the base folder: see current.py
+STANDING = "standing"  # a file in the folder of a session that `ray start` made
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"  # 32 letters: one byte picks one without bias
 
 
@@ -63,12 +66,7 @@ class Session:
     def remove(self) -> None:
         """Removes the folder and all in it. Safe to call twice and in two processes at once."""
         remove_tree(self.folder)
-        for base in (os.path.dirname(self.folder),):
-            try:
-                os.rmdir(base)  # fails while other sessions live in it, as it should
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.ENOENT, errno.EEXIST, errno.EBUSY):
-                    raise
+        remove_if_empty(os.path.dirname(self.folder))
 
     def __repr__(self) -> str:
         return f"Session({self.folder!r})"
@@ -77,28 +75,29 @@ class Session:
 def create(temp_dir: str | None = None) -> Session:
     """Makes a new session folder and sweeps dead ones.
 
-    Args: temp_dir: where the base folder is made; None: /tmp.
+    Args: temp_dir: where the base folder is made; None: RAY_TMPDIR, or /tmp.
     Raises: ValueError: temp_dir is no writable folder, or so long that socket paths would not fit.
     Blocks: for as long as another process of this user creates or sweeps.
     """
-    parent = "/tmp" if temp_dir is None else os.path.abspath(os.fspath(temp_dir))
+    parent = parent_of_base(temp_dir)
     longest = f"{parent}/ray-{os.getuid()}-xxxxxxxx/s-xxxxxxxx/c/{'0' * 32}"
+    source = _named_by(temp_dir)
     if len(os.fsencode(longest)) > SOCKET_PATH_BYTES_MAX:
         room = SOCKET_PATH_BYTES_MAX - (len(os.fsencode(longest)) - len(os.fsencode(parent)))
         raise ValueError(
-            f"_temp_dir={parent!r} is too long: the path of a Unix socket has {SOCKET_PATH_BYTES_MAX} bytes, "
-            f"so _temp_dir may have at most {room}"
+            f"{source}={parent!r} is too long: the path of a Unix socket has {SOCKET_PATH_BYTES_MAX} bytes, "
+            f"so {source} may have at most {room}"
         )
-    if temp_dir is not None:
+    if parent != "/tmp":
         try:
             os.makedirs(parent, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"_temp_dir={parent!r} can't be used: {error.strerror}") from None
+            raise ValueError(f"{source}={parent!r} can't be used: {error.strerror}") from None
     while True:
-        base, base_fd = _open_base(parent)
+        base, base_fd = open_base(parent, source)
         try:
             fcntl.flock(base_fd, fcntl.LOCK_EX)
-            if not _same_folder(base, base_fd):
+            if not same_folder(base, base_fd):
                 continue  # the last session of it ended and removed it between our open and our lock
             condemned = _condemn_dead(base)
             session = _make(base)
@@ -107,6 +106,15 @@ def create(temp_dir: str | None = None) -> Session:
         for folder in condemned:  # outside the lock: a big folder must not hold up another init
             remove_tree(folder)
         return session
+
+
+def belongs_to_us(folder: str) -> bool:
+    """Whether folder is this user's, and nobody else can write to it: what lies in it may be believed."""
+    fd = _open_if_ours(folder)
+    if fd is None:
+        return False
+    os.close(fd)
+    return True
 
 
 def open_existing(folder: str) -> Session:
@@ -130,16 +138,32 @@ def alive(folder: str) -> bool:
     return False
 
 
+def parent_of_base(temp_dir: str | None) -> str:
+    """Where the base folder is, or will be."""
+    return os.path.abspath(os.fspath(temp_dir)) if temp_dir is not None else os.environ.get("RAY_TMPDIR") or "/tmp"
+
+
+def _named_by(temp_dir: str | None) -> str:
+    return "_temp_dir" if temp_dir is not None else "RAY_TMPDIR"
+
+
 def sessions(temp_dir: str | None = None) -> list[str]:
-    """Folders of this user's live sessions, newest first (for address="auto")."""
+    """Folders of this user's live sessions, newest first."""
     found = []
-    parent = "/tmp" if temp_dir is None else os.path.abspath(os.fspath(temp_dir))
-    for base in _bases(parent):
+    for base in bases(parent_of_base(temp_dir)):
         for name in _names(base):
             folder = f"{base}/{name}"
             if name.startswith("s-") and alive(folder):
                 found.append((os.stat(folder).st_mtime, folder))
     return [folder for _, folder in sorted(found, reverse=True)]
+
+
+def remove_if_empty(base: str) -> None:
+    try:
+        os.rmdir(base)  # fails while other sessions live in it, as it should
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.ENOENT, errno.EEXIST, errno.EBUSY):
+            raise
 
 
 def remove_tree(folder: str) -> None:
@@ -175,36 +199,50 @@ def remove_tree_contents(folder: str) -> None:
             _ignore_missing(os.unlink, entry.path)
 
 
-def kill_marked(folder: str) -> list[int]:
-    """SIGKILLs every process of this user whose first environment names the session in folder; returns their pids.
+def marked(folder: str) -> list[int]:
+    """Pids of this user's processes whose first environment names the session in folder, the node process first.
 
-    Used only for sessions whose node process is gone: the kernel has killed its children, but not what user code in
-    workers had started. /proc/<pid>/environ shows the environment at the last exec, so forked children count too.
+    /proc/<pid>/environ shows the environment at the last exec, so forked children count too.
     """
     mark = f"{ENVIRONMENT_MARK}={folder}".encode()
-    killed = []
+    found = []
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
             continue
         try:
             with open(f"/proc/{name}/environ", "rb") as file:
                 if mark in file.read().split(b"\0"):
-                    os.kill(int(name), signal.SIGKILL)
-                    killed.append(int(name))
+                    found.append(int(name))
         except (FileNotFoundError, PermissionError, ProcessLookupError):
             continue  # ended meanwhile, or of another user: not ours to judge
+    return sorted(found)  # whatever else there is, the node process has started it
+
+
+def kill_marked(folder: str) -> list[int]:
+    """SIGKILLs the processes of a session; returns their pids.
+
+    Used only for sessions whose node process is gone or hangs: the kernel has killed its children, but not what user
+    code in workers had started.
+    """
+    killed = []
+    for pid in marked(folder):
+        try:
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+        except ProcessLookupError:
+            continue
     return killed
 
 
 # -- how it is done -------------------------------------------------------------------------------------------
 
 
-def _open_base(parent: str) -> tuple[str, int]:
+def open_base(parent: str, source: str) -> tuple[str, int]:
     """A folder of ours under parent that nobody else can write to. In /tmp the usual name may be squatted."""
     for attempt in range(64):
         base = f"{parent}/ray-{os.getuid()}" if attempt == 0 else f"{parent}/ray-{os.getuid()}-{_random_name()}"
         if attempt == 1:  # an earlier session may already have fled to another name
-            for other in _bases(parent):
+            for other in bases(parent):
                 fd = _open_if_ours(other)
                 if fd is not None:
                     return other, fd
@@ -214,7 +252,7 @@ def _open_base(parent: str) -> tuple[str, int]:
             pass  # judged by what it is, below
         except OSError as error:
             raise ValueError(
-                f"_temp_dir={parent!r} can't be used: mkdir {os.path.basename(base)}: {error.strerror}"
+                f"{source}={parent!r} can't be used: mkdir {os.path.basename(base)}: {error.strerror}"
             ) from None
         fd = _open_if_ours(base)
         if fd is not None:
@@ -236,7 +274,7 @@ def _open_if_ours(path: str) -> int | None:
     return None
 
 
-def _same_folder(path: str, fd: int) -> bool:
+def same_folder(path: str, fd: int) -> bool:
     try:
         now, held = os.stat(path, follow_symlinks=False), os.fstat(fd)
     except FileNotFoundError:
@@ -244,7 +282,8 @@ def _same_folder(path: str, fd: int) -> bool:
     return (now.st_dev, now.st_ino) == (held.st_dev, held.st_ino)
 
 
-def _bases(parent: str) -> Iterator[str]:
+def bases(parent: str) -> Iterator[str]:
+    """The base folders of this user below parent: one, unless somebody squatted the usual name."""
     usual = f"ray-{os.getuid()}"
     for name in _names(parent):
         if name == usual or name.startswith(usual + "-"):
@@ -284,7 +323,11 @@ def _condemn_dead(base: str) -> list[str]:
     condemned = []
     for name in _names(base):
         folder = f"{base}/{name}"
-        if name.startswith("dead-"):
+        if name == CURRENT:
+            _drop_current_of_dead(base)
+        elif name == CURRENT + ".new":
+            _ignore_missing(os.unlink, folder)  # who wrote it was killed half-way: it held the lock that we hold
+        elif name.startswith("dead-"):
             condemned.append(folder)  # its sweeper was killed half-way
         elif name.startswith("s-") and not alive(folder):
             kill_marked(folder)
@@ -295,6 +338,17 @@ def _condemn_dead(base: str) -> list[str]:
                 continue  # its own process has just removed it
             condemned.append(away)
     return condemned
+
+
+def _drop_current_of_dead(base: str) -> None:
+    """The session that base's CURRENT names was killed, and nobody was left to take its name out. base is locked."""
+    try:
+        with open(f"{base}/{CURRENT}") as file:
+            folder = file.read().strip()
+    except FileNotFoundError:
+        return
+    if not alive(folder):
+        _ignore_missing(os.unlink, f"{base}/{CURRENT}")
 
 
 def _ignore_missing(action: object, path: str) -> None:

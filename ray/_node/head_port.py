@@ -70,6 +70,9 @@ class HeadPort:
         if worker_id:
             self._node.feed(self._node.pool, wm.ExitAsked(worker_id, why, ask=False))
 
+    def job_over(self, job_id: bytes) -> None:
+        self._node.job_over(job_id)
+
     def error(self, job_id: bytes, kind: str, message: str, extra: dict[str, Any]) -> None:
         for core in self._node.cores.drivers_of(job_id):
             core.tell("error", kind, message, extra)

@@ -1,10 +1,11 @@
 """PROCESS node, title `ray node`: one a machine. `main` is the whole life of it.
 
-Who starts it: the driver that calls ray.init, with ray/_launch/node_process.py. Who talks to it: every driver and
+Who starts it, with ray/_launch/node_process.py: the driver that calls ray.init, and then it ends with that driver; or
+`ray start`, and then it stands until `ray stop`, and drivers come and go. Who talks to it: every driver and
 worker of the session, over node.sock. What it owns: the machine's resources, the workers, the fork server,
 plasma_store and Redis (its children), the session folder (by the lock on it) and, on one machine, what ray/_head
-decides. When it dies, by whatever cause, the kernel kills all of those, and the driver, whose connection ends,
-removes the folder.
+decides. When it dies, by whatever cause, the kernel kills all of those, and the driver that started it, whose
+connection ends, removes the folder; one that `ray start` made is swept by the next session of this user.
 
 The order of the start is what makes `ray.init` fast. Everything that takes time in another process is set going
 first (fork server, store, first worker), our own imports come while those work, and Redis comes last of all: nobody
@@ -24,6 +25,7 @@ import traceback
 from typing import Any, NoReturn
 
 from ray._config import Settings
+from ray._launch import current
 from ray._launch import session as sessions
 from ray._launch.node_process import CONTROL_FD, LOCK_FD, receive, send
 from ray._launch.title import adopt_orphans, set_title
@@ -106,6 +108,8 @@ def _run(control: socket.socket, config: dict[str, Any]) -> int:
         runner.run_until_complete(_serve(control, parts, listener, (fork_pid, fork_control), job, expected, milestones))
     finally:
         _remove_everything(session)
+        if config.get("standing"):
+            current.release(session.folder)
     return 0
 
 
@@ -192,21 +196,33 @@ async def _serve(
         _say(control, ("failed", str(error)))
         node.founder_gone("the store did not start")
     else:
-        milestones["ready"] = time.monotonic()
-        ready = {
-            "pid": os.getpid(),
-            "resources": dict(node.scheduler.resources.total),
-            "plasma_capacity": node.store.memory_bytes if node.store else 0,
-            "milestones": milestones,
-            "processor_s": time.process_time(),
-        }
-        _say(control, ("ready", ready))
-        gc.collect()
-        gc.freeze()
-        gc.enable()
-        node.start_redis()
+        _ready(node, control, milestones)
     await node.ended
     await node.finish()
+
+
+def _ready(node: Any, control: socket.socket, milestones: dict[str, float]) -> None:
+    """The store answers, so everything does: whoever started us hears of it, and drivers may come."""
+    if node.config.get("standing"):
+        try:
+            current.claim(node.session.folder)
+        except ValueError as error:  # two were started at once, and the other was quicker
+            _say(control, ("failed", str(error)))
+            node.founder_gone("another cluster of this user runs already")
+            return
+    milestones["ready"] = time.monotonic()
+    ready = {
+        "pid": os.getpid(),
+        "resources": dict(node.scheduler.resources.total),
+        "plasma_capacity": node.store.memory_bytes if node.store else 0,
+        "milestones": milestones,
+        "processor_s": time.process_time(),
+    }
+    _say(control, ("ready", ready))
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+    node.start_redis()
 
 
 def _watch_driver(node: Any, control: socket.socket) -> None:

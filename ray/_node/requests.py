@@ -7,13 +7,15 @@ asker; no machine sees it.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
-from ray._protocol.frames import ROLE_DRIVER, ROLE_WORKER, TAG_BYTES
+from ray._protocol.frames import ROLE_DRIVER, ROLE_TOOL, ROLE_WORKER, TAG_BYTES
 
 from . import lease_messages as lm
 from . import worker_messages as wm
 from .cores import Core
+from .tool_requests import ToolRequests
 
 if TYPE_CHECKING:
     from .shell import Node
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 class Requests:
     def __init__(self, node: Node) -> None:
         self._node = node
+        self.of_tools = ToolRequests(node)
         self._head_rpcs: frozenset[str] = frozenset()
         self._head_events: frozenset[str] = frozenset()
 
@@ -63,6 +66,7 @@ class Requests:
             "node_ip": node.config.get("node_ip") or "127.0.0.1",
             "namespace": core.namespace,
             "settings": node.settings.overrides(),
+            "python_version": tuple(sys.version_info[:3]),
         }
         return core, answer
 
@@ -80,18 +84,15 @@ class Requests:
         return self._node.stats()
 
     async def rpc_shutdown(self, core: Core) -> None:
-        """Workers end, their output reaches the driver, then this returns, then everything goes."""
+        """Workers end, their output reaches the driver, then this returns. Then everything goes, if the driver that
+        says this is the one that started the session; of another, its job has gone."""
         node = self._node
         core.leaving = True
+        if core is not node.founder:
+            await node.end_job(core)
+            return
         await node.end(f"shutdown() by pid {core.pid}", graceful=True)
-        node.loop.create_task(self._finish_after_reply(core))
-
-    async def _finish_after_reply(self, core: Core) -> None:
-        try:
-            await core.peer.drain()
-        except ConnectionError:
-            pass  # it was not interested in the answer
-        self._node.leave()
+        node.loop.create_task(node.leave_after_answer(core.peer))
 
     # -- events -----------------------------------------------------------------------------------------------
 
@@ -164,6 +165,8 @@ class _Conversation:
     def _on_rpc(self, method: str, args: tuple[Any, ...]) -> Any:
         if self._core is not None:
             return self._requests.rpc(self._core, method, args)
+        if self._peer.role == ROLE_TOOL:
+            return self._requests.of_tools.rpc(self._peer, method, args)
         if method != "register" or len(args) != 1 or not isinstance(args[0], dict):
             raise PermissionError(f"{method}: register(info) comes first")
         if self._requests._node.ending is not None and args[0].get("kind") == "worker":

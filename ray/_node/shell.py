@@ -87,6 +87,7 @@ class Node:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self._waiting_for_exit: list[asyncio.Future[None]] = []
+        self._jobs_leaving: dict[bytes, asyncio.Future[None]] = {}
         self._cause_waiters: dict[bytes, list[asyncio.Future[str]]] = {}
         self._log_drains: set[bytes] = set()  # tags of drivers whose backlog is waited for
         self._oom_kills = detect.oom_kills()
@@ -232,6 +233,7 @@ class Node:
                 os.unlink(self.session.core_socket(gone.tag))
             except FileNotFoundError:
                 pass  # it ended in order and removed it itself
+        self._look_at_leaving_jobs()
         if not self.pool.workers:
             for waiting in self._waiting_for_exit:
                 if not waiting.done():
@@ -303,6 +305,8 @@ class Node:
         if early is None:
             self.feed(self.pool, wm.JobStarted(job_id))
         self.cores.jobs[job_id] = job
+        if early is None:
+            self.feed(self.pool, wm.Prestart(job_id, self.settings.prestart_workers))
         core = Core(peer, "driver", tag, job_id, job.namespace)
         core.log_to_driver = bool(info.get("log_to_driver", True))
         if self.founder is None and peer.pid == self.config.get("driver_pid") and self.config.get("watch_driver", True):
@@ -333,15 +337,49 @@ class Node:
             return  # the head hears of it when the process has ended, with the cause
         self.head.driver_gone(core.tag, why, core.leaving)
         self.logs.resume(core.job_id)
-        if not self.cores.drivers_of(core.job_id):
-            self.cores.jobs.pop(core.job_id, None)
-            self.feed(self.pool, wm.JobEnded(core.job_id))
+        if not self.head.job_goes_on(core.job_id):
+            self.job_over(core.job_id)  # its other actors' workers are killed too, without waiting for one another
         if core is self.founder:
             self.founder_gone(f"the driver's connection ended: {why}")
 
     def founder_gone(self, why: str) -> None:
         """The driver that started the session is gone without shutdown(): nobody needs any of this."""
         self.end(why, graceful=False).add_done_callback(lambda _: self.leave())
+
+    async def end_job(self, core: Core) -> None:
+        """A driver leaves a session that stays: first the workers of its job end, and their output reaches it.
+
+        What is still there after shutdown_grace_s is killed. With a detached actor the job, and its workers, go on."""
+        job_id = core.job_id
+        if self.ending is not None or self.head.job_goes_on(job_id):
+            return
+        gone: asyncio.Future[None] = self.loop.create_future()
+        self._jobs_leaving[job_id] = gone
+        self.feed(self.pool, wm.JobLeaving(job_id, "the session ends"))
+        self._look_at_leaving_jobs()
+        await asyncio.wait([gone], timeout=self.settings.shutdown_grace_s)
+        if not gone.done():
+            self.feed(self.pool, wm.JobEnded(job_id))
+            await asyncio.wait([gone], timeout=1.0)
+        del self._jobs_leaving[job_id]
+
+    def _look_at_leaving_jobs(self) -> None:
+        for job_id, gone in self._jobs_leaving.items():
+            if not gone.done() and not self.pool.has_workers(job_id):
+                gone.set_result(None)
+
+    def job_over(self, job_id: bytes) -> None:
+        """Nothing needs the job any more: its driver is gone, and so is its last actor, detached ones included."""
+        if self.cores.jobs.pop(job_id, None) is not None:
+            self.feed(self.pool, wm.JobEnded(job_id))
+
+    async def leave_after_answer(self, peer: Any) -> None:
+        """Everything has ended, and who asked for it is told first."""
+        try:
+            await peer.drain()
+        except ConnectionError:
+            pass  # it was not interested in the answer
+        self.leave()
 
     def leave(self) -> None:
         """Lets main go on to its last lines."""
@@ -436,9 +474,8 @@ class Node:
         self.requests.use_head(HeadService.RPCS, HeadService.EVENTS)
         self.redis.on_exit = lambda name, cause: logger.error("%s %s; it was started again", name, cause)
         address = self.config.get("node_ip") or "127.0.0.1"
-        self.head.node_up(
-            self.node_id, dict(self.scheduler.resources.total), address, socket.gethostname(), {"pid": os.getpid()}
-        )
+        about = {"pid": os.getpid(), "labels": self.config.get("labels"), "name": self.config.get("node_name")}
+        self.head.node_up(self.node_id, dict(self.scheduler.resources.total), address, socket.gethostname(), about)
 
     def start_redis(self) -> None:
         self.redis.start(self.loop)

@@ -15,6 +15,11 @@ class JobEnded(NamedTuple):  # its driver is gone: its workers are killed, its t
     job_id: bytes
 
 
+class JobLeaving(NamedTuple):  # its driver is about to go: no start any more, and its workers are asked to exit
+    job_id: bytes
+    why: str
+
+
 class Prestart(NamedTuple):
     job_id: bytes
     workers: int

@@ -62,13 +62,14 @@ class Worker:
 
 
 class _Job:
-    __slots__ = ("failures", "idle", "job_id", "prestart", "retry_at", "starting", "tickets")
+    __slots__ = ("failures", "idle", "job_id", "leaving", "prestart", "retry_at", "starting", "tickets")
 
     def __init__(self, job_id: bytes) -> None:
         self.job_id = job_id
         self.idle: OrderedDict[int, Worker] = OrderedDict()
         self.tickets: OrderedDict[int, bool] = OrderedDict()  # waiting for a worker, in order; True: for a fresh one
         self.starting = 0
+        self.leaving = False  # starts nothing any more: JobEnded will follow
         self.prestart = 0  # wanted although no ticket may be waiting; each that comes up takes one off
         self.failures = 0  # starts in a row that came to nothing
         self.retry_at: float | None = None  # no start before this
@@ -154,16 +155,28 @@ class WorkerPool:
             worker.cause = worker.cause or "its job has ended"
             self._go(worker, "JobEnded", now)
 
-    def _prestart(self, event: wm.Prestart, now: float) -> None:
+    def _job_leaving(self, event: wm.JobLeaving, now: float) -> None:
         job = self._jobs.get(event.job_id)
         if job is None:
+            self.ignored += 1
+            return
+        job.leaving, job.prestart = True, 0
+        for ticket in job.tickets:
+            del self._ticket_job[ticket]
+        job.tickets.clear()
+        for worker in [worker for worker in self.workers.values() if worker.job_id == event.job_id]:
+            self._exit_asked(wm.ExitAsked(worker.worker_id, event.why), now)
+
+    def _prestart(self, event: wm.Prestart, now: float) -> None:
+        job = self._jobs.get(event.job_id)
+        if job is None or job.leaving:
             self.ignored += 1
             return
         job.prestart = max(job.prestart, event.workers - len(job.idle))
 
     def _acquire(self, event: wm.Acquire, now: float) -> None:
         job = self._jobs.get(event.job_id)
-        if job is None:
+        if job is None or job.leaving:
             self.ignored += 1  # its job has just ended; so do the leases that wait for it
             return
         job.tickets[event.ticket] = event.fresh
@@ -395,6 +408,9 @@ class WorkerPool:
 
     # -- for tests and tools ----------------------------------------------------------------------------------
 
+    def has_workers(self, job_id: bytes) -> bool:
+        return any(worker.job_id == job_id for worker in self.workers.values())
+
     def stats(self) -> dict[str, Any]:
         counts = {STARTING: 0, IDLE: 0, ASSIGNED: 0, EXITING: 0}
         for worker in self.workers.values():
@@ -445,6 +461,7 @@ TRANSITIONS: dict[tuple[str, str], _Step] = {
 
 HANDLERS: dict[type, Callable[[WorkerPool, Any, float], None]] = {
     wm.JobStarted: WorkerPool._job_started,
+    wm.JobLeaving: WorkerPool._job_leaving,
     wm.JobEnded: WorkerPool._job_ended,
     wm.Prestart: WorkerPool._prestart,
     wm.Acquire: WorkerPool._acquire,

@@ -1,7 +1,7 @@
 """The command `ray`. PROCESS of a person's shell: started and waited for by them, owns nothing.
 
-Each subcommand is a function that takes the parsed arguments and returns the exit status. The engine is imported by the
-subcommands that need it, so that `ray --version` answers at once.
+Each subcommand is a function that takes the parsed arguments and returns the exit status; a larger one has a module of
+its own, which adds it. The engine is imported by the subcommands that need it, so that `ray --version` answers at once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from ray._version import __version__
+from ray.cli import start, status, stop
 
 
 def run_microbenchmark(options: argparse.Namespace) -> int:
@@ -24,6 +25,8 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"ray, version {__version__}")
     commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
+    for command in (start, stop, status):
+        command.add(commands)
     bench = commands.add_parser("microbenchmark", help="rates of tasks, actor calls, put and get on this machine")
     bench.add_argument("--only", default="", metavar="TEXT", help="only rows whose name contains this")
     bench.add_argument("--seconds", type=float, default=1.0, help="length of each of the four windows of a row")

@@ -64,6 +64,9 @@ class RecordedPort:
     def release_actor(self, actor_id: bytes) -> None:
         self.calls.append(("release", actor_id))
 
+    def job_over(self, job_id: bytes) -> None:
+        self.calls.append(("job_over", job_id))
+
     def error(self, job_id: bytes, kind: str, message: str, extra: dict[str, Any]) -> None:
         self.calls.append(("error", job_id, kind, message))
 

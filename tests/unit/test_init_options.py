@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from ray import _aliases
-from ray._init_options import ARGUMENTS, parse
+from ray._init_options import ARGUMENTS, OF_A_SESSION, parse
+from ray._launch import address
 from ray.job_config import JobConfig
 
 # The signatures of seeds 000 and 004 (chapter 1.6.1), names only.
@@ -20,11 +21,6 @@ SEED_000 = """address num_cpus num_gpus resources labels object_store_memory loc
     _tracing_startup_hook _node_name""".split()
 SEED_004 = """redis_address node_ip_address object_id_seed num_workers driver_mode redirect_output num_cpus num_gpus
     num_custom_resource num_redis_shards plasma_directory huge_pages""".split()
-
-
-@pytest.fixture(autouse=True)
-def no_address_in_the_environment(monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
 @pytest.mark.parametrize("name", SEED_000 + SEED_004)
@@ -50,6 +46,8 @@ def test_every_argument_of_the_documents_is_known(name):
         ("dashboard_port", 70_000),
         ("dashboard_port", "8265"),
         ("address", 5),
+        ("address", "relative/folder"),
+        *[("labels", bad) for bad in ("a", {"zone": 1}, {1: "a"}, {"": "a"}, {"zone": "-a"}, {"ray.io/node-id": "x"})],
         ("job_config", "fast"),
         ("driver_mode", 17),
         ("driver_mode", True),
@@ -72,14 +70,12 @@ def test_a_bad_argument_is_an_error_that_names_it(name, value):
 @pytest.mark.parametrize(
     "name, value",
     [
-        ("address", "auto"),
         ("address", "12.34.56.78:6379"),
         ("address", "ray://12.34.56.78:10001"),
         ("redis_address", "12.345.67.89:6379"),
         ("include_dashboard", True),
         ("local_mode", True),
         ("driver_mode", _aliases.PYTHON_MODE),
-        ("labels", {"zone": "a"}),
         ("runtime_env", {"pip": ["requests"]}),
         ("storage", "/tmp"),
         ("object_id_seed", 3),
@@ -93,17 +89,23 @@ def test_what_a_later_version_brings_says_that_it_is_not_built(name, value):
         parse({name: value})
 
 
-def test_an_address_in_the_environment_is_not_ignored(monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "12.34.56.78:6379")
-    with pytest.raises(NotImplementedError, match="RAY_ADDRESS"):
-        parse({})
-    parse({"address": "local"})
+@pytest.mark.parametrize("argument", [None, "auto"])
+def test_an_address_in_the_environment_is_not_ignored(argument):
+    for kind, value in ((NotImplementedError, "12.34.56.78:6379"), (ValueError, "somewhere")):
+        with pytest.raises(kind, match=f"RAY_ADDRESS='{value}'"):
+            address.resolve(argument, {"RAY_ADDRESS": value})
+    assert address.resolve("local", {"RAY_ADDRESS": "12.34.56.78:6379"}) is None
+    assert address.resolve(None, {"RAY_ADDRESS": "local"}) is None
 
 
 @pytest.mark.parametrize("given, meant", [("num_cpu", "num_cpus"), ("redis_adress", "redis_address")])
 def test_an_unknown_argument_is_refused_with_the_nearest_known_one(given, meant):
     with pytest.raises(TypeError, match=f"unknown argument '{given}'; did you mean '{meant}'"):
         parse({given: 1})
+
+
+def test_what_a_session_is_made_of_is_known_by_its_name():
+    assert set(OF_A_SESSION) - {"num_custom_resource"} <= set(ARGUMENTS)
 
 
 def test_huge_pages_need_a_folder():

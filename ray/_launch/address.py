@@ -1,0 +1,83 @@
+"""Which session a driver joins: the rules of `ray.init(address=)` and RAY_ADDRESS. Runs in ray.init; reads files only.
+
+An address is "local" (a new session), "auto" (one that must be running), the folder of a session, or, given nothing,
+whatever is found. RAY_ADDRESS has the same forms and speaks where the argument doesn't. A folder is believed only if it
+is this user's own and nobody else can write to it: objects from another user's session would be unpickled here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+from . import current
+from . import session as sessions
+
+FORMS = "None, 'auto', 'local', or the folder of a session"
+VARIABLE = "RAY_ADDRESS"
+_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})$")
+
+
+def check(option: str, address: str) -> None:
+    """Says whether address is one, without looking for what it names.
+
+    Raises: ValueError: it is none.  NotImplementedError: of a kind that a later version brings.
+    """
+    if address.startswith("ray://"):
+        raise NotImplementedError(
+            f"{option}={address!r}: the client, which talks to a cluster from outside, is not built yet in this "
+            "version of ray; run the program on the cluster's machine and leave the address out"
+        )
+    if _HOST_AND_PORT.match(address):
+        raise NotImplementedError(
+            f"{option}={address!r}: clusters of several machines, found by host and port, are not built yet in this "
+            "version of ray; on the machine where `ray start --head` ran, give 'auto' or leave the address out"
+        )
+    if address not in ("auto", "local") and not address.startswith("/"):
+        raise ValueError(f"{option}={address!r}: expected {FORMS}")
+
+
+def resolve(address: str | None, environ: Mapping[str, str]) -> sessions.Session | None:
+    """The session to join, or None: a new one is to be started.
+
+    Args: address: as `check` let it pass.
+    Raises: ConnectionError: what must be running isn't.  ValueError, NotImplementedError: RAY_ADDRESS is no good.
+    """
+    source = "address"
+    if address in (None, "auto") and environ.get(VARIABLE):
+        required = address == "auto"
+        source, address = VARIABLE, environ[VARIABLE]
+        check("ray.init: environment variable " + VARIABLE, address)
+        if required and address == "local":
+            raise ConnectionError(
+                "ray.init(address='auto') joins a cluster that runs, and the environment variable RAY_ADDRESS='local' "
+                "asks for a new one: unset it, or leave address='auto' out"
+            )
+    if address == "local":
+        return None
+    if address in (None, "auto"):
+        folder = current.read()
+        if folder is None and address is not None:
+            raise ConnectionError(
+                "ray.init(address='auto') found no running cluster of this user: start one with `ray start --head`, or "
+                "leave the address out, and ray.init() starts a session of its own"
+            )
+    else:
+        folder = address
+    return None if folder is None else _open(source, folder)
+
+
+def _open(source: str, folder: str) -> sessions.Session:
+    folder = folder.rstrip("/")
+    given = f"ray.init: {source}={folder!r}"
+    if not os.path.isdir(folder):
+        raise ConnectionError(f"{given}: no such folder; the session that it named, if there was one, has ended")
+    if not sessions.belongs_to_us(folder):
+        raise ConnectionError(f"{given}: this folder belongs to another user, or others can write to it")
+    if not sessions.alive(folder):
+        raise ConnectionError(f"{given}: no session runs in it; it has ended, or this was never the folder of one")
+    try:
+        return sessions.open_existing(folder)
+    except FileNotFoundError:
+        raise ConnectionError(f"{given}: the session that ran in it has just ended") from None

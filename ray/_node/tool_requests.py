@@ -1,0 +1,64 @@
+"""What a command of a person (`ray status`, `ray stop`) may ask the node. Node's main thread.
+
+Such a process says in its hello that it is a tool, proves the token like everybody, and never registers: it has no job,
+and its end is nobody's business. It gets answers made of plain values, so that its Python and ours may differ.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ray._protocol.resources import to_numbers
+from ray._version import __version__
+
+if TYPE_CHECKING:
+    from .shell import Node
+
+
+class ToolRequests:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def rpc(self, peer: Any, method: str, args: tuple[Any, ...]) -> Any:
+        handler = getattr(self, "rpc_" + method, None)
+        if handler is None:
+            raise AttributeError(f"the node answers no {method!r} of a tool; one that runs programs registers first")
+        return handler(peer, *args)
+
+    async def rpc_status(self, peer: Any) -> dict[str, Any]:
+        """See `ray status` for what is shown of it."""
+        node = self._node
+        scheduler = node.scheduler
+        return {
+            "session_dir": node.session.folder,
+            "pid": os.getpid(),
+            "started_s": node.started_at,
+            "ray_version": __version__,
+            "python_version": ".".join(map(str, sys.version_info[:3])),
+            "resources": to_numbers(scheduler.resources.total),
+            "available": {n: max(0.0, x) for n, x in to_numbers(scheduler.resources.available).items()},
+            "demands": self._demands(),
+            "nodes": await node.head.rpc(None, "nodes", ()),
+            "jobs": await node.head.rpc(None, "jobs", ()),
+            "actors": node.head.stats()["actors"],
+            "pool": node.pool.stats(),
+        }
+
+    def _demands(self) -> list[dict[str, Any]]:
+        """What waits: {"resources", "count", "feasible": whether this node could ever hold it}."""
+        scheduler = self._node.scheduler
+        waiting = [(w["resources"], w["count"], True) for w in scheduler.stats()["waiting"]]
+        never: dict[Any, int] = {}
+        for lease in scheduler.leases():
+            if not lease.feasible:
+                never[lease.shape] = never.get(lease.shape, 0) + 1
+        waiting += [(dict(shape), count, False) for shape, count in never.items()]
+        return [{"resources": to_numbers(r), "count": count, "feasible": feasible} for r, count, feasible in waiting]
+
+    async def rpc_stop(self, peer: Any) -> None:
+        """Everything ends, whoever uses it; the answer comes when workers have ended, and this process then follows."""
+        node = self._node
+        await node.end(f"`ray stop` by pid {peer.pid}", graceful=True)
+        node.loop.create_task(node.leave_after_answer(peer))

@@ -1,0 +1,173 @@
+"""`ray start`: makes a session that belongs to no driver. PROCESS of a person's shell.
+
+The options are the arguments of `ray.init` that say what a session is made of, checked by the same table. The node
+process itself becomes the current cluster (ray/_launch/current.py), so that of two started at once one wins and the
+other takes itself back. With --block this process stays and ends the session when it is told to end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from typing import Any
+
+from ray.cli import stop
+
+# Option -> (argument of ray.init, how its text is read, what it is).
+_OPTIONS: dict[str, tuple[str, Any, str]] = {
+    "--num-cpus": ("num_cpus", int, "CPUs for tasks; by default those that this process may use"),
+    "--num-gpus": ("num_gpus", int, "GPUs for tasks; by default those found"),
+    "--resources": ("resources", json.loads, "further resources, as JSON: '{\"tape_drive\": 1}'"),
+    "--labels": ("labels", json.loads, 'labels of this node, as JSON: \'{"zone": "a"}\', or as zone=a,rack=3'),
+    "--object-store-memory": ("object_store_memory", int, "bytes for shared objects"),
+    "--memory": ("_memory", int, "bytes that tasks may reserve with memory="),
+    "--num-workers": ("num_workers", int, "workers started in advance for each program"),
+    "--plasma-directory": ("plasma_directory", str, "where the memory for shared objects is mapped from"),
+    "--num-redis-shards": ("num_redis_shards", int, "Redis servers beside the first one"),
+    "--redis-max-memory": ("_redis_max_memory", int, "bytes that Redis may use for its bounded tables"),
+    "--redis-password": ("_redis_password", str, "of Redis; by default a random one"),
+    "--system-config": ("_system_config", json.loads, "settings by name, as JSON; see docs/config.md"),
+    "--node-name": ("_node_name", str, "what this node is called"),
+    "--node-ip-address": ("_node_ip_address", str, "the address of this machine, as shown"),
+    "--storage": ("storage", str, "a folder for what must last"),
+    "--temp-dir": ("_temp_dir", str, "an absolute path: the session's folder is made below it"),
+}
+_OF_MANY_MACHINES = (
+    *("--address", "--port", "--redis-port", "--redis-address", "--object-manager-port", "--node-manager-port"),
+    *("--min-worker-port", "--max-worker-port", "--ray-client-server-port"),
+)
+_OF_THE_DASHBOARD = ("--dashboard-host", "--dashboard-port")
+
+
+def add(commands: Any) -> None:
+    """Adds the command to argparse's `commands`."""
+    command = commands.add_parser(
+        "start",
+        help="start a cluster on this machine, for programs to join",
+        description="Starts a cluster that belongs to no program: programs join it with ray.init() and leave it, and "
+        "it stays until `ray stop`.",
+    )
+    command.add_argument("--head", action="store_true", help="this machine is the cluster's first")
+    command.add_argument("--block", action="store_true", help="stay, and end the cluster on Ctrl-C or SIGTERM")
+    command.add_argument("--huge-pages", action="store_true", help="shared memory from the hugetlbfs of that folder")
+    command.add_argument("--include-dashboard", metavar="BOOL", help="false: there is none yet")
+    for option, (_argument, kind, text) in _OPTIONS.items():
+        metavar = {int: "N", str: "TEXT"}.get(kind, "JSON")
+        command.add_argument(option, metavar=metavar, help=text.replace("%", "%%"))
+    for option in (*_OF_MANY_MACHINES, *_OF_THE_DASHBOARD):
+        command.add_argument(option, help=argparse.SUPPRESS)
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from ray._launch import current
+    from ray._launch.node_process import NodeStartError
+
+    try:
+        _refuse_what_is_not_built(options)
+        config, temp_dir = _config(options)
+        running = current.read()
+        if running is not None:
+            raise RuntimeError(current.runs_already(running))
+        return _start(config, temp_dir, options.block)
+    except (ValueError, TypeError, NotImplementedError, NodeStartError, RuntimeError) as error:
+        print(f"ray start: {str(error).removeprefix('ray start: ')}", file=sys.stderr)
+        return 2 if isinstance(error, (ValueError, TypeError, NotImplementedError)) else 1
+
+
+def _value(options: argparse.Namespace, option: str) -> Any:
+    return getattr(options, option[2:].replace("-", "_"))
+
+
+def _refuse_what_is_not_built(options: argparse.Namespace) -> None:
+    for option in _OF_MANY_MACHINES:
+        if _value(options, option) is not None:
+            raise NotImplementedError(
+                f"{option}: clusters of several machines are not built yet in this version of ray; `ray start --head` "
+                "starts one on this machine"
+            )
+    for option in _OF_THE_DASHBOARD:
+        if _value(options, option) is not None:
+            raise NotImplementedError(f"{option}: the dashboard is not built yet in this version of ray; leave it out")
+    if not options.head:
+        raise ValueError(
+            "give --head to start a cluster on this machine (joining one on another machine, with --address, is not "
+            "built yet in this version of ray)"
+        )
+
+
+def _config(options: argparse.Namespace) -> tuple[dict[str, Any], str | None]:
+    """(what the node process is given, where the session's folder is to be). Raises: ValueError, TypeError."""
+    from ray import _init_options
+
+    given: dict[str, Any] = {"address": "local", "huge_pages": options.huge_pages}
+    spelled = {"huge_pages": "--huge-pages"}
+    for option, (argument, kind, _text) in _OPTIONS.items():
+        spelled[argument] = option
+        text = _value(options, option)
+        if text is None:
+            continue
+        try:
+            given[argument] = _labels(text) if option == "--labels" else kind(text)
+        except ValueError:
+            wanted = {int: "a whole number", json.loads: "JSON"}.get(kind, "text")
+            raise ValueError(f"{option} {text!r}: expected {wanted}") from None
+    if options.include_dashboard is not None:
+        if options.include_dashboard.lower() not in ("true", "false"):
+            raise ValueError(f"--include-dashboard {options.include_dashboard!r}: expected true or false")
+        given["include_dashboard"] = options.include_dashboard.lower() == "true"
+    checked = _init_options.parse(given, lambda argument: spelled.get(argument, "--" + argument.replace("_", "-")))
+    config = checked.node_config()
+    del config["job"]  # there is none yet
+    return {**config, "watch_driver": False, "standing": True}, checked._temp_dir
+
+
+def _labels(text: str) -> dict[str, str]:
+    if text.lstrip().startswith("{"):
+        labels: dict[str, str] = json.loads(text)
+        return labels
+    pairs = [pair.partition("=") for pair in text.split(",") if pair]
+    if not all(equals and key for key, equals, _ in pairs):
+        raise ValueError(text)
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _start(config: dict[str, Any], temp_dir: str | None, block: bool) -> int:
+    from ray._config import Settings
+    from ray._launch import node_process
+    from ray._launch import session as sessions
+
+    session = sessions.create(temp_dir)
+    with open(f"{session.folder}/{sessions.STANDING}", "x"):
+        pass
+    node = node_process.start_node(session, config)
+    try:
+        ready = node.wait_ready(Settings(config["settings"]).node_start_timeout_s)
+    except BaseException:  # Ctrl-C too: half a session must not stay
+        if node.ended_fd >= 0:
+            node.kill()
+        raise
+    from ray._protocol.resources import describe
+
+    print(f"ray runs in {session.folder}, with {describe(ready['resources'])}.")
+    print("Programs of this user join it with ray.init(); `ray status` looks at it, `ray stop` ends it.", flush=True)
+    if not block:
+        node.close()
+        return 0
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _interrupt)
+    try:
+        code = node.wait_exit(None)
+    except KeyboardInterrupt:
+        stop.stop(session, force=False)
+        code = node.wait_exit(None)
+    node.discard()
+    if code != 0:
+        print(f"ray start: the node process has died ({code}); its log went with its folder", file=sys.stderr)
+    return 0 if code == 0 else 1
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
