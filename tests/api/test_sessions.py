@@ -21,6 +21,7 @@ import pytest
 import ray
 from ray._launch import current
 from ray._launch import session as sessions
+from ray.cli import node_link
 from tests.wait import wait_until
 
 
@@ -101,6 +102,12 @@ def standing() -> Iterator[Cluster]:
         assert cluster.is_empty()
     finally:
         shutil.rmtree(folder)
+
+
+def node_of(folder: str) -> int:
+    status, pidfd = node_link.ask(sessions.open_existing(folder), "status", timeout_s=10)
+    os.close(pidfd)
+    return int(status["pid"])
 
 
 @contextlib.contextmanager
@@ -314,8 +321,7 @@ def test_stop_leaves_a_programs_own_session_alone(standing, place):
 
 def test_a_cluster_whose_node_process_was_killed_is_none(place):
     folder = place.start()
-    (node,) = [pid for pid in sessions.marked(folder) if b"ray node" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(node, signal.SIGKILL)
+    os.kill(node_of(folder), signal.SIGKILL)
     wait_until(lambda: not sessions.alive(folder))
     assert "no running cluster" in place.command("status", status=1)
     again = place.start()
@@ -324,8 +330,7 @@ def test_a_cluster_whose_node_process_was_killed_is_none(place):
 
 def test_stop_kills_a_cluster_that_does_not_answer(place):
     folder = place.start()
-    (node,) = [pid for pid in sessions.marked(folder) if b"ray node" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(node, signal.SIGSTOP)
+    os.kill(node_of(folder), signal.SIGSTOP)
     assert "Killed" in place.command("stop", "--grace-period=0.1")
     assert place.is_empty() and not sessions.marked(folder)
 
