@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import pickle
 import weakref
-from typing import TYPE_CHECKING, Any, Callable, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Generic, NamedTuple, NoReturn, TypeVar
 
 from ray import _options
 from ray._signature import Signature
@@ -235,7 +235,13 @@ class ActorMethod:
 
 
 class ActorHandle(Generic[T]):
-    """Refers to one actor. May be passed to tasks and actors, and inside objects; it lives while any handle does."""
+    """Refers to one actor, which lives while any handle does. May be passed to tasks and actors, and inside objects;
+    pickled by other means (`ray.cloudpickle.dumps`) the copy doesn't count, as one found by name doesn't.
+
+    Besides the methods of its class every actor can be asked `__ray_ready__` (True once `__init__` is over),
+    `__ray_call__` (runs `fn(self, *args, **kwargs)` in the actor) and `__ray_terminate__` (leaves after the calls
+    that came before).
+    """
 
     if TYPE_CHECKING:
         _ray_ref: ActorRef
@@ -295,6 +301,13 @@ def unbind() -> None:
     for actor_class in list(_bound):
         actor_class._made = None
     _bound.clear()
+
+
+class ActorClassMetadata(NamedTuple):
+    """What other libraries read of an actor class."""
+
+    modified_class: type
+    class_name: str
 
 
 class ActorClass(Generic[T]):
@@ -362,6 +375,10 @@ class ActorClass(Generic[T]):
     @property
     def __ray_actor_class__(self) -> type[T]:
         return self._class
+
+    @property
+    def __ray_metadata__(self) -> ActorClassMetadata:
+        return ActorClassMetadata(self._class, self.__name__)
 
     def _signature(self) -> Signature:
         init = self._description.methods.get("__init__")

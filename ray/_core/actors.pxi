@@ -163,7 +163,21 @@ cdef ActorRef actor_ref(Engine self, bytes actor_id, str class_name, ObjectRef h
         line.engine, line.actor_id, line.class_name = self, actor_id, class_name
         self.actors[actor_id] = weakref.ref(line, functools.partial(forget_actor, self.actors, actor_id))
     ref.line, ref.actor_id, ref.class_name, ref.handle, ref.options = line, actor_id, class_name, handle, options
+    if handle is not None:
+        handle.hold = actor_id  # marks it, for pickled_elsewhere
     return ref
+
+
+def pickled_elsewhere(ObjectRef ref):
+    """__reduce__ of a ref met by a pickler that isn't ours, where nobody keeps it: of an actor's handle a weak one is left."""
+    if type(ref.hold) is bytes:
+        return _no_handle, ()
+    raise TypeError(f"{ref!r} can't be pickled by itself: the bytes could outlive the object. Pass it, or a value that "
+                    "contains it, to a task, an actor or ray.put, which keep its object alive on the way.")
+
+
+def _no_handle():
+    return None
 
 
 def forget_actor(table, key, _):
@@ -287,6 +301,8 @@ cdef class ActorMethod(Callee):
     cdef int finished(self, Task task, Link link, uint32_t exec_us, uint8_t flags) except -1:
         cdef uint16_t i
         cdef ObjectRef ref
+        if task.state != FINISHED:
+            return 0  # it raised what is to be retried, and is on its way again
         for i in range(task.num_returns):
             if task.returns[i] != NULL:
                 # An actor's results can't be made again: no lineage.

@@ -360,7 +360,7 @@ cdef void on_ref_dropped(ObjectRef ref) noexcept:
                             or (not ref.owned and ref.registered)):
         return
     store_id(d.id, ref.id)
-    d.owned = 2 if ref.hold is not None else ref.owned
+    d.owned = 2 if ref.owned and ref.hold is not None else ref.owned
     d.registered = ref.registered
     self.dropped.push_back(d)
     if self.deadline_flush_ns == 0:

@@ -203,6 +203,7 @@ cdef class Engine:
         self.add_link(node)
         the_engine = self
         set_dropped_hook(on_ref_dropped)
+        serialization.set_ref_out_of_band(pickled_elsewhere)
         self.background = threading.Thread(target=self.receive_in_background, name="ray-receiver", daemon=True)
         self.background.start()
         try:
