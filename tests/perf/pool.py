@@ -3,7 +3,8 @@
     python -m tests.perf.pool [--rounds 15] [--json FILE]
 
 Both pools have two processes, live at the same time and take turns, so that whatever else the machine does falls on
-both. A row's numbers are medians; a ratio above 1 is in our favour. "driver" is the processor time of this process for a map.
+both. A row's numbers are medians; a ratio above 1 is in our favour. "driver" is the processor time of this process for
+a map.
 """
 
 from __future__ import annotations

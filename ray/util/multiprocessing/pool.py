@@ -21,6 +21,8 @@ from ray.util.multiprocessing.worker import PoolWorker
 _AHEAD_PER_PROCESS = 16
 # Chunks for each process in a map: the standard library's own number.
 _CHUNKS_PER_PROCESS = 4
+# But no longer than this: so many short strings still fit into one message, and more would go by way of the store.
+_DEFAULT_CHUNK_MAX = 6000
 
 
 class Pool:
@@ -111,7 +113,8 @@ class Pool:
     def map(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None) -> list[Any]:
         """[func(value) for value in iterable], computed in the worker processes.
 
-        Args: chunksize: how many values make one task; by default so many that each process gets four tasks.
+        Args: chunksize: how many values make one task; by default so many that each process gets four tasks, or more
+            if these were long.
         Raises: the first error that func raised, once all tasks have ended.
         """
         found: list[Any] = self.map_async(func, iterable, chunksize).get()
@@ -158,7 +161,8 @@ class Pool:
         self._check(func)
         values = iterable if isinstance(iterable, (list, tuple, range)) else list(iterable)
         if chunksize is None:
-            chunksize = max(1, -(-len(values) // (self._processes * _CHUNKS_PER_PROCESS)))
+            share = -(-len(values) // (self._processes * _CHUNKS_PER_PROCESS))
+            chunksize = min(max(share, 1), _DEFAULT_CHUNK_MAX)
         _check_chunksize(chunksize)
         count = -(-len(values) // chunksize)
         result = AsyncResult(self._dispatcher, count, callback, error_callback)
