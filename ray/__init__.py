@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # "as" says that these are the package's own names (PEP 484)
     from ray._aliases import SILENT_MODE as SILENT_MODE
     from ray._aliases import WORKER_MODE as WORKER_MODE
     from ray._aliases import error_info as error_info
+    from ray._timeline import timeline as timeline
     from ray._version import __version__ as __version__
     from ray.actor import ActorHandle as ActorHandle
     from ray.actor import method as method
@@ -58,6 +59,7 @@ _HOME = {  # public name: module that has it; "" stands for the submodule of tha
     **dict.fromkeys(["ActorID", "FunctionID", "JobID", "NodeID", "TaskID", "WorkerID"], "types"),
     **dict.fromkeys(["get_gpu_ids", "get_runtime_context"], "runtime_context"),
     "JobConfig": "job_config",
+    "timeline": "_timeline",
     "ObjectRef": "object_ref",
     **dict.fromkeys(["actor", "exceptions", "job_config", "plasma", "runtime_context", "types", "util"], ""),
 }

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMES = """
 ActorID JobID NodeID ObjectID ObjectRef TaskID WorkerID
 actor available_resources cancel cluster_resources exceptions get get_actor get_gpu_ids get_runtime_context
-init is_initialized kill method nodes put remote shutdown util wait __version__
+init is_initialized kill method nodes put remote shutdown timeline util wait __version__
 """.split()
 OLDER_NAMES = "error_info LOCAL_MODE PYTHON_MODE SCRIPT_MODE SILENT_MODE WORKER_MODE".split()
 # A driver that only imports must stay small and quick: none of these may come with it.

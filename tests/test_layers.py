@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("", "api", "remote_function", "actor", "object_ref", "runtime_context", "plasma", "_aliases"),
         *("context", "job_config", "types", "cloudpickle"),
         *("_driver", "_init_options", "_options", "_signature"),  # what api.py is made of
+        *("_inspect", "_timeline"),
     ),
     ("cli", "dashboard", "client", "cluster_utils"),
     ("util", "rllib", "experimental"),

@@ -192,11 +192,15 @@ class EventTable:
         shard = self._store.shard_of(job_id)
         self._store.write(shard, "XADD", key, "MINID", "=", oldest_id, entry_id, "batch", data)
 
-    async def all(self, job_id: bytes) -> list[list[Any]]:
-        """All events kept, in the order they were received."""
+    async def batches(self, job_id: bytes) -> list[bytes]:
+        """All batches kept, each a JSON list of events, in the order they were received."""
         key = _job_key(job_id, "events")
         reply = await self._store.call(self._store.shard_of(job_id), "XRANGE", key, "-", "+")
-        return [event for _, fields in _entries(reply) for event in json.loads(fields[b"batch"])]
+        return [fields[b"batch"] for _, fields in _entries(reply)]
+
+    async def all(self, job_id: bytes) -> list[list[Any]]:
+        """All events kept, in the order they were received."""
+        return [event for batch in await self.batches(job_id) for event in json.loads(batch)]
 
 
 class ObjectTable:

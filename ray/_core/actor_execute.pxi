@@ -16,7 +16,7 @@ cdef int start_actor(Executor self) except -1:
     actor_id, creation, incarnation, gpu_ids = self.become
     self.become = None
     spec = pickle.loads(creation)
-    self.current_name = spec["class_name"]
+    self.current_name = self.class_name = spec["class_name"]
     self.creation = {name: spec[name] for name in ("class_name", "calls", "handle", "description")}
     self.set_gpus(list(gpu_ids))
     self.actor_id = actor_id

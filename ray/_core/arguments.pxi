@@ -50,10 +50,12 @@ cdef object make_returns(Engine self, Task task):
     return out
 
 
-cdef int fail_task(Task task, object error) except -1:
-    """error: an exception, or bytes of an encoded one; the task's returns become it."""
+cdef int fail_task(Task task, object error, bint answered=False) except -1:
+    """error: an exception, or bytes of an encoded one; the task's returns become it. answered: the worker said so."""
     cdef int i
     cdef ObjectRef ref
+    if not answered and task.state != FINISHED:
+        note_failure(task.callee.engine, task, error)
     task.state = FINISHED
     task.pins = None
     task.slots = None

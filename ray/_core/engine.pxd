@@ -251,6 +251,10 @@ cdef class Engine:
     cdef dict leases                  # lease_id -> Lease
     cdef dict actors                  # actor_id -> weakref to ActorLine
     cdef dict creating                # actor_id -> pins of the constructor's arguments
+    # inspection
+    cdef list reporters               # called before each report to the node
+    cdef list failures                # task events of calls that failed without an answer, for the node
+    cdef dict failure_counts          # (name, kind, state) -> how many of them
     cdef readonly object on_log_lines
     cdef readonly object on_error
     # execution (workers)
@@ -276,6 +280,8 @@ cdef class Function:
     cdef object target            # the callable; for methods the name in the actor
     cdef dict resources           # that each call holds, in 1/10,000
     cdef int threads              # what OMP_NUM_THREADS is to be for it
+    cdef bint counted             # in executor.counted
+    cdef uint32_t ended_well, failed, cancelled   # runs since the last report
 
 @cython.final
 cdef class Call:
@@ -302,7 +308,9 @@ cdef class Executor:
     cdef bint exit_pending        # asked to leave; waits until is_needed() is False
     cdef readonly bint blocked    # the node was told that we wait
     cdef Call tick_call           # the call that the stuck timer saw last
-    cdef list events              # (caller's tag, seq, name, started_ns, ended_ns, state) of calls ended, for the node
+    cdef list events              # (caller's tag, seq, name, started_ns, ended_ns, state, attempt, error) of calls ended, for the node
+    cdef list counted             # Functions that have run since the last report
+    cdef str class_name           # of the actor
     cdef int omp_threads          # OMP_NUM_THREADS as set for the last call; 0: the user has set it
     cdef object context_var       # the Call of this coroutine or thread
     cdef dict creation            # how this actor was made: what its handles need

@@ -23,6 +23,7 @@ Read in this order; each part is one idea, compiled together so that a call neve
     actor_execute.pxi   becoming an actor; its threads
     actor_async.pxi     an asyncio actor's loop
     cancel.pxi      ray.cancel on both sides
+    inspect.pxi     what is told to tools: what ran, waits and is held
 
 If a peer process dies, its Link closes, and that is an event for each part (on_link_closed): calls sent there are retried
 or failed, objects owned there fail, references lent there come back. If the node process dies, the session is over:
@@ -148,6 +149,7 @@ include "reply.pxi"
 include "actor_execute.pxi"
 include "actor_async.pxi"
 include "cancel.pxi"
+include "inspect.pxi"
 
 
 cdef class Engine:
@@ -181,12 +183,13 @@ cdef class Engine:
         self.callees, self.pools, self.lease_requests, self.leases = [], {}, {}, {}
         self.actors, self.creating, self.loop_batches = {}, {}, {}
         self.method_numbers, self.actor_handles = {}, {}
+        self.reporters, self.failures, self.failure_counts = [], [], {}
         self.info = {}
         self.handlers.update(
             lease_grant=self.on_lease_grant, lease_infeasible=self.on_lease_infeasible,
             lease_wanted=self.on_lease_wanted, lease_lost=self.on_lease_lost, actor_state=self.on_actor_state,
             log_lines=self.on_log_lines_event, error=self.on_error_event, store_died=self.on_store_died,
-            store_back=self.on_store_back)
+            store_back=self.on_store_back, inspect=self.on_inspect)
 
     def connect(self, node_socket, info, on_log_lines=None, on_error=None):
         """Listens, dials the node and registers. Blocks until the node has answered."""
@@ -480,6 +483,9 @@ cdef class Engine:
         if lease is not None:
             link_lost_lease(self, lease)  # its calls are dealt with when the worker's link ends
 
+    def on_inspect(self, request, what, rows_max):
+        on_inspect(self, request, what, rows_max)
+
     def on_actor_state(self, actor_id, state, worker_tag, incarnation, cause):
         actor_state_changed(self, actor_id, state, worker_tag, incarnation, cause)
 
@@ -528,6 +534,15 @@ cdef class Engine:
     def on_event(self, str name, handler):
         """handler(*args) runs for each such event from the node, in the receiving thread: it must not block."""
         self.handlers[name] = handler
+
+    def add_reporter(self, reporter):
+        """reporter() runs before each report to the node, in the receiving thread: it must not block. See inspect.pxi."""
+        self.reporters.append(reporter)
+
+    def report_soon(self):
+        """There is something to report: within a second the reporters are called."""
+        if not self.closed:
+            report_soon(self)
 
     def node_died(self):
         return exceptions.LocalRayletDiedError(
@@ -593,6 +608,9 @@ cdef class Engine:
         cdef Link link
         if self.closed:
             return
+        if self.node is not None:
+            report(self)
+            self.node.flush()
         self.closed = True
         if the_engine is self:
             the_engine = None

@@ -54,7 +54,7 @@ cdef class Executor:
         self.engine = engine
         engine.executor = self
         self.main_thread = <unsigned long>get_ident()
-        self.calls_of, self.running, self.events = {}, {}, []
+        self.calls_of, self.running, self.events, self.counted = {}, {}, [], []
         self.gpu_ids = []
         self.context_var = contextvars.ContextVar("ray_call", default=None)
         self.omp_threads = 0 if "OMP_NUM_THREADS" in os.environ else -1
@@ -250,7 +250,7 @@ cdef class Executor:
             engine.leave()
         if self.loop is not None and not self.stopping:
             self.loop.serve()
-        send_events(self)
+        report(engine)
         engine.flush_dirty()
 
     cdef int run_one(self, Call call) except -1:

@@ -202,9 +202,7 @@ cdef int on_timer(Engine self) except -1:
         if self.executor is not None:
             self.executor.on_stuck_timer(now)
     if self.deadline_events_ns and now >= self.deadline_events_ns:
-        self.deadline_events_ns = 0
-        if self.executor is not None:
-            send_events(self.executor)
+        report(self)
     if self.deadline_hello_ns and now >= self.deadline_hello_ns:
         close_silent_links(self, now)
     arm_timer(self)

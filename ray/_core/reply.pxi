@@ -1,4 +1,4 @@
-# What a call answers: its RESULT frame, the pins behind it, the record of it. Included by engine.pyx. PROCESS worker.
+# What a call answers: its RESULT frame, the pins behind it. Included by engine.pyx. PROCESS worker.
 #
 # Any thread that runs user code. A small plain value goes straight into the connection's buffer (answer); anything else takes
 # finish(): big values to the store first, refs inside are counted for the caller. What the store or we keep for a caller
@@ -21,32 +21,6 @@ cdef class _HeldPins:
                     self.store.delete(key)
             except (PlasmaStoreDied, PlasmaObjectNotFound):
                 return  # its objects died with it
-
-
-# ------------------------------------------------------------------ what ran, for the node's records
-cdef int record(Executor self, Call call, str state) except -1:
-    if PyList_GET_SIZE(self.events) >= EVENTS_MAX:
-        return 0
-    self.events.append((call.link.tag, call.seq, call.function.name, call.started_ns, NowNs(), state))
-    if self.engine.deadline_events_ns == 0:
-        self.engine.set_deadline(D_EVENTS, NowNs() + EVENTS_NS)
-    return 0
-
-
-cdef int send_events(Executor self) except -1:
-    cdef int64_t now = NowNs()
-    cdef double wall = time.time()
-    events, self.events = self.events, []
-    if not events or not self.engine.node.alive:
-        return 0
-    fields = {"kind": "task" if self.actor is None else "actor_task", "pid": os.getpid(), "worker": self.engine.tag}
-    if self.actor_id is not None:
-        fields["actor_id"] = self.actor_id
-    self.engine.event("task_events", [
-        (tag + int(seq).to_bytes(8, "little"), state, wall - (now - ended) / 1e9,
-         dict(fields, name=name, times={"RUNNING": wall - (now - started) / 1e9}))
-        for tag, seq, name, started, ended, state in events])
-    return 0
 
 
 # ------------------------------------------------------------------ answers
@@ -88,9 +62,9 @@ cdef int answer_error(Executor self, Call call, BaseException error, uint8_t fla
     if self.actor is None and not flags & R_CANCELLED:
         self.engine.event("push_error", "task", f"{call.function.name}() failed: {type(error).__name__}: {error}"[:4096],
                           {"function": call.function.name, "pid": os.getpid()})
+    record(self, call, "CANCELLED" if flags & R_CANCELLED else "FAILED", error)
     error.__traceback__ = None
     error = None
-    record(self, call, "CANCELLED" if flags & R_CANCELLED else "FAILED")
     return finish(self, call, flags | R_ERROR, [e])
 
 

@@ -171,8 +171,8 @@ cdef int on_error_result(Engine self, Link link, Task task, Reader* r, uint8_t f
     if refs is not None:
         adopt(self, link, refs)
     if flags & R_CANCELLED:
-        return fail_task(task, exceptions.TaskCancelledError(f"{task.callee.name}() was cancelled"))
-    return fail_task(task, (<const char*>at)[:n])
+        return fail_task(task, exceptions.TaskCancelledError(f"{task.callee.name}() was cancelled"), True)
+    return fail_task(task, (<const char*>at)[:n], True)
 
 
 cdef int on_returned(Engine self, Link link, Reader* r) except -1:

@@ -2,7 +2,8 @@
 
 In the head, on its loop's thread. Cores send lists of events now and then (never one by one, never waiting); here they
 are checked, gathered and written to Redis in batches of BATCH_MAX or each FLUSH_S, whichever comes first. Nothing is
-kept in memory but the batch being gathered: who wants to look reads Redis. A job keeps its newest `kept` events; older
+kept in memory but the batch being gathered, and how many calls of each name ended how: events are a sample when calls
+come in bursts, counts are exact. Who wants to look at events reads Redis. A job keeps its newest `kept` events; older
 batches leave with the write that adds a new one.
 
 An event is a tuple, `(task_id, state, time_s)` or `(task_id, state, time_s, fields)`:
@@ -40,6 +41,8 @@ BATCH_MAX = 500  # events in one stream entry
 FLUSH_S = 1.0  # the longest that an event waits for company
 WAITING_MAX = 20_000  # events not yet written, all jobs together; more are counted and dropped
 TASK_ID_BYTES = 24
+NAMES_MAX = 10_000  # of (name, kind, state) that are counted apart in a job; further names are counted together
+OTHER_NAMES = "(other names)"
 
 
 class Append(NamedTuple):
@@ -52,12 +55,13 @@ class Append(NamedTuple):
 
 
 class _Stream:
-    __slots__ = ("entries", "kept", "waiting")
+    __slots__ = ("entries", "kept", "totals", "waiting")
 
     def __init__(self) -> None:
         self.waiting: list[list[Any]] = []
         self.entries: collections.deque[tuple[str, int]] = collections.deque()  # (id, events in it), in Redis now
         self.kept = 0
+        self.totals: dict[tuple[str, str, str], int] = {}  # (name, kind, state) -> calls that ended so
 
 
 class TaskEventLog:
@@ -83,6 +87,27 @@ class TaskEventLog:
                 self.waiting += 1
                 stream.waiting.append(plain)
         return len(stream.waiting) >= BATCH_MAX
+
+    def count(self, job_id: bytes, counts: Iterable[Any]) -> None:
+        """Of `(name, kind, state, number)`: how many calls ended so, whether or not each of them has an event."""
+        totals = self._streams.setdefault(job_id, _Stream()).totals
+        for item in counts:
+            if not isinstance(item, (tuple, list)) or [type(part) for part in item] != [str, str, str, int]:
+                self.malformed += 1
+                continue
+            name, kind, state, number = item
+            if state not in STATES or number < 0:
+                self.malformed += 1
+                continue
+            key = (name[:TEXT_CHARS_MAX], kind[:TEXT_CHARS_MAX], state)
+            if key not in totals and len(totals) >= NAMES_MAX:
+                key = (OTHER_NAMES, key[1], state)
+            totals[key] = totals.get(key, 0) + number
+
+    def totals(self, job_id: bytes) -> dict[tuple[str, str, str], int]:
+        """(name, kind, state) -> number of calls that ended so."""
+        stream = self._streams.get(job_id)
+        return dict(stream.totals) if stream is not None else {}
 
     def flush(self, now: float) -> list[Append]:
         appends = []

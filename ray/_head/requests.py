@@ -8,7 +8,7 @@ back what was forgotten.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ray._head import actor_messages as am
@@ -119,11 +119,12 @@ class Requests:
     def _on_push_error(self, caller: Caller, kind: str, message: str, extra: dict[str, Any]) -> None:
         self._head.report_error(caller.job_id, kind, message, extra, caller.pid)
 
-    def _on_task_events(self, caller: Caller, batch: list[Any]) -> None:
-        if not isinstance(batch, list):
-            raise TypeError(f"task_events takes a list, not {type(batch).__name__}")
+    def _on_task_events(self, caller: Caller, batch: list[Any], counts: Iterable[Any] = ()) -> None:
+        if not isinstance(batch, list) or not isinstance(counts, (list, tuple)):
+            raise TypeError(f"task_events takes lists, not {type(batch).__name__} and {type(counts).__name__}")
         if self._head.job_lives(caller.job_id):
             self._head.keep_task_events(caller.job_id, batch)
+            self._head.events.count(caller.job_id, counts)
 
     # -- asked --------------------------------------------------------------------------------------------------------
 
@@ -184,6 +185,22 @@ class Requests:
         tables = self._head.need_tables()
         return events.merge(await tables.events.all(caller.job_id if job_id is None else job_id))
 
+    async def _rpc_task_history(self, caller: Caller) -> list[dict[str, Any]]:
+        """Of each job that lives: the batches of its events as they are kept (JSON), and how many calls ended how.
+
+        The asker decodes and merges: this process has others to serve."""
+        self._head.flush_events()
+        tables = self._head.need_tables()
+        return [
+            {
+                "job_id": row.job_id.hex(),
+                "batches": await tables.events.batches(row.job_id),
+                "totals": self._head.events.totals(row.job_id),
+            }
+            for row in self._head.jobs.all()
+            if self._head.job_lives(row.job_id)
+        ]
+
     async def _rpc_object_locations(self, caller: Caller, object_id: bytes) -> dict[str, Any] | None:
         row = await self._head.need_tables().objects.get(caller.job_id, object_id)
         return None if row is None else _readable(row)
@@ -225,6 +242,7 @@ _RPC_HANDLERS: dict[str, Callable[..., Awaitable[Any]]] = {
     for name in (
         "actor_by_name", "actors", "create_actor", "errors", "function", "head_stats", "jobs", "kv_del",
         "kv_exists", "kv_get", "kv_keys", "kv_put", "named_actors", "nodes", "object_locations", "task_table",
+        "task_history",
     )
 }  # fmt: skip
 _EVENT_HANDLERS: dict[str, Callable[..., None]] = {

@@ -82,6 +82,8 @@ cdef class ObjectRef:
     cdef uint64_t mark         # scratch of ray.wait: the call that saw it last
     cdef int64_t size          # bytes of the encoded value, 0 while unknown
     cdef object site           # "file:line" that created it, if recorded
+    cdef void* before          # neighbours, by age, among the refs that new_ref has made: see all_refs
+    cdef void* after
     cdef object __weakref__
 
     cdef bytes key(self)
@@ -89,6 +91,7 @@ cdef class ObjectRef:
 cdef ObjectRef new_ref(ObjectId id, bint owned)
 cdef ObjectRef find_ref(ObjectId id)
 cdef int intern(ObjectRef ref) except -1
+cdef list all_refs()
 cdef int add_waiter(ObjectRef ref, Waiter waiter) except -1
 cdef int remove_waiter(ObjectRef ref, Waiter waiter) except -1
 cdef int settle(ObjectRef ref) except -1

@@ -18,6 +18,7 @@ import os
 import traceback
 
 cdef RefMap interned
+cdef void* newest = NULL   # of the chain of all refs that new_ref has made
 cdef dropped_t dropped_hook = NULL
 
 
@@ -51,8 +52,15 @@ cdef class ObjectRef:
             self.id = load_id(<const uint8_t*>PyBytes_AS_STRING(id_))
 
     def __dealloc__(self):
+        global newest
         if self.interned:
             interned.erase(self.id)
+        if self.after != NULL:
+            (<ObjectRef>self.after).before = self.before
+        elif newest == <void*>self:
+            newest = self.before
+        if self.before != NULL:
+            (<ObjectRef>self.before).after = self.after
         if dropped_hook != NULL and (
                 self.state == PLASMA or self.producer is not None or self.hold is not None or not self.owned):
             dropped_hook(self)
@@ -147,10 +155,25 @@ cdef class ObjectRef:
 
 
 cdef ObjectRef new_ref(ObjectId id, bint owned):
+    global newest
     cdef ObjectRef ref = ObjectRef.__new__(ObjectRef)
     ref.id = id
     ref.owned = owned
+    ref.before = newest
+    if newest != NULL:
+        (<ObjectRef>newest).after = <void*>ref
+    newest = <void*>ref
     return ref
+
+
+cdef list all_refs():
+    """Every ref of this process that stands for an object, newest first. For tools: it takes a while."""
+    cdef list out = []
+    cdef void* at = newest
+    while at != NULL:
+        out.append(<ObjectRef>at)
+        at = (<ObjectRef>at).before
+    return out
 
 
 cdef ObjectRef find_ref(ObjectId id):

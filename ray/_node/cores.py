@@ -99,6 +99,10 @@ class Cores:
     def cause_of(self, tag: bytes) -> str | None:
         return self._causes.get(tag)
 
+    def causes(self) -> list[tuple[bytes, str]]:
+        """(tag, why) of workers that ended, the EXIT_CAUSES_KEPT newest, oldest first."""
+        return list(self._causes.items())
+
     def drivers_of(self, job_id: bytes) -> list[Core]:
         job = self.jobs.get(job_id)
         return list(job.drivers.values()) if job else []

@@ -37,7 +37,7 @@ class Requests:
 
     # -- requests with an answer ------------------------------------------------------------------------------
 
-    def rpc(self, core: Core, method: str, args: tuple[Any, ...]) -> Any:
+    def rpc(self, core: Core | None, method: str, args: tuple[Any, ...]) -> Any:
         if method in self._head_rpcs:
             return self._node.head.rpc(core, method, args)
         handler = getattr(self, "rpc_" + method, None)
@@ -106,6 +106,15 @@ class Requests:
         if handler is None:
             raise AttributeError(f"the node understands no event {name!r}")
         handler(core, *args)
+
+    async def rpc_inspect(self, core: Core, what: str, rows_max: int, timeout_s: float) -> dict[str, Any]:
+        return await self._node.inspection.ask(what, rows_max, timeout_s)
+
+    def rpc_workers(self, core: Core) -> list[dict[str, Any]]:
+        return self._node.inspection.workers()
+
+    def event_inspected(self, core: Core, request: int, head: bytes, rows: bytes) -> None:
+        self._node.inspection.inspected(core, request, head, rows)
 
     def event_lease_request(self, core: Core, req_id: int, resources: dict[str, int], info: dict[str, Any]) -> None:
         for name, units in resources.items():

@@ -32,6 +32,7 @@ from . import worker_messages as wm
 from . import worker_pool as wp
 from .cores import Core, Cores, Job, startup
 from .head_port import HeadPort
+from .inspection import Inspection
 from .log_tail import Line, LogTail
 from .requests import Requests
 from .store_process import StoreProcess
@@ -73,6 +74,7 @@ class Node:
         self.cores = Cores()
         self.founder: Core | None = None  # the driver that started the session and ends it by its own end
         self.head_port = HeadPort(self)
+        self.inspection = Inspection(self)
         self.requests = Requests(self)
         self.head: Any = None  # HeadService, once main has imported it
         self.fork_link: children.ForkServerLink
@@ -332,6 +334,7 @@ class Node:
 
     def _core_lost(self, core: Core, why: str) -> None:
         self.cores.remove(core)
+        self.inspection.core_lost(core)
         self.feed(self.scheduler, lm.CoreLeft(core.tag))
         if core.kind == "worker":
             return  # the head hears of it when the process has ended, with the cause

@@ -1,4 +1,4 @@
-"""What a command of a person (`ray status`, `ray stop`) may ask the node. Node's main thread.
+"""What a command of a person (`ray status`, `ray list`, `ray stop`) may ask the node. Node's main thread.
 
 Such a process says in its hello that it is a tool, proves the token like everybody, and never registers: it has no job,
 and its end is nobody's business. It gets answers made of plain values, so that its Python and ours may differ.
@@ -16,16 +16,36 @@ from ray._version import __version__
 if TYPE_CHECKING:
     from .shell import Node
 
+# Of what drivers may ask, what only looks and is nobody's in particular: `ray list`, `ray timeline`, ...
+LOOKS = frozenset(
+    (
+        *("actors", "available_resources", "cluster_resources", "errors", "head_stats", "inspect", "jobs", "nodes"),
+        *("stats", "task_history", "workers"),
+    )
+)
+
 
 class ToolRequests:
     def __init__(self, node: Node) -> None:
         self._node = node
 
     def rpc(self, peer: Any, method: str, args: tuple[Any, ...]) -> Any:
+        if method in LOOKS:
+            return self._node.requests.rpc(None, method, args)
         handler = getattr(self, "rpc_" + method, None)
         if handler is None:
             raise AttributeError(f"the node answers no {method!r} of a tool; one that runs programs registers first")
         return handler(peer, *args)
+
+    def rpc_session(self, peer: Any) -> dict[str, Any]:
+        """Where it is: what a driver is told when it registers, as far as it concerns a tool."""
+        node = self._node
+        return {
+            "session_dir": node.session.folder,
+            "plasma_socket": node.session.plasma_socket,
+            "node_id": node.node_id,
+            "node_ip": node.config.get("node_ip") or "127.0.0.1",
+        }
 
     async def rpc_status(self, peer: Any) -> dict[str, Any]:
         """See `ray status` for what is shown of it."""

@@ -126,3 +126,30 @@ def test_a_flood_of_errors_is_shown_in_part_and_counted() -> None:
     assert log.take_hidden() == [(JOB, 2000 - count)] and log.take_hidden() == []
     assert [row.message for row in log.of_job(JOB)] == [f"{i}" for i in range(1990, 2000)]
     assert log.push(JOB, "kind", "later", {}, 7, 100.0)[1] is not None
+
+
+def test_calls_are_counted_even_when_their_events_are_not_kept() -> None:
+    log = TaskEventLog(kept=0)
+    log.count(JOB, [("f", "task", "FINISHED", 1000), ("f", "task", "FAILED", 1)])
+    log.count(JOB, [["f", "task", "FINISHED", 5]])
+    assert log.totals(JOB) == {("f", "task", "FINISHED"): 1005, ("f", "task", "FAILED"): 1}
+    log.forget_job(JOB)
+    assert log.totals(JOB) == {}
+
+
+def test_names_without_end_are_counted_together() -> None:
+    log = TaskEventLog(kept=10)
+    for i in range(events.NAMES_MAX + 50):
+        log.count(JOB, [(f"f{i}", "task", "FINISHED", 1)])
+    totals = log.totals(JOB)
+    assert len(totals) <= events.NAMES_MAX + 1 and totals[events.OTHER_NAMES, "task", "FINISHED"] == 50
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [None, (), ("f", "task", "FINISHED"), ("f", "task", "SLEEPING", 1), ("f", "task", "FINISHED", -1), (1,) * 4],
+)
+def test_a_count_that_is_none_is_counted_as_malformed(nonsense: object) -> None:
+    log = TaskEventLog(kept=10)
+    log.count(JOB, [nonsense])
+    assert log.malformed == 1 and log.totals(JOB) == {}
