@@ -17,7 +17,7 @@ from multiprocessing import TimeoutError
 from typing import Any, Callable
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.util._original_error import original_error
 from ray.util.multiprocessing.dispatch import Call, Dispatcher
 
 
@@ -97,7 +97,7 @@ class AsyncResult:
         with self._lock:
             self._chunks[index] = value
             if error is not None and self._error is None:
-                self._error = original(error)
+                self._error = original_error(error)
             self._left -= 1
             if self._left:
                 return
@@ -192,7 +192,7 @@ class IMapIterator:
                 self._receive(refs, timeout, deadline)
         if worked:
             return value
-        raise original(value)
+        raise original_error(value)
 
     def _receive(self, refs: list[ray.ObjectRef[Any]], timeout: float | None, deadline: float | None) -> None:
         ready, _rest = ray.wait(refs, timeout=_left(deadline), fetch_local=False)
@@ -236,16 +236,6 @@ class IMapIterator:
 
 def _left(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
-
-
-def original(error: BaseException) -> BaseException:
-    """The exception that the function raised, as multiprocessing raises it: its cause shows the traceback there."""
-    if not isinstance(error, RayTaskError) or error.cause is None:
-        return error
-    from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
-
-    error.cause.__cause__ = RemoteTraceback(f'\n"""\n{error}"""')
-    return error.cause
 
 
 def chunks_of(values: Sequence[Any], chunksize: int) -> Iterator[Sequence[Any]]:
