@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ray._init_options import InitOptions
     from ray._launch.node_process import NodeProcess
     from ray._launch.session import Session
-    from ray.context import RayContext
+    from ray.client.connect import Connection
+    from ray.context import ClientContext, RayContext
     from ray.job_config import JobConfig
 
 _lock = threading.RLock()  # init and shutdown exclude each other; re-entrant, for a SIGTERM that arrives inside one
@@ -32,11 +33,18 @@ class Started:
     """The session that this process is a driver of."""
 
     def __init__(
-        self, folder: str, node: NodeProcess | None, options: InitOptions, namespace: str, context: RayContext
+        self,
+        folder: str,
+        node: NodeProcess | None,
+        connection: Connection | None,
+        options: InitOptions,
+        namespace: str,
+        context: RayContext | ClientContext,
     ) -> None:
         self.pid = os.getpid()
         self.folder = folder
         self.node = node  # None: the session isn't ours, we have only joined it
+        self.connection = connection  # to a session on another machine
         self.options = options
         self.namespace = namespace
         self.context = context
@@ -64,13 +72,13 @@ def init(
     runtime_env: dict[str, Any] | None = None,
     storage: str | None = None,
     **more: Any,
-) -> RayContext:
+) -> RayContext | ClientContext:
     """Starts ray in this process, or joins a session that runs: what follows runs there until `ray.shutdown()` or exit.
 
     Args:
         address: None: join the session that the environment variable RAY_ADDRESS names, else the one that
             `ray start --head` made, else start one.  "auto": the same, but never start one.  "local": start one.  The
-            folder of a session: join that.
+            folder of a session: join that.  "ray://host:port": join a session on another machine (docs/api/client.md).
         num_cpus, num_gpus: what tasks may use; by default all CPUs that this process may run on, and the GPUs found.
         resources: further resources by name, such as {"tape_drive": 1}.
         object_store_memory: bytes for shared objects.
@@ -82,7 +90,7 @@ def init(
             the session's folder is made.  _system_config: settings by name, see docs/config.md.  Those that the first
             versions of Ray had, too.
         labels, local_mode, include_dashboard=True, runtime_env, storage: not built yet.
-    Returns: a RayContext, which shuts ray down when used as `with ray.init():`.
+    Returns: a RayContext, or for ray:// a ClientContext, which shuts ray down when used as `with ray.init():`.
     Raises:
         TypeError, ValueError, NotImplementedError: about one argument, which the message names.
         ConnectionError: the session to join is not there.
@@ -107,7 +115,7 @@ def ensure_started() -> None:
                 init()
 
 
-def _already(options: InitOptions) -> RayContext:
+def _already(options: InitOptions) -> RayContext | ClientContext:
     if _started is None or _started.pid != os.getpid():
         running = current()
         if options.ignore_reinit_error and running is not None:
@@ -125,32 +133,43 @@ def _already(options: InitOptions) -> RayContext:
     )
 
 
-def _start(options: InitOptions) -> RayContext:
+def _start(options: InitOptions) -> RayContext | ClientContext:
     global _started
     _forget()  # what is left of a session that ended without us: its node died, or we are a forked child
     from ray._launch import address
 
     joined = address.resolve(options.address, os.environ)
     if joined is not None:
-        options.refuse_for_joining(joined.folder)
+        options.refuse_for_joining(str(joined) if isinstance(joined, address.Door) else joined.folder)
     if options.configure_logging:
         _configure_logging(options)
     info = options.driver_info()
-    if joined is not None:
-        folder, node, engine = joined.folder, None, _join(joined, info)
+    node = connection = None
+    if isinstance(joined, address.Door):
+        from ray.client import connect
+
+        connection, engine = connect.connect(joined, info, options._temp_dir)
+        folder = connection.folder.folder
+    elif joined is not None:
+        folder, engine = joined.folder, _join(joined, info)
     else:
         node, engine = _start_session(options, info)
         folder = node.session.folder
-    from ray.context import RayContext
+    from ray.context import ClientContext, RayContext
 
-    context = RayContext(_address_info(folder, engine.info))
-    _started = Started(folder, node, options, info["namespace"], context)
+    context: RayContext | ClientContext
+    if connection is not None:
+        context = ClientContext(str(joined), connection.info)
+    else:
+        context = RayContext(_address_info(folder, engine.info))
+    _started = Started(folder, node, connection, options, info["namespace"], context)
     _at_exit()
     if options.configure_logging:
         import logging
 
-        did = "Joined" if node is None else "Started"
-        logging.getLogger("ray").info("%s ray %s in %s", did, context.ray_version, folder)
+        did = "Started" if node is not None else "Joined"
+        where = folder if connection is None else str(joined)
+        logging.getLogger("ray").info("%s ray %s in %s", did, context.ray_version, where)
     return context
 
 
@@ -236,6 +255,8 @@ def shutdown(_exiting_interpreter: bool = False) -> None:
 
 
 def _end_node(started: Started) -> None:
+    if started.connection is not None:
+        started.connection.close()
     if started.node is None:
         return
     # The node ends by itself once it has answered our shutdown, or has seen our connection close.

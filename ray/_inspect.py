@@ -78,7 +78,7 @@ def find_session(address: str | None) -> Session:
         addresses.check("address", address)
     if address != "local":
         given = address if address not in (None, "auto") or os.environ.get(addresses.VARIABLE) else None
-        found = addresses.resolve(given, os.environ)
+        found = addresses.resolve_here(given, os.environ)
         if found is not None:
             return found
     for folder in sessions.sessions():

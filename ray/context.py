@@ -1,4 +1,4 @@
-"""The public noun RayContext: what `ray.init` returns. A mapping of addresses, and a context manager."""
+"""The public nouns RayContext and ClientContext: what `ray.init` returns. Context managers; the first is a mapping."""
 
 from __future__ import annotations
 
@@ -53,3 +53,21 @@ class RayContext(BaseContext, Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"RayContext(address_info={self.address_info!r}, ray_version={self.ray_version!r})"
+
+
+class ClientContext(BaseContext):
+    """Of a driver that reaches its session through a ray:// address.
+
+    `ray_version`, `python_version` and `protocol_version` (what the port speaks) are the server's.
+    """
+
+    def __init__(self, address: str, server: dict[str, Any]) -> None:
+        self.address = address
+        self.dashboard_url: str | None = None
+        self.python_version: str = server["python_version"]
+        self.ray_version: str = server["ray_version"]
+        self.ray_commit = ""
+        self.protocol_version: str = server["protocol_version"]
+
+    def __repr__(self) -> str:
+        return f"ClientContext(address={self.address!r}, ray_version={self.ray_version!r})"

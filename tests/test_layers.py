@@ -42,6 +42,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         "_node",
         "_head",
     ): "on one node both schedulers share a process: the node's shell carries out the head's actions too",
+    ("_driver", "client"): "ray.init of a ray:// address, the one place where a public noun reaches for a surface",
     ("cli", "util"): "`ray microbenchmark` is a program like a user's, with placement groups in it",
     ("util", "_serialization"): "ray.util is where Ray's public API has these two nouns; they are no library",
 }

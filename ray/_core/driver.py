@@ -13,10 +13,10 @@ from ray._native.references import ObjectRef
 serialization.set_ref_type(ObjectRef)
 
 
-def start(session_dir: str, node_socket: str, token: bytes, info: dict[str, Any]) -> Engine:
+def start(session_dir: str, node_socket: str, token: bytes, info: dict[str, Any], **ways: Any) -> Engine:
     """Connects this process to the node process as a driver of the session.
 
-    Args: info: what `register` takes (docs/internals/wire_format.md).
+    Args: info: what `register` takes (docs/internals/wire_format.md).  ways: open_store and reach of Engine.connect.
     Raises: ConnectionError: the node process does not answer.
     """
     engine = Engine(session_dir, token, os.urandom(16), True)
@@ -25,5 +25,6 @@ def start(session_dir: str, node_socket: str, token: bytes, info: dict[str, Any]
         {**info, "kind": "driver"},
         on_log_lines=_driver_output.on_log_lines,
         on_error=_driver_output.on_error,
+        **ways,
     )
     return engine

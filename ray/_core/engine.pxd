@@ -232,6 +232,7 @@ cdef class Engine:
     cdef int64_t deadline_flush_ns, deadline_idle_ns, deadline_stuck_ns, deadline_hello_ns, deadline_events_ns, timer_ns
     # objects
     cdef PlasmaClient store
+    cdef object open_store, reach     # how to; see connect()
     cdef dict borrowers               # tag -> {ObjectRef: count}: what others hold of ours
     cdef deque[Dropped] dropped       # refs whose deallocation the owner or the store must hear of
     cdef uint64_t wait_mark

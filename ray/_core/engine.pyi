@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
+from ray._native.plasma import PlasmaClient
 from ray._native.references import ObjectRef
 
 R = TypeVar("R")
@@ -42,6 +43,8 @@ class Engine:
         info: dict[str, Any],
         on_log_lines: Callable[[Any], None] | None = None,
         on_error: Callable[..., None] | None = None,
+        open_store: Callable[[str], PlasmaClient] = ...,
+        reach: Callable[[bytes], object] | None = None,
     ) -> None: ...
     def on_event(self, name: str, handler: Callable[..., None]) -> None: ...
     def get(self, refs: list[ObjectRef[R]], timeout: float | None) -> list[R]: ...

@@ -191,11 +191,16 @@ cdef class Engine:
             log_lines=self.on_log_lines_event, error=self.on_error_event, store_died=self.on_store_died,
             store_back=self.on_store_back, inspect=self.on_inspect)
 
-    def connect(self, node_socket, info, on_log_lines=None, on_error=None):
-        """Listens, dials the node and registers. Blocks until the node has answered."""
+    def connect(self, node_socket, info, on_log_lines=None, on_error=None, open_store=PlasmaClient, reach=None):
+        """Listens, dials the node and registers. Blocks until the node has answered.
+
+        open_store(plasma_socket): the store client. reach(tag): makes the socket of a process that listens elsewhere (both are
+        a ray:// client's).
+        """
         global the_engine
         cdef Status status
         self.on_log_lines, self.on_error = on_log_lines, on_error
+        self.open_store, self.reach = open_store, reach
         self.listen()
         cdef unique_ptr[CConnection] conn = CConnection.Dial(os.fsencode(node_socket), self.identity, &status)
         if not conn.get():
@@ -212,7 +217,7 @@ cdef class Engine:
         try:
             self.info = self.rpc("register", dict(info, tag=self.tag, pid=os.getpid()))
             try:
-                self.store = PlasmaClient(self.info["plasma_socket"])
+                self.store = self.open_store(self.info["plasma_socket"])
             except (OSError, PlasmaStoreDied):
                 await_store(self, None)  # it is being restarted just now
         except BaseException:
@@ -252,6 +257,8 @@ cdef class Engine:
             return <Link>found
         if self.closed or (tag == self.tag and self.executor is None):
             return None
+        if self.reach is not None:
+            self.reach(tag)
         conn = CConnection.Dial(os.fsencode(os.path.join(self.session_dir, "c", tag.hex())), self.identity, &status)
         if not conn.get():
             return None
@@ -496,7 +503,7 @@ cdef class Engine:
         if self.store is not None and self.store.alive:
             return  # we reached it before this news of it
         try:
-            self.store = PlasmaClient(self.info["plasma_socket"])
+            self.store = self.open_store(self.info["plasma_socket"])
         except Exception as error:
             print(f"ray: the object store is back but cannot be reached: {error}", file=sys.stderr)
 
@@ -629,7 +636,7 @@ cdef class Engine:
                 os.unlink(self.listen_path())
             except FileNotFoundError:
                 pass  # the node process removed the whole folder first
-        self.store = None
+        self.store = self.open_store = self.reach = None
         # Threads inside get or wait find out, and leave; then nobody is in the poller any more.
         give_up = time.monotonic() + 5.0
         while self.foreground > 0 and time.monotonic() < give_up:

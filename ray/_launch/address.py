@@ -1,8 +1,9 @@
 """Which session a driver joins: the rules of `ray.init(address=)` and RAY_ADDRESS. Runs in ray.init; reads files only.
 
-An address is "local" (a new session), "auto" (one that must be running), the folder of a session, or, given nothing,
-whatever is found. RAY_ADDRESS has the same forms and speaks where the argument doesn't. A folder is believed only if it
-is this user's own and nobody else can write to it: objects from another user's session would be unpickled here.
+An address is "local" (a new session), "auto" (one that must be running), the folder of a session, "ray://host:port" (a
+session behind a port, ray/client), or, given nothing, whatever is found. RAY_ADDRESS has the same forms and speaks
+where the argument doesn't. A folder is believed only if it is this user's own and nobody else can write to it: objects
+from another user's session would be unpickled here.
 """
 
 from __future__ import annotations
@@ -10,13 +11,25 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from . import current
 from . import session as sessions
 
-FORMS = "None, 'auto', 'local', or the folder of a session"
+FORMS = "None, 'auto', 'local', the folder of a session, or 'ray://host:port'"
 VARIABLE = "RAY_ADDRESS"
+CLIENT_PORT = 10001  # of `ray client server`, unless it is given
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})$")
+
+
+class Door(NamedTuple):
+    """Where `ray client server` lets clients into a session."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"ray://{self.host}:{self.port}"
 
 
 def check(option: str, address: str) -> None:
@@ -25,10 +38,8 @@ def check(option: str, address: str) -> None:
     Raises: ValueError: it is none.  NotImplementedError: of a kind that a later version brings.
     """
     if address.startswith("ray://"):
-        raise NotImplementedError(
-            f"{option}={address!r}: the client, which talks to a cluster from outside, is not built yet in this "
-            "version of ray; run the program on the cluster's machine and leave the address out"
-        )
+        _door(option, address)
+        return
     if _HOST_AND_PORT.match(address):
         raise NotImplementedError(
             f"{option}={address!r}: clusters of several machines, found by host and port, are not built yet in this "
@@ -38,8 +49,8 @@ def check(option: str, address: str) -> None:
         raise ValueError(f"{option}={address!r}: expected {FORMS}")
 
 
-def resolve(address: str | None, environ: Mapping[str, str]) -> sessions.Session | None:
-    """The session to join, or None: a new one is to be started.
+def resolve(address: str | None, environ: Mapping[str, str]) -> sessions.Session | Door | None:
+    """The session to join, or the door to it, or None: a new one is to be started.
 
     Args: address: as `check` let it pass.
     Raises: ConnectionError: what must be running isn't.  ValueError, NotImplementedError: RAY_ADDRESS is no good.
@@ -56,6 +67,8 @@ def resolve(address: str | None, environ: Mapping[str, str]) -> sessions.Session
             )
     if address == "local":
         return None
+    if address is not None and address.startswith("ray://"):
+        return _door(source, address)
     if address in (None, "auto"):
         folder = current.read()
         if folder is None and address is not None:
@@ -66,6 +79,27 @@ def resolve(address: str | None, environ: Mapping[str, str]) -> sessions.Session
     else:
         folder = address
     return None if folder is None else _open(source, folder)
+
+
+def resolve_here(address: str | None, environ: Mapping[str, str]) -> sessions.Session | None:
+    """As `resolve`, for what must run on the session's own machine. Raises: ConnectionError: for a door, too."""
+    found = resolve(address, environ)
+    if isinstance(found, Door):
+        raise ConnectionError(
+            f"{found} is the way to a session from outside; this must run on the cluster's own machine"
+        )
+    return found
+
+
+def _door(source: str, address: str) -> Door:
+    rest = address[len("ray://") :].rstrip("/")
+    host, colon, port = rest.rpartition(":")
+    if not colon or rest.endswith("]"):  # [::1] has colons of its own
+        host, port = rest, str(CLIENT_PORT)
+    host = host.strip("[]")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{source}={address!r}: expected ray://host or ray://host:port, such as ray://10.0.0.5:10001")
+    return Door(host, int(port))
 
 
 def _open(source: str, folder: str) -> sessions.Session:

@@ -11,9 +11,12 @@ import argparse
 import json
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.cli import stop
+
+if TYPE_CHECKING:
+    from ray._launch.session import Session
 
 # Option -> (argument of ray.init, how its text is read, what it is).
 _OPTIONS: dict[str, tuple[str, Any, str]] = {
@@ -36,7 +39,7 @@ _OPTIONS: dict[str, tuple[str, Any, str]] = {
 }
 _OF_MANY_MACHINES = (
     *("--address", "--port", "--redis-port", "--redis-address", "--object-manager-port", "--node-manager-port"),
-    *("--min-worker-port", "--max-worker-port", "--ray-client-server-port"),
+    *("--min-worker-port", "--max-worker-port"),
 )
 _OF_THE_DASHBOARD = ("--dashboard-host", "--dashboard-port")
 
@@ -52,6 +55,18 @@ def add(commands: Any) -> None:
     command.add_argument("--head", action="store_true", help="this machine is the cluster's first")
     command.add_argument("--block", action="store_true", help="stay, and end the cluster on Ctrl-C or SIGTERM")
     command.add_argument("--huge-pages", action="store_true", help="shared memory from the hugetlbfs of that folder")
+    command.add_argument(
+        "--ray-client-server-port",
+        metavar="N",
+        type=int,
+        help="let ray:// clients in through this TCP port; 0: any free one",
+    )
+    command.add_argument(
+        "--ray-client-server-host",
+        metavar="ADDRESS",
+        default="127.0.0.1",
+        help="where that port listens; default: on this machine only",
+    )
     command.add_argument("--include-dashboard", metavar="BOOL", help="false: there is none yet")
     for option, (_argument, kind, text) in _OPTIONS.items():
         metavar = {int: "N", str: "TEXT"}.get(kind, "JSON")
@@ -71,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
         running = current.read()
         if running is not None:
             raise RuntimeError(current.runs_already(running))
-        return _start(config, temp_dir, options.block)
+        return _start(config, temp_dir, options)
     except (ValueError, TypeError, NotImplementedError, NodeStartError, RuntimeError) as error:
         print(f"ray start: {str(error).removeprefix('ray start: ')}", file=sys.stderr)
         return 2 if isinstance(error, (ValueError, TypeError, NotImplementedError)) else 1
@@ -134,7 +149,7 @@ def _labels(text: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _start(config: dict[str, Any], temp_dir: str | None, block: bool) -> int:
+def _start(config: dict[str, Any], temp_dir: str | None, options: argparse.Namespace) -> int:
     from ray._config import Settings
     from ray._launch import node_process
     from ray._launch import session as sessions
@@ -145,6 +160,9 @@ def _start(config: dict[str, Any], temp_dir: str | None, block: bool) -> int:
     node = node_process.start_node(session, config)
     try:
         ready = node.wait_ready(Settings(config["settings"]).node_start_timeout_s)
+        port = None
+        if options.ray_client_server_port is not None:
+            port = _start_client_server(session, options.ray_client_server_host, options.ray_client_server_port)
     except BaseException:  # Ctrl-C too: half a session must not stay
         if node.ended_fd >= 0:
             node.kill()
@@ -153,7 +171,9 @@ def _start(config: dict[str, Any], temp_dir: str | None, block: bool) -> int:
 
     print(f"ray runs in {session.folder}, with {describe(ready['resources'])}.")
     print("Programs of this user join it with ray.init(); `ray status` looks at it, `ray stop` ends it.", flush=True)
-    if not block:
+    if port is not None:
+        print(f"Programs elsewhere join it with ray.init('ray://{options.ray_client_server_host}:{port}').", flush=True)
+    if not options.block:
         node.close()
         return 0
     for signum in (signal.SIGTERM, signal.SIGHUP):
@@ -167,6 +187,45 @@ def _start(config: dict[str, Any], temp_dir: str | None, block: bool) -> int:
     if code != 0:
         print(f"ray start: the node process has died ({code}); its log went with its folder", file=sys.stderr)
     return 0 if code == 0 else 1
+
+
+def _start_client_server(session: Session, host: str, port: int) -> int:
+    """Starts `ray client server`, which ends with the session; returns its port.
+
+    Raises: RuntimeError: with its own words.
+    """
+    import os
+    import subprocess
+
+    from ray._launch.session import ENVIRONMENT_MARK
+
+    with open(f"{session.logs}/client_server.log", "wb") as log:
+        server = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "ray.client.server",
+                "--session",
+                session.folder,
+                "--host",
+                host,
+                "--port",
+                str(port),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, ENVIRONMENT_MARK: session.folder},
+        )
+    assert server.stdout is not None
+    with server.stdout:
+        line = server.stdout.readline()
+    if line:
+        return int(json.loads(line)["port"])
+    server.wait()
+    with open(log.name) as file:
+        raise RuntimeError(f"--ray-client-server-port {port}: {file.read().strip()}")
 
 
 def _interrupt(signum: int, frame: object) -> None:

@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     try:
         addresses.check("ray status: --address", options.address)
-        session = addresses.resolve(options.address, os.environ)
+        session = addresses.resolve_here(options.address, os.environ)
         if session is None:
             raise ConnectionError("--address local names no session that runs")
         answer, pidfd = node_link.ask(session, "status", timeout_s=ANSWER_TIMEOUT_S)

@@ -7,8 +7,8 @@
 
 Rows: unix_socket (round trip between two processes), futex (the same through shared memory), memcpy (GB/s into cold and
 warm pages, 1 and 2 threads), streamed_writes (GB/s of zeros written past the cache), channel_round_trip and
-channel_one_way (cpp/channel between two processes), send_buffer (what sizes of SO_SNDBUF give; only if named). The measuring is done by limits.cc beside this file, compiled on first
-use.
+channel_one_way (cpp/channel between two processes), send_buffer (what sizes of SO_SNDBUF give; only if named). The
+measuring is done by limits.cc beside this file, compiled on first use.
 """
 
 from __future__ import annotations

@@ -71,7 +71,6 @@ def test_a_bad_argument_is_an_error_that_names_it(name, value):
     "name, value",
     [
         ("address", "12.34.56.78:6379"),
-        ("address", "ray://12.34.56.78:10001"),
         ("redis_address", "12.345.67.89:6379"),
         ("include_dashboard", True),
         ("local_mode", True),

@@ -1,0 +1,10 @@
+"""`ray://`: a driver on another machine than the session's, through one TCP port. Layer [5].
+
+    the program          ray client            TCP            ray client server        the session
+    engine, store.py -- local_end.py, door.py ------------- server.py, desk.py -- node, workers, plasma_store
+                        both ends are a tunnel.py over a wire.py; proof.py and token.py are who may
+
+The program's engine is the same one that a driver beside the session has: it submits, owns, borrows and recovers as
+there. Only two things differ: its connections are Unix sockets that `ray client` forwards, and its store is its own,
+with copies to and from the cluster's (objects.py). Start reading at connect.py.
+"""

@@ -1,0 +1,270 @@
+"""PROCESS ray client server: the door through which `ray://` clients reach a session. `python -m ray.client.server`.
+
+Started by `ray start --head` (or by a person) beside a session; listens on one TCP port, loopback unless told
+otherwise. Whoever connects must prove the cluster's token (proof.py) before a byte of it is looked at. For each client
+it holds a `ClientEnd`: connections to the session's processes, a listening socket by which they reach the client's own
+process (the owner of its objects), and the client's pins in the store.
+
+When a client says goodbye or its process dies, all of that goes at once, and the node process sees a driver end. When
+only the connection breaks, everything waits GRACE_S for the client to come back. When this process dies, its clients'
+jobs end. When the session ends, so does this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import json
+import logging
+import os
+import platform
+import secrets
+import signal
+import socket
+import sys
+
+from ray._launch import session as sessions
+from ray._launch.address import CLIENT_PORT
+from ray._launch.title import set_title
+from ray._protocol.frames import ROLE_TOOL
+from ray._transport.peer import Peer
+from ray._transport.server import connect_unix
+from ray._version import __version__
+from ray.client import proof, token, tunnel
+from ray.client.desk import Desk
+from ray.client.wire import Malformed
+
+logger = logging.getLogger("ray.client.server")
+
+PROOF_DEADLINE_S = 5.0
+UNPROVED_MAX = 256
+
+
+class ClientEnd(tunnel.Tunnel):
+    """One client, from its first connection to its end."""
+
+    FIRST_STREAM = 2
+
+    def __init__(self, server: Server, session_id: bytes) -> None:
+        super().__init__(server.session.token)
+        self.session_id = session_id
+        self._server = server
+        self._desk = Desk(self, server.session.plasma_socket)
+        self._listener: socket.socket | None = None
+        self._listens_at = ""
+        self._grace: asyncio.TimerHandle | None = None
+        info = {
+            "ray_version": __version__,
+            "python_version": platform.python_version(),
+            "protocol_version": str(proof.VERSION),
+        }
+        self.send(tunnel.INFO, 0, json.dumps(info).encode())
+
+    def attach(self, sock: socket.socket, received_there: int) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+        super().attach(sock, received_there)
+
+    def lost(self, why: str) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
+        logger.info("client %s: %s; waiting %g s for it to come back", self, why, self._server.grace_s)
+        self._grace = self.loop.call_later(self._server.grace_s, self.close)
+
+    def opened(self, stream: int, target: bytes) -> None:
+        session = self._server.session
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.connect(session.node_socket if target == tunnel.NODE else session.core_socket(target))
+        except OSError as error:  # that process is gone (or its accept queue of 4096 is full)
+            logger.debug("client %s: no connection to %s: %s", self, target.hex() or "the node", error)
+            sock.close()
+            self.refuse(stream)
+            return
+        self.join(stream, sock)
+
+    def frame(self, kind: int, stream: int, payload: memoryview) -> None:
+        if kind == tunnel.GOODBYE:
+            self.loop.call_soon(self.close)
+        elif kind == tunnel.LISTEN:
+            self._listen(bytes(payload))
+        elif kind != tunnel.INFO:
+            self._desk.frame(kind, stream, payload)
+
+    def may_produce(self) -> None:
+        self._desk.outgoing.go_on()
+
+    def _listen(self, tag: bytes) -> None:
+        """Where the session's processes expect the process of that tag to listen."""
+        if self._listener is not None or len(tag) != tunnel.TAG_BYTES:
+            raise Malformed("LISTEN twice, or of no tag")
+        path = self._server.session.core_socket(tag)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._listener.bind(path)
+        self._listens_at = path
+        self._listener.listen(4096)
+        self.loop.add_reader(self._listener, self._accept, tag)
+
+    def _accept(self, tag: bytes) -> None:
+        assert self._listener is not None
+        try:
+            sock, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        self.open(tag, sock)
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        if self._grace is not None:
+            self._grace.cancel()
+        if self._listener is not None:
+            self.loop.remove_reader(self._listener)
+            self._listener.close()
+            if os.path.exists(self._listens_at):
+                os.unlink(self._listens_at)
+        super().close()
+        self._desk.close()
+        self._server.ends.pop(self.session_id, None)
+        logger.info("client %s has left", self)
+
+    def __str__(self) -> str:
+        return self.session_id.hex()[:8]
+
+
+class Server:
+    """The listening port and its clients."""
+
+    def __init__(self, session: sessions.Session, listener: socket.socket, secret: bytes, grace_s: float) -> None:
+        self.session = session
+        self.grace_s = grace_s
+        self.ends: dict[bytes, ClientEnd] = {}
+        self.refused = 0  # connections that did not prove themselves
+        self._secret = secret
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        self._unproved: dict[asyncio.Task[None], None] = {}
+        self._loop.add_reader(listener, self._accept)
+
+    def _accept(self) -> None:
+        try:
+            sock, address = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        if len(self._unproved) >= UNPROVED_MAX:  # the oldest makes room: strangers can't lock friends out
+            next(iter(self._unproved)).cancel()
+        greeting = self._loop.create_task(self._greet(sock, address))
+        self._unproved[greeting] = None
+        greeting.add_done_callback(lambda task: self._unproved.pop(task, None))
+
+    async def _greet(self, sock: socket.socket, address: tuple[str, int]) -> None:
+        sock.setblocking(False)
+        try:
+            await asyncio.wait_for(self._prove(sock), PROOF_DEADLINE_S)
+        except asyncio.CancelledError:
+            sock.close()
+        except (OSError, EOFError, asyncio.TimeoutError) as error:
+            self.refused += 1
+            why = f"nothing proved within {PROOF_DEADLINE_S:g} s" if isinstance(error, asyncio.TimeoutError) else error
+            logger.warning("dropped a connection from %s: %s", address[0], why)
+            sock.close()
+
+    async def _prove(self, sock: socket.socket) -> None:
+        nonce = secrets.token_bytes(proof.NONCE_BYTES)
+        await self._loop.sock_sendall(sock, proof.challenge(nonce))
+        message = await read_exactly(self._loop, sock, proof.REQUEST_BYTES)
+        kind, session_id, received, their_nonce = proof.read_request(message, self._secret, nonce)
+        answer = functools.partial(proof.answer, self._secret, nonce, their_nonce)
+        if kind == proof.NEW:
+            session_id = secrets.token_bytes(proof.SESSION_BYTES)
+            await self._loop.sock_sendall(sock, answer(proof.WELCOME, session_id, 0))
+            end = self.ends[session_id] = ClientEnd(self, session_id)
+            end.attach(sock, received)
+            return
+        found = self.ends.get(session_id)
+        if found is None:
+            await self._loop.sock_sendall(sock, answer(proof.UNKNOWN_SESSION, session_id, 0))
+            raise EOFError("it wants to go on with a session that has ended here")
+        found.detach()  # first: what the old connection still brought would be sent again by the new one
+        try:
+            await self._loop.sock_sendall(sock, answer(proof.WELCOME, session_id, found.wire.received))
+        except OSError as error:
+            found.lost(str(error))
+            raise
+        found.attach(sock, received)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+        for greeting in list(self._unproved):
+            greeting.cancel()
+        for end in list(self.ends.values()):
+            end.close()
+
+
+async def read_exactly(loop: asyncio.AbstractEventLoop, sock: socket.socket, nbytes: int) -> bytes:
+    """Raises: EOFError: the other end closed first."""
+    message = b""
+    while len(message) < nbytes:
+        piece = await loop.sock_recv(sock, nbytes - len(message))
+        if not piece:
+            raise EOFError("it closed the connection before it had proved itself")
+        message += piece
+    return message
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises: OSError: the port is in use, or host is no address of this machine."""
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    listener.listen(1024)
+    return listener
+
+
+async def serve(session: sessions.Session, listener: socket.socket, secret: bytes, grace_s: float) -> None:
+    """Until the session ends, or SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+
+    def watch(node: Peer) -> None:
+        node.on_close = lambda why: ended.set()
+
+    # A connection that is never used: its end is the node's.
+    node = await connect_unix(session.node_socket, session.token, secrets.token_bytes(16), watch, role=ROLE_TOOL)
+    server = Server(session, listener, secret, grace_s)
+    try:
+        print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
+        await ended.wait()
+    finally:
+        server.close()
+        node.close()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="ray client server", description="Lets ray:// clients into a session.")
+    parser.add_argument("--session", required=True, help="the session's folder")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: this machine only")
+    parser.add_argument("--port", type=int, default=CLIENT_PORT, help="0: any free one, printed as JSON")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    set_title("ray client server")
+    grace_s = float(os.environ.get(tunnel.GRACE_VARIABLE) or tunnel.GRACE_S)
+    try:
+        session = sessions.open_existing(options.session)
+        secret = token.find_or_make()
+        listener = listen(options.host, options.port)
+    except (OSError, ValueError) as error:
+        print(f"ray client server: {error}", file=sys.stderr)
+        return 1
+    asyncio.run(serve(session, listener, secret, grace_s))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,301 @@
+"""ray.init("ray://..."): a driver on the other side of one TCP port. Both sides are on this machine; between them may
+stand a Relay that a test cuts."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ray
+from ray.exceptions import LocalRayletDiedError
+from tests.wait import wait_until
+
+TOKEN = "a token that only this test knows"
+
+
+def _break(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return  # has ended by itself
+
+
+class Relay:
+    """Passes bytes between a port of its own and the server's; cut() breaks every connection, as a network does."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._pairs: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self.refusing = False
+        self._run(self._accept)
+
+    def _run(self, target: Any, *args: Any) -> None:
+        thread = threading.Thread(target=target, args=args)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            if self.refusing:
+                near.close()
+                continue
+            far = socket.create_connection(("127.0.0.1", self._port))
+            self._pairs += [near, far]
+            for one, other in ((near, far), (far, near)):
+                self._run(self._pass, one, other)
+
+    def _pass(self, one: socket.socket, other: socket.socket) -> None:
+        try:
+            while data := one.recv(65536):
+                other.sendall(data)
+        except OSError:
+            pass  # cut
+        for sock in (one, other):
+            _break(sock)
+
+    def cut(self) -> None:
+        for sock in self._pairs:
+            _break(sock)
+
+    def close(self) -> None:
+        _break(self._listener)
+        for thread in self._threads:
+            thread.join()
+        for sock in (self._listener, *self._pairs):
+            sock.close()
+
+
+class Cluster:
+    """A session that outlives its drivers, and the server in front of it."""
+
+    def __init__(self, environ: dict[str, str]) -> None:
+        self.environ = {**os.environ, **environ}
+        said = self._ray("start", "--head", "--num-cpus", "2", "--ray-client-server-port", "0")
+        self.folder = re.search(r"ray runs in (\S+),", said)[1]  # type: ignore[index]
+        self.port = int(re.search(r"ray://127.0.0.1:(\d+)", said)[1])  # type: ignore[index]
+
+    def _ray(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "ray.cli", *arguments], env=self.environ, stdout=subprocess.PIPE, text=True
+        )
+        assert done.returncode == 0
+        return done.stdout
+
+    def close(self) -> None:
+        self._ray("stop")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN", TOKEN)
+        patch.setenv("RAY_CLIENT_OBJECT_STORE_BYTES", str(300 << 20))
+        folder = tmp_path_factory.mktemp("c")
+        cluster = Cluster({"RAY_TMPDIR": str(folder), "RAY_CLIENT_RECONNECT_GRACE_PERIOD": "5"})
+        yield cluster
+        cluster.close()
+
+
+@pytest.fixture
+def client(cluster: Cluster, engine: Any) -> Iterator[Any]:
+    yield engine.start(address=f"ray://127.0.0.1:{cluster.port}", logging_level="error")
+    engine.stop()
+
+
+@ray.remote
+def plus(a: Any, b: Any) -> Any:
+    return a + b
+
+
+@ray.remote
+class Counter:
+    def __init__(self) -> None:
+        self.n = 0
+
+    def add(self, n: int = 1) -> int:
+        self.n += n
+        return self.n
+
+    async def later(self) -> str:
+        return "done"
+
+
+def test_init_says_who_is_there(client):
+    assert client.ray_version == ray.__version__
+    assert client.python_version.startswith(f"{sys.version_info[0]}.{sys.version_info[1]}.")
+
+
+def test_tasks_actors_and_refs_work_as_beside_the_session(client):
+    assert ray.get(plus.remote(1, plus.remote(2, 3))) == 6
+    counter = Counter.remote()
+    assert ray.get([counter.add.remote() for _ in range(100)]) == list(range(1, 101))
+    refs = [plus.remote(i, i) for i in range(20)]
+    ready, rest = ray.wait(refs, num_returns=20, timeout=30)
+    assert len(ready) == 20 and not rest
+
+    @ray.remote
+    def total(inner: list[Any]) -> int:  # the worker asks this process, which owns them
+        return sum(ray.get(inner))
+
+    assert ray.get(total.remote([ray.put(i) for i in range(10)])) == 45
+    with pytest.raises(ZeroDivisionError):
+        ray.get(ray.remote(lambda: 1 / 0).remote())
+
+
+def test_large_objects_go_both_ways_and_stay_equal(client):
+    array = np.random.default_rng(0).integers(0, 255, 30_000_000, dtype=np.uint8)
+    ref = ray.put(array)
+    assert (ray.get(ref) == array).all()
+    assert (ray.get(plus.remote(ref, 1)) == array + 1).all()
+    assert not ray.get(ref).flags.writeable
+
+
+def test_objects_of_the_client_leave_the_clusters_store_with_their_last_ref(client, cluster):
+    from ray._native.plasma import PlasmaClient
+
+    store = PlasmaClient(cluster.folder + "/plasma.sock")
+    ref = ray.put(np.ones(2_000_000))
+    assert store.contains(ref.binary())
+    key = ref.binary()
+    del ref
+    wait_until(lambda: not store.contains(key))
+
+
+def test_await_and_async_methods_work(client):
+    import asyncio
+
+    counter = Counter.remote()
+
+    async def both() -> list[str]:
+        return await asyncio.gather(counter.later.remote(), counter.later.remote())
+
+    assert asyncio.run(both()) == ["done", "done"]
+
+
+def test_calls_and_objects_survive_broken_connections(cluster, engine):
+    relay = Relay(cluster.port)
+    engine.start(address=f"ray://127.0.0.1:{relay.port}", logging_level="error")
+    try:
+        counter = Counter.remote()
+        ray.get(counter.add.remote(0))
+        array = np.arange(3_000_000)
+        results = []
+        for _ in range(8):
+            refs = [counter.add.remote() for _ in range(300)]
+            ref = ray.put(array)
+            relay.cut()
+            results += ray.get(refs, timeout=60)
+            assert (ray.get(plus.remote(ref, 0), timeout=60) == array).all()
+        assert results == list(range(1, 8 * 300 + 1))  # none lost, none twice, in order
+    finally:
+        ray.shutdown()
+        relay.cut()
+        relay.close()
+        engine.stop()
+
+
+def test_a_connection_that_does_not_come_back_ends_the_session_here_and_the_job_there(cluster, engine, monkeypatch):
+    monkeypatch.setenv("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "0.5")
+    relay = Relay(cluster.port)
+    engine.start(address=f"ray://127.0.0.1:{relay.port}", logging_level="error")
+    try:
+        counter = Counter.remote()
+        ray.get(counter.add.remote())
+        relay.refusing = True
+        relay.cut()
+        with pytest.raises(LocalRayletDiedError):
+            ray.get(ray.remote(lambda: __import__("time").sleep(60)).remote(), timeout=30)
+    finally:
+        ray.shutdown()
+        relay.cut()
+        relay.close()
+        engine.stop()
+
+
+def test_a_killed_client_leaves_no_job_behind(cluster):
+    program = (
+        "import ray, sys\n"
+        f"ray.init('ray://127.0.0.1:{cluster.port}', logging_level='error')\n"
+        "pid = ray.get(ray.remote(lambda: __import__('os').getpid()).remote())\n"
+        "print(pid, flush=True)\n"
+        "ray.get(ray.remote(lambda: __import__('time').sleep(100)).remote())\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program], env=os.environ, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    worker = int(child.stdout.readline())
+    assert os.path.exists(f"/proc/{worker}")
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    wait_until(lambda: not os.path.exists(f"/proc/{worker}"))
+
+
+def test_two_clients_do_not_see_each_other(client, cluster):
+    program = (
+        "import ray\n"
+        f"ray.init('ray://127.0.0.1:{cluster.port}', logging_level='error')\n"
+        "print(ray.get(ray.remote(lambda: 7).remote()), ray.get_runtime_context().get_job_id())\n"
+    )
+    out = subprocess.run([sys.executable, "-c", program], env=os.environ, stdout=subprocess.PIPE, text=True, check=True)
+    seven, job = out.stdout.split()
+    assert seven == "7" and job != ray.get_runtime_context().get_job_id()
+    assert ray.get(plus.remote(1, 1)) == 2
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n\r\n" * 20, os.urandom(400)])
+def test_whoever_does_not_prove_the_token_is_dropped_and_harms_nobody(client, cluster, sent):
+    with socket.create_connection(("127.0.0.1", cluster.port)) as stranger:
+        assert len(stranger.recv(100)) > 0  # the challenge
+        stranger.sendall(sent)
+        stranger.shutdown(socket.SHUT_WR)
+        try:
+            assert stranger.recv(100) == b""
+        except ConnectionResetError:
+            pass  # bytes of ours were unread: as good
+    assert ray.get(plus.remote(1, 1)) == 2
+
+
+def test_a_wrong_token_is_an_error_at_once(cluster, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "some other text, long enough")
+    with pytest.raises(ConnectionError, match="token"):
+        ray.init(f"ray://127.0.0.1:{cluster.port}")
+    assert not ray.is_initialized()
+
+
+def test_nobody_there_is_an_error_at_once(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(ConnectionError, match=f"ray://127.0.0.1:{port}"):
+        ray.init(f"ray://127.0.0.1:{port}")
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("address", ["ray://", "ray://host:0", "ray://host:many", "ray://host:99999"])
+def test_an_address_that_is_none_is_refused(address):
+    with pytest.raises(ValueError, match="ray://"):
+        ray.init(address)
+    assert not ray.is_initialized()
+
+
+def test_what_only_a_starting_session_takes_is_refused(cluster):
+    with pytest.raises(ValueError, match="num_cpus"):
+        ray.init(f"ray://127.0.0.1:{cluster.port}", num_cpus=3)
+    assert not ray.is_initialized()
