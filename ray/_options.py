@@ -209,7 +209,7 @@ ACTOR: dict[str, Check] = {
     "namespace": optional(text),
     "lifetime": lifetime,
     "get_if_exists": boolean,
-    "checkpoint_interval": later("checkpointing of actors", -1, 0),
+    "checkpoint_interval": whole(-1, "a whole number of calls >= 1, or -1 for no checkpoints"),
 }
 
 METHOD: dict[str, Check] = {
@@ -365,15 +365,18 @@ def task_template(options: Mapping[str, Any]) -> dict[str, Any]:
 def actor_template(options: Mapping[str, Any], is_async: bool) -> dict[str, Any]:
     """Options of ray._core.engine.ActorTemplate."""
     held, placement = actor_resources(options)
+    # Who wants the state to be kept wants the actor to come back: so it was when this was the only reason for restarts.
+    restarts = -1 if options.get("checkpoint_interval", 0) > 0 else 0
     concurrency = options.get("max_concurrency")
     return {
         "resources": held,
         "placement_resources": placement,
-        "max_restarts": options.get("max_restarts", 0),
+        "max_restarts": options.get("max_restarts", restarts),
         "max_task_retries": options.get("max_task_retries", 0),
         "max_concurrency": concurrency or (ACTOR_CONCURRENCY_ASYNC if is_async else 1),
         "name": options.get("name"),
         "max_pending_calls": options.get("max_pending_calls", -1),
+        "checkpoints": max(0, options.get("checkpoint_interval", 0)),
         "namespace": options.get("namespace"),
         "detached": options.get("lifetime") == "detached",
         "is_async": is_async,

@@ -18,12 +18,18 @@ import weakref
 from typing import TYPE_CHECKING, Any, Callable, Generic, NamedTuple, NoReturn, TypeVar
 
 from ray import _options
+from ray._core.checkpoints import CLASS_DECIDES, Checkpoint, Checkpointable, CheckpointContext
 from ray._signature import Signature
 from ray.exceptions import ActorAlreadyExistsError
 from ray.types import ActorID
 
 if TYPE_CHECKING:
     from ray._core.engine import ActorRef, ActorTemplate
+
+__all__ = [
+    "ActorClass", "ActorClassInheritanceException", "ActorHandle", "ActorMethod", "Checkpoint", "CheckpointContext",
+    "Checkpointable", "exit_actor", "list_named_actors", "method",
+]  # fmt: skip
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -361,8 +367,34 @@ class ActorClass(Generic[T]):
 
     def _variant(self, options: dict[str, Any]) -> ActorClass[T]:
         merged = {**self._options, **_options.check(_options.ACTOR, options, f"actor class {self.__name__}")}
-        check_together(merged, self.__name__)
-        return ActorClass(self._class, merged, self._description)
+        made = ActorClass(self._class, merged, self._description)
+        made._check_together()
+        return made
+
+    def _check_together(self) -> None:
+        """Refuses options that make no sense beside each other, or for this class."""
+        of, options = f"actor class {self.__name__}", self._options
+        if options.get("get_if_exists") and not options.get("name"):
+            raise ValueError(f"{of}: get_if_exists=True needs name=, by which the actor is looked up")
+        interval = options.get("checkpoint_interval", 0)
+        decides = issubclass(self._class, Checkpointable)
+        if interval <= 0 and not decides:
+            return
+        if interval > 0:
+            given = f"{of}: checkpoint_interval={interval}"
+            if decides:
+                raise ValueError(f"{given}, but as a Checkpointable the class itself says when: leave it out")
+            if options.get("max_restarts") == 0:
+                raise ValueError(
+                    f"{given} with max_restarts=0: nobody would read the checkpoints; leave max_restarts out"
+                )
+            if hasattr(self._class, "__ray_save__") != hasattr(self._class, "__ray_restore__"):
+                raise ValueError(f"{given} needs both __ray_save__ and __ray_restore__, or neither")
+        if self._description.is_async or (options.get("max_concurrency") or 1) > 1:
+            raise ValueError(
+                f"{of}: its state can be checkpointed only between two calls, so they must run one at a time: no async "
+                "methods, no max_concurrency"
+            )
 
     def _remote(self, args: Any = None, kwargs: Any = None, **options: Any) -> ActorHandle[T]:
         """Older spelling of `.options(**options).remote(*args, **kwargs)`."""
@@ -404,6 +436,8 @@ class ActorClass(Generic[T]):
         returns = {name: m.options.get("num_returns", 1) for name, m in self._description.methods.items()}
         engine_options = _options.actor_template(self._options, self._description.is_async)
         engine_options["description"] = self._description.pack()
+        if issubclass(self._class, Checkpointable):
+            engine_options["checkpoints"] = CLASS_DECIDES
         return ActorTemplate(self._class, self.__name__, returns, engine_options)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> NoReturn:
@@ -436,14 +470,9 @@ def make(actor_class: type[T], given: dict[str, Any]) -> ActorClass[T]:
     if issubclass(actor_class, BaseException):
         raise TypeError(f"{actor_class.__name__} is an exception class; an actor class can't be one")
     checked = _options.check(_options.ACTOR, given, f"actor class {actor_class.__name__}")
-    check_together(checked, actor_class.__name__)
-    return ActorClass(actor_class, checked)
-
-
-def check_together(options: dict[str, Any], name: str) -> None:
-    """Refuses options of an actor class that make no sense beside each other."""
-    if options.get("get_if_exists") and not options.get("name"):
-        raise ValueError(f"actor class {name}: get_if_exists=True needs name=, by which the actor is looked up")
+    made = ActorClass(actor_class, checked)
+    made._check_together()
+    return made
 
 
 # --- finding -----------------------------------------------------------------------------------------------------

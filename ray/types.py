@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from ray._protocol.ids import ActorID, BaseID, FunctionID, JobID, NodeID, TaskID, WorkerID
+from ray._protocol.ids import ActorCheckpointID, ActorID, BaseID, FunctionID, JobID, NodeID, TaskID, WorkerID
 
-__all__ = ["ActorID", "BaseID", "FunctionID", "JobID", "NodeID", "TaskID", "WorkerID"]
+__all__ = ["ActorCheckpointID", "ActorID", "BaseID", "FunctionID", "JobID", "NodeID", "TaskID", "WorkerID"]

@@ -51,6 +51,7 @@ class ActorRow(NamedTuple):
     max_restarts: int = 0
     max_task_retries: int = 0
     max_concurrency: int = 1
+    checkpoints: int = 0  # after so many calls; -1: its class decides; 0: none
     calls: dict[str, int] = {}  # options of every call: max_task_retries, max_pending_calls
     description: bytes = b""  # named actors: the class's table of methods, for handles made by name
     incarnation: int = 0

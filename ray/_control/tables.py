@@ -7,8 +7,9 @@ nobody waits. Those that are `async` read or need the answer.
     ray:actors:detached                           hash, actor id -> row                      main server
     ray:names                                     hash, namespace \\0 name -> actor id       main server
     ray:creations:detached                        hash, actor id -> creation bytes           main server
+    ray:checkpoints:detached                      hash, actor id -> what its worker saved    main server
     ray:kv:NAMESPACE                              hash, key -> value                         main server
-    ray:job:JOB:actors  :creations                as the two above, of actors that end with their job
+    ray:job:JOB:actors  :creations  :checkpoints  as the three above, of actors that end with their job
     ray:job:JOB:functions                         hash, function id -> blob                  sharded by function id
     ray:job:JOB:objects                           hash, object id -> row                     sharded by object id
     ray:job:JOB:errors                            stream of rows                             sharded by job id
@@ -29,7 +30,7 @@ from ray._control.rows import ActorRow, ErrorRow, JobRow, NodeRow, ObjectRow, Pl
 from ray._control.store import Store
 
 MAIN = 0
-_JOB_TABLES = ("actors", "creations", "functions", "objects", "errors", "events")
+_JOB_TABLES = ("actors", "creations", "checkpoints", "functions", "objects", "errors", "events")
 
 
 class Table(Generic[Row]):
@@ -81,7 +82,19 @@ class ActorTable:
         self.remove_creation(row)
 
     def remove_creation(self, row: ActorRow) -> None:
+        """And what was saved of its state: it won't be made again."""
         self._store.write(MAIN, "HDEL", _creations_key(row.job_id, row.detached), row.actor_id.hex())
+        if row.checkpoints:
+            self._store.write(MAIN, "HDEL", _checkpoints_key(row.job_id, row.detached), row.actor_id.hex())
+
+    async def put_checkpoint(self, row: ActorRow, data: bytes) -> None:
+        """Replaces the one before. Waits for Redis: what was accepted is in its file."""
+        key = _checkpoints_key(row.job_id, row.detached)
+        await self._store.call(MAIN, "HSET", key, row.actor_id.hex(), data)
+
+    async def checkpoint(self, row: ActorRow) -> bytes | None:
+        data = await self._store.call(MAIN, "HGET", _checkpoints_key(row.job_id, row.detached), row.actor_id.hex())
+        return None if data is None else _bytes(data)
 
     async def all(self, jobs: Iterable[bytes]) -> list[tuple[ActorRow, bytes]]:
         """(row, creation) of every detached actor and of the actors of these jobs; creation b"" if it is gone."""
@@ -257,6 +270,10 @@ def _actors_key(job_id: bytes, detached: bool) -> str:
 
 def _creations_key(job_id: bytes, detached: bool) -> str:
     return "ray:creations:detached" if detached else _job_key(job_id, "creations")
+
+
+def _checkpoints_key(job_id: bytes, detached: bool) -> str:
+    return "ray:checkpoints:detached" if detached else _job_key(job_id, "checkpoints")
 
 
 def _kv_key(namespace: bytes) -> bytes:

@@ -39,6 +39,11 @@ cdef int start_actor(Executor self) except -1:
         self.actor = cls.__new__(cls)
         self.actor.__init__(*parts[1], **(parts[2] or {}))
         parts = None
+        if spec["checkpoints"]:
+            from ray._core import checkpoints
+            self.checkpoints = checkpoints.of_actor(self.engine, self.actor, actor_id, spec["checkpoints"])
+            if incarnation > 0:
+                self.checkpoints.restore()
     except BaseException as error:
         self.engine.event("actor_failed", actor_id, blob_of(encode_error(error, f"{spec['class_name']}.__init__")))
         self.stopping = True

@@ -373,7 +373,7 @@ cdef class ActorTemplate:
             "class_name": self.name, "blob": self.blob, "refs": b"".join([(<ObjectRef>x).key() for x in self.refs or ()]),
             "frame": frame, "max_concurrency": options.get("max_concurrency", 0), "is_async": options.get("is_async", False),
             "resources": options.get("resources") or {}, "calls": calls, "handle": handle.key(),
-            "description": options.get("description")})
+            "checkpoints": options.get("checkpoints", 0), "description": options.get("description")})
         named = bool(options.get("name"))
         spec = {
             "class_name": self.name, "resources": options.get("resources") or {},
@@ -382,7 +382,8 @@ cdef class ActorTemplate:
             "max_concurrency": options.get("max_concurrency", 1), "name": options.get("name"),
             "namespace": options.get("namespace") or self_engine.info.get("namespace"),
             "detached": bool(options.get("detached")), "owner_tag": self_engine.tag, "creation": creation,
-            "calls": calls, "description": options.get("description") if named else b""}
+            "calls": calls, "checkpoints": options.get("checkpoints", 0),
+            "description": options.get("description") if named else b""}
         if named:
             # Whether the name can be had is known before the handle is: only a named actor's creation waits for the node.
             try:

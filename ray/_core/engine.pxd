@@ -314,6 +314,7 @@ cdef class Executor:
     cdef str class_name           # of the actor
     cdef int omp_threads          # OMP_NUM_THREADS as set for the last call; 0: the user has set it
     cdef object context_var       # the Call of this coroutine or thread
+    cdef object checkpoints       # of its state (checkpoints.py), or None
     cdef dict creation            # how this actor was made: what its handles need
     cdef unsigned long main_thread
     cdef dict calls_of            # function id -> times run, for max_calls

@@ -274,6 +274,8 @@ cdef class Executor:
                 (<object>parts[0])(*<tuple>parts[1])
             parts = None
             self.current = None  # from here on a cancel is too late
+            if self.checkpoints is not None:
+                self.checkpoints.after_call()
             answer(self, call, value)
             record(self, call, "FINISHED")
         except _ActorExit:
@@ -283,6 +285,8 @@ cdef class Executor:
         except BaseException as error:
             self.current = None
             parts = None
+            if self.checkpoints is not None:
+                self.checkpoints.after_call()
             if call.cancelled and isinstance(error, KeyboardInterrupt):
                 answer_cancelled(self, call)
             else:

@@ -90,6 +90,7 @@ class Actor:
             max_restarts=self.max_restarts,
             max_task_retries=spec.get("max_task_retries", 0),
             max_concurrency=spec.get("max_concurrency", 1),
+            checkpoints=spec.get("checkpoints") or 0,
             calls=dict(spec.get("calls") or {}),
             description=spec.get("description") or b"",
             incarnation=self.incarnation,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ray._head import actor_messages as am
 from ray._head import events, global_scheduler, monitor
+from ray._head.actor_record import DEAD, Actor
 from ray._protocol.frames import ACTOR_ID_BYTES, FUNCTION_ID_BYTES
 from ray._protocol.resources import UNITS
 from ray.exceptions import ActorAlreadyExistsError
@@ -148,6 +149,27 @@ class Requests:
             "incarnation": incarnation,
         }
 
+    async def _rpc_actor_checkpoint(self, caller: Caller, actor_id: bytes) -> bytes | None:
+        """What the worker of an earlier incarnation saved last."""
+        return await self._head.need_tables().actors.checkpoint(self._own_actor(caller, actor_id).row())
+
+    async def _rpc_save_actor_checkpoint(self, caller: Caller, actor_id: bytes, data: bytes) -> None:
+        actor = self._own_actor(caller, actor_id)
+        if not isinstance(data, bytes):
+            raise TypeError(f"save_actor_checkpoint: data must be bytes, not {type(data).__name__}")
+        tables = self._head.need_tables().actors
+        await tables.put_checkpoint(actor.row(), data)
+        if actor.state == DEAD:  # meanwhile: what was removed with it is there again
+            tables.remove_creation(actor.row())
+
+    def _own_actor(self, caller: Caller, actor_id: bytes) -> Actor:
+        """Raises: LookupError: the caller is not that actor's worker, or the actor is dead."""
+        _check_id("actor_id", actor_id, ACTOR_ID_BYTES)
+        actor = self._head.actors.of_worker(caller.tag)
+        if actor is None or actor.actor_id != actor_id or actor.state == DEAD:
+            raise LookupError(f"actor {actor_id.hex()} is dead, or another process is its worker")
+        return actor
+
     async def _rpc_named_actors(self, caller: Caller, all_namespaces: bool = False) -> list[tuple[str, str]]:
         """(namespace, name) of each that lives, or is being made."""
         return [key for key in self._head.actors.names() if all_namespaces or key[0] == caller.namespace]
@@ -240,9 +262,9 @@ _R = Requests
 _RPC_HANDLERS: dict[str, Callable[..., Awaitable[Any]]] = {
     name: getattr(_R, "_rpc_" + name)
     for name in (
-        "actor_by_name", "actors", "create_actor", "errors", "function", "head_stats", "jobs", "kv_del",
-        "kv_exists", "kv_get", "kv_keys", "kv_put", "named_actors", "nodes", "object_locations", "task_table",
-        "task_history",
+        "actor_by_name", "actor_checkpoint", "actors", "create_actor", "errors", "function", "head_stats", "jobs",
+        "kv_del", "kv_exists", "kv_get", "kv_keys", "kv_put", "named_actors", "nodes", "object_locations",
+        "save_actor_checkpoint", "task_history", "task_table",
     )
 }  # fmt: skip
 _EVENT_HANDLERS: dict[str, Callable[..., None]] = {

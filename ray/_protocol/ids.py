@@ -100,6 +100,11 @@ class ActorID(BaseID):
     __slots__ = ()
 
 
+class ActorCheckpointID(BaseID):
+    SIZE = 16
+    __slots__ = ()
+
+
 class FunctionID(BaseID):
     """A hash of the pickled definition."""
 

@@ -56,6 +56,8 @@ def test_tables_give_back_what_they_were_given_after_a_kill_of_every_server() ->
                 tables.actors.put(row)
                 tables.actors.put_creation(row, b"creation of " + row.actor_id)
                 tables.actors.put_name(row.namespace, row.name, row.actor_id)
+                await tables.actors.put_checkpoint(row, b"an older state")
+                await tables.actors.put_checkpoint(row, b"state of " + row.actor_id)
             tables.nodes.put(NodeRow(b"n" * 16))
             tables.jobs.put(JobRow(JOB))
             functions = {bytes([i]) * 16: b"blob %d" % i for i in range(50)}
@@ -74,6 +76,8 @@ def test_tables_give_back_what_they_were_given_after_a_kill_of_every_server() ->
             found = await tables.actors.all([JOB])
             assert sorted(found) == sorted((row, b"creation of " + row.actor_id) for row in actors)
             assert await tables.actors.all([]) == [(actors[2], b"creation of " + actors[2].actor_id)]
+            for row in actors:
+                assert await tables.actors.checkpoint(row) == b"state of " + row.actor_id
             assert await tables.nodes.get(b"n" * 16) == NodeRow(b"n" * 16)
             assert await tables.nodes.get(b"m" * 16) is None
             for function_id, blob in functions.items():
@@ -105,6 +109,7 @@ def test_forgetting_a_job_leaves_no_key_of_it_and_all_of_the_others(shards: int)
                 row = an_actor(number, job_id)
                 tables.actors.put(row)
                 tables.actors.put_creation(row, b"c")
+                await tables.actors.put_checkpoint(row, b"s")
                 tables.actors.put_name("ns", row.name, row.actor_id)
                 tables.errors.add(ErrorRow(job_id, "k", "m"), "1-1")
                 tables.events.add(job_id, "1-1", [[1]], "1-1")
@@ -114,7 +119,7 @@ def test_forgetting_a_job_leaves_no_key_of_it_and_all_of_the_others(shards: int)
             tables.forget_job(JOB, [("ns", "actor 1")])
             keys = await keys_of(plane)
             assert not [key for key in keys if JOB.hex() in key]
-            assert len([key for key in keys if OTHER_JOB.hex() in key]) == 6
+            assert len([key for key in keys if OTHER_JOB.hex() in key]) == 7
             assert await tables.actors.names() == {("ns", "actor 2"): b"\x02" * 16}
 
     run(test)
@@ -227,5 +232,20 @@ def test_a_follower_catches_up_with_what_changed_while_it_was_cut_off() -> None:
             announce(plane.store, nodes, b"2" * 16)
             await until(lambda: seen[b"2" * 16].state == "DEAD")
             await follower.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_what_was_saved_of_an_actor_s_state_goes_with_its_creation(detached: bool) -> None:
+    async def test() -> None:
+        async with control_plane() as plane:
+            tables = plane.tables
+            row = an_actor(1, detached=detached)._replace(checkpoints=1)
+            tables.actors.put_creation(row, b"c")
+            assert await tables.actors.checkpoint(row) is None
+            await tables.actors.put_checkpoint(row, b"s")
+            tables.actors.remove_creation(row)
+            assert await tables.actors.checkpoint(row) is None
 
     run(test)

@@ -443,3 +443,27 @@ def test_a_bug_costs_one_event_and_is_counted() -> None:
         assert s.head.actors.all()[0].state == "DEAD"
 
     run(test)
+
+
+def test_only_an_actor_s_own_worker_saves_its_state_and_death_takes_it() -> None:
+    async def test() -> None:
+        async with session() as (s, plane):
+            s.create(checkpoints=1, max_restarts=1)
+            s.start()
+            assert await s.ask("actor_checkpoint", A, core=s.worker()) is None
+            await s.ask("save_actor_checkpoint", A, b"one", core=s.worker())
+            await s.ask("save_actor_checkpoint", A, b"two", core=s.worker())
+            assert await s.ask("actor_checkpoint", A, core=s.worker()) == b"two"
+            with pytest.raises(LookupError, match="another process is its worker"):
+                await s.ask("save_actor_checkpoint", A, b"forged")  # the driver
+            with pytest.raises(TypeError, match="data must be bytes"):
+                await s.ask("save_actor_checkpoint", A, "text", core=s.worker())
+            crossing = asyncio.ensure_future(s.ask("save_actor_checkpoint", A, b"three", core=s.worker()))
+            await asyncio.sleep(0)  # it is on its way to Redis
+            s.head.event(s.driver, "kill_actor", (A, True))
+            await crossing
+            with pytest.raises(LookupError, match="is dead"):
+                await s.ask("save_actor_checkpoint", A, b"late", core=s.worker())
+            assert not [key for key in await keys_of(plane) if "checkpoints" in key]
+
+    run(test)

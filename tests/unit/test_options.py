@@ -102,7 +102,6 @@ def test_an_unknown_option_is_an_error_with_a_hint(table, option, hint):
         (TASK, "label_selector", {"zone": "a"}),
         (TASK, "timeout_s", 5),
         (ACTOR, "concurrency_groups", {"io": 2}),
-        (ACTOR, "checkpoint_interval", 5),
     ],
     ids=repr,
 )
@@ -129,6 +128,8 @@ def test_an_option_of_a_later_version_says_that_it_is_not_built(table, option, v
         (ACTOR, "max_pending_calls", -1),
         (ACTOR, "max_pending_calls", 10),
         (ACTOR, "concurrency_groups", None),
+        (ACTOR, "checkpoint_interval", 5),
+        (ACTOR, "checkpoint_interval", -1),
         (ACTOR, "lifetime", None),
     ],
     ids=repr,
