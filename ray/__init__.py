@@ -39,6 +39,8 @@ if TYPE_CHECKING:  # "as" says that these are the package's own names (PEP 484)
     from ray.job_config import JobConfig as JobConfig
     from ray.object_ref import ObjectRef as ObjectID  # noqa: F401
     from ray.object_ref import ObjectRef as ObjectRef
+    from ray.object_ref_generator import DynamicObjectRefGenerator as DynamicObjectRefGenerator
+    from ray.object_ref_generator import ObjectRefGenerator as ObjectRefGenerator
     from ray.runtime_context import get_gpu_ids as get_gpu_ids
     from ray.runtime_context import get_runtime_context as get_runtime_context
     from ray.types import ActorID as ActorID
@@ -61,6 +63,7 @@ _HOME = {  # public name: module that has it; "" stands for the submodule of tha
     "JobConfig": "job_config",
     "timeline": "_timeline",
     "ObjectRef": "object_ref",
+    **dict.fromkeys(["DynamicObjectRefGenerator", "ObjectRefGenerator"], "object_ref_generator"),
     **dict.fromkeys(["actor", "exceptions", "job_config", "plasma", "runtime_context", "types", "util"], ""),
 }
 

@@ -123,10 +123,23 @@ def memory(option: str, value: Any) -> int:
     return int(quantity(option, value))  # bytes, rounded down
 
 
-def num_returns(option: str, value: Any) -> int:
-    if value in ("dynamic", "streaming"):
-        raise not_built(option, value, "a task that decides how much it returns")
-    return whole(0, "a whole number >= 0")(option, value)  # type: ignore[no-any-return]
+def num_returns(option: str, value: Any) -> int | str:
+    expected = "a whole number >= 0, 'streaming' or 'dynamic'"
+    if isinstance(value, str):
+        if value not in ("dynamic", "streaming"):
+            raise wrong(ValueError, option, value, expected)
+        return value
+    return whole(0, expected)(option, value)  # type: ignore[no-any-return]
+
+
+def window(option: str, value: Any) -> int:
+    """How many items of a generator may wait for their consumer; None and -1: no limit, which is 0 from here on."""
+    if value is None or (value == -1 and not isinstance(value, bool)):
+        return 0
+    number: int = whole(1, "a whole number >= 1, or -1 for no limit")(option, value)
+    if number >= 2**32:
+        raise wrong(ValueError, option, value, "a whole number below 2**32, or -1 for no limit")
+    return number
 
 
 def retry_exceptions(option: str, value: Any) -> bool | tuple[type[BaseException], ...]:
@@ -196,7 +209,7 @@ TASK: dict[str, Check] = {
     "retry_exceptions": retry_exceptions,
     "priority": later("a priority among queued tasks", 0),
     "timeout_s": later("a time limit of tasks"),
-    "_generator_backpressure_num_objects": later("a task that decides how much it returns"),
+    "_generator_backpressure_num_objects": window,
 }
 
 ACTOR: dict[str, Check] = {
@@ -220,7 +233,7 @@ METHOD: dict[str, Check] = {
     "concurrency_group": later("concurrency groups"),
     "enable_task_events": boolean,
     "tensor_transport": later("transport of tensors outside the object store"),
-    "_generator_backpressure_num_objects": later("a task that decides how much it returns"),
+    "_generator_backpressure_num_objects": window,
 }
 
 
@@ -255,6 +268,42 @@ def nearest(name: str, known: list[str]) -> str:
 
     found = difflib.get_close_matches(name, known, 1, 0.6)
     return f"; did you mean {found[0]!r}?" if found else ""
+
+
+# --- generators --------------------------------------------------------------------------------------------------
+
+GENERATOR, ASYNC_GENERATOR = 0x20, 0x200  # CO_... flags of a code object
+
+
+def is_generator(function: Any) -> bool | None:
+    """Whether calling function makes a generator. None: nobody can tell, for it is compiled, or hands on what another
+    returns (functools.wraps)."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return None
+    if code.co_flags & (GENERATOR | ASYNC_GENERATOR):
+        return True
+    return None if hasattr(function, "__wrapped__") else False
+
+
+def returns_of(generator: bool | None, options: Mapping[str, Any], of: str) -> tuple[int | str, int]:
+    """(num_returns, window) of a call: a generator streams unless told otherwise.
+
+    Args: generator: as is_generator says of what is called.
+    Raises: ValueError: the options are for generators and this is none, or the window is for a stream and this is none.
+    """
+    returns = options.get("num_returns", "streaming" if generator else 1)
+    if isinstance(returns, str) and generator is False:
+        raise ValueError(
+            f"{of}: num_returns={returns!r} is only for generator functions, which use `yield`, and this is none"
+        )
+    items: int = options.get("_generator_backpressure_num_objects", 0)
+    if items and returns != "streaming":
+        raise ValueError(
+            f"{of}: _generator_backpressure_num_objects={items} is only for num_returns='streaming', and this has "
+            f"num_returns={returns!r}"
+        )
+    return returns, items
 
 
 # --- .options() in a loop ------------------------------------------------------------------------------------------
@@ -348,10 +397,9 @@ def actor_resources(options: Mapping[str, Any]) -> tuple[dict[str, int], dict[st
 
 
 def task_template(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of ray._core.engine.TaskTemplate."""
+    """Options of ray._core.engine.TaskTemplate, but for what returns_of says."""
     resources = task_resources(options)
     return {
-        "num_returns": options.get("num_returns", 1),
         "resources": resources,
         "max_retries": options.get("max_retries", 3),
         "retry_exceptions": options.get("retry_exceptions", False),

@@ -34,7 +34,6 @@ __all__ = [
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 _ASYNC_FLAGS = 0x80 | 0x100 | 0x200  # CO_COROUTINE, CO_ITERABLE_COROUTINE, CO_ASYNC_GENERATOR
-_GENERATOR_FLAGS = 0x20 | 0x200
 _METHOD_MARK = "__ray_method_options__"
 
 
@@ -45,7 +44,9 @@ def method(*args: Any, **options: Any) -> Callable[[F], F]:
 
     def mark(function: F) -> F:
         name = getattr(function, "__name__", "?")
-        setattr(function, _METHOD_MARK, _options.check(_options.METHOD, options, f"method {name}"))
+        checked = _options.check(_options.METHOD, options, f"method {name}")
+        _options.returns_of(_options.is_generator(function), checked, f"method {name}")
+        setattr(function, _METHOD_MARK, checked)
         return function
 
     return mark
@@ -77,7 +78,7 @@ class MethodDescription:
 
     __slots__ = ("generator", "name", "options", "signature")
 
-    def __init__(self, name: str, signature: Signature, options: dict[str, Any], generator: bool) -> None:
+    def __init__(self, name: str, signature: Signature, options: dict[str, Any], generator: bool | None) -> None:
         self.name = name
         self.signature = signature
         self.options = options  # canonical, of _options.METHOD
@@ -116,7 +117,7 @@ class ClassDescription:
                 skip_first = not isinstance(attribute, staticmethod)
                 signature = Signature.of(function, f"{actor_class.__name__}.{name}", skip_first)
                 options = getattr(function, _METHOD_MARK, {})
-                methods[name] = MethodDescription(name, signature, options, bool(flags & _GENERATOR_FLAGS))
+                methods[name] = MethodDescription(name, signature, options, _options.is_generator(function))
                 is_async = is_async or bool(flags & _ASYNC_FLAGS)
         made = cls(os.urandom(_KEY_BYTES), actor_class.__name__, methods, is_async)
         _descriptions[made.key] = made
@@ -201,14 +202,13 @@ class ActorMethod:
         self._class_name = class_name
         self._method = method
         self._options = options
-        if method.generator and "num_returns" not in options:
-            self.remote = self._refuse_generator
-            return
+        returns, window = _options.returns_of(method.generator, options, f"method {method.name}")
         engine_options: dict[str, Any] = {"arity": method.signature.bounds, "check": method.signature.check}
+        engine_options["window"] = window
         for name, engine_name in _ENGINE_NAMES.items():
             if options.get(name) is not None:
                 engine_options[engine_name] = options[name]
-        self.remote = ref.method(method.name, options.get("num_returns", 1), engine_options)
+        self.remote = ref.method(method.name, returns, engine_options)
 
     def options(self, **options: Any) -> ActorMethod:
         """The same method with some options replaced."""
@@ -226,12 +226,6 @@ class ActorMethod:
     def __call__(self, /, *args: Any, **kwargs: Any) -> NoReturn:
         name = self._method.name
         raise TypeError(f"{name} is a method of an actor and can't be called directly: use .{name}.remote(...)")
-
-    def _refuse_generator(self, /, *args: Any, **kwargs: Any) -> NoReturn:
-        raise NotImplementedError(
-            f"{self._class_name}.{self._method.name} is a generator: returning one ref for each value yielded is not "
-            "built yet in this version of ray; decorate it with @ray.method(num_returns=<how many values it yields>)"
-        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ActorMethod, (self._ref, self._class_name, self._method, self._options)

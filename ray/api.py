@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Callable, TypeVar, overload
 
 from ray import _aliases
-from ray._core.engine import current
+from ray._core.engine import ObjectRefGenerator, current
 from ray._driver import ensure_started, init, is_initialized, shutdown
 from ray._native.references import ObjectRef
 from ray._protocol.resources import UNITS
@@ -128,6 +128,8 @@ def get(object_refs: Any = _MISSING, timeout: float | None = None, **older: Any)
         if type(object_refs) is ObjectRef:
             return running.get_one(object_refs, timeout)
         if type(object_refs) is not list:
+            if isinstance(object_refs, ObjectRefGenerator):
+                return object_refs  # its refs come one by one: as in Ray, there is nothing to get yet
             object_refs = _list_for_get(object_refs)
         return running.get(object_refs, timeout)
     except Exception as error:
@@ -159,7 +161,8 @@ def wait(
     fetch_local: bool = True,
     **older: Any,
 ) -> tuple[list[ObjectRef[R]], list[ObjectRef[R]]]:
-    """Waits until num_returns of the refs are ready, or timeout seconds have passed.
+    """Waits until num_returns of the refs are ready, or timeout seconds have passed. A generator (ObjectRefGenerator)
+    among them is ready when its next ref is there, or its end.
 
     Args:
         object_refs: distinct.  timeout: None waits for ever, 0 polls.
@@ -267,7 +270,7 @@ def _list_for_get(object_refs: Any) -> list[Any]:
 
 def _check_refs(function: str, object_refs: Sequence[Any], kind: type[Exception]) -> None:
     for i, ref in enumerate(object_refs):
-        if not isinstance(ref, ObjectRef):
+        if not isinstance(ref, ObjectRef) and not (function == "wait" and isinstance(ref, ObjectRefGenerator)):
             raise kind(
                 f"ray.{function}: expected a list of ObjectRefs, and element {i} is {type(ref).__name__} {_short(ref)}"
             ) from None
@@ -310,15 +313,19 @@ def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
     engine().kill_actor(actor._ray_ref, no_restart)
 
 
-def cancel(object_ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) -> None:
+def cancel(
+    object_ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True
+) -> None:
     """Cancels the task that makes this object; `get` of it then raises TaskCancelledError. One that has finished stays
-    so.
+    so. Given an ObjectRefGenerator, its task: what has come may still be taken, and the last ref raises.
 
     Args:
         force: kill the worker instead of raising KeyboardInterrupt in the task.  Not for actors.
         recursive: cancel the tasks that it has submitted, too.
     Raises: TypeError: not an ObjectRef.  ValueError: force on a call to an actor.
     """
+    if isinstance(object_ref, ObjectRefGenerator):
+        object_ref = object_ref.completed()
     if not isinstance(object_ref, ObjectRef):
         hint = "; ray.kill() is for actors" if hasattr(object_ref, "_ray_ref") else ""
         raise TypeError(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ray._core.engine import TaskTemplate
 
 R = TypeVar("R")
-_GENERATOR, _COROUTINE, _ASYNC_GENERATOR = 0x20, 0x80, 0x200  # CO_... flags of a code object
+_COROUTINE = 0x80  # CO_... flag of a code object
 
 
 # Functions whose `remote` is bound to the engine that runs now.
@@ -34,7 +34,8 @@ def unbind() -> None:
 
 
 class RemoteFunction(Generic[R]):
-    """Call it with `.remote(...)`: returns, at once, an ObjectRef of the result, or a list if num_returns says so."""
+    """Call it with `.remote(...)`: returns, at once, an ObjectRef of the result, a list of them if num_returns says so,
+    or of a generator function an ObjectRefGenerator."""
 
     def __init__(self, function: Callable[..., R], options: dict[str, Any]) -> None:
         """options: as _options.check returned them."""
@@ -66,7 +67,7 @@ class RemoteFunction(Generic[R]):
 
     def _variant(self, options: dict[str, Any]) -> RemoteFunction[R]:
         merged = {**self._options, **_options.check(_options.TASK, options, f"remote function {self.__name__}")}
-        _refuse_generator(self._function, merged)
+        _options.returns_of(_options.is_generator(self._function), merged, f"remote function {self.__name__}")
         return RemoteFunction(self._function, merged)
 
     def _remote(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
@@ -91,6 +92,8 @@ class RemoteFunction(Generic[R]):
 
         signature = Signature.of(self._function, self.__name__)
         engine_options = _options.task_template(self._options)
+        returns, window = _options.returns_of(_options.is_generator(self._function), self._options, self.__name__)
+        engine_options["num_returns"], engine_options["window"] = returns, window
         engine_options["arity"] = signature.bounds
         engine_options["check"] = signature.check
         return TaskTemplate(self._function, self._options.get("name") or self.__name__, engine_options)
@@ -107,20 +110,11 @@ def make(function: Any, given: dict[str, Any]) -> RemoteFunction[Any]:
     """What @ray.remote(**given) makes of function."""
     name = getattr(function, "__name__", type(function).__name__)
     flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
-    if flags & (_COROUTINE | _ASYNC_GENERATOR):
+    if flags & (_COROUTINE | _options.ASYNC_GENERATOR):
         raise ValueError(
             f"{name} is an async function, and a task has no event loop: make it a method of an actor class, or give "
             f"ray.remote a plain function that calls asyncio.run({name}())"
         )
     checked = _options.check(_options.TASK, given, f"remote function {name}")
-    _refuse_generator(function, checked)
+    _options.returns_of(_options.is_generator(function), checked, f"remote function {name}")
     return RemoteFunction(function, checked)
-
-
-def _refuse_generator(function: Any, options: dict[str, Any]) -> None:
-    flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
-    if flags & _GENERATOR and "num_returns" not in options:
-        raise NotImplementedError(
-            f"{function.__name__} is a generator function: returning one ref for each value yielded is not built yet "
-            "in this version of ray; give num_returns=<how many values it yields>"
-        )

@@ -16,7 +16,7 @@ import ray
 ROOT = Path(__file__).resolve().parents[1]
 # The nouns and verbs that programs written for Ray's public API use on one machine.
 NAMES = """
-ActorID JobID NodeID ObjectID ObjectRef TaskID WorkerID
+ActorID DynamicObjectRefGenerator JobID NodeID ObjectID ObjectRef ObjectRefGenerator TaskID WorkerID
 actor available_resources cancel cluster_resources exceptions get get_actor get_gpu_ids get_runtime_context
 init is_initialized kill method nodes put remote shutdown timeline util wait __version__
 """.split()

@@ -21,7 +21,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_serialization", "_scheduling", "_control", "_transport", "_launch", "_driver_output", "runtime_env"),
     ("_core", "_node", "_head"),
     (
-        *("", "api", "remote_function", "actor", "object_ref", "runtime_context", "plasma", "_aliases"),
+        *(
+            "",
+            "api",
+            "remote_function",
+            "actor",
+            "object_ref",
+            "object_ref_generator",
+            "runtime_context",
+            "plasma",
+            "_aliases",
+        ),
         *("context", "job_config", "types", "cloudpickle"),
         *("_driver", "_init_options", "_options", "_signature"),  # what api.py is made of
         *("_inspect", "_timeline"),

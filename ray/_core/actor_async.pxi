@@ -62,7 +62,7 @@ cdef class ActorLoop:
         except _ActorExit:
             leave_actor(executor, call)
         except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and call.cancelled:
+            if call.cancelled and isinstance(error, (asyncio.CancelledError, KeyboardInterrupt)):
                 answer_cancelled(executor, call)
             else:
                 answer_error(executor, call, error, 0)
@@ -76,6 +76,8 @@ cdef class ActorLoop:
         parts = None
         if hasattr(value, "__await__"):
             value = await value
+        if is_generator(call, value):
+            value = await run_generator_in_loop(self, call, value)
         answer(self.executor, call, value)
         record(self.executor, call, "FINISHED")
 

@@ -139,7 +139,7 @@ cdef class ActorRef:
             handle = ref_of(self.line.engine, load_id(<const uint8_t*>PyBytes_AS_STRING(self.own_key)))
         return actor_from_parts, (self.actor_id, self.class_name, handle, self.options)
 
-    def method(self, str name, int num_returns=1, dict options=None):
+    def method(self, str name, num_returns=1, dict options=None):
         """A callable that calls this method: submit(*args, **kwargs) -> ref."""
         cdef ActorMethod out = ActorMethod.__new__(ActorMethod)
         out.actor, out.ref = self.line, self

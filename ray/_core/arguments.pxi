@@ -64,6 +64,8 @@ cdef int fail_task(Task task, object error, bint answered=False) except -1:
             ref = <ObjectRef>task.returns[i]
             task.returns[i] = NULL
             fail_ref(ref, error)
+    if task.stream is not None:
+        end_stream(task.callee.engine, task, error)
     return 0
 
 
@@ -116,11 +118,11 @@ cdef Task make_task(Engine self, Callee callee, tuple args, dict kwargs, int num
     task.callee = callee
     task.num_returns = num_returns
     task.retries_left = callee.max_retries
-    header.seq, header.parent = task.seq, 0
+    header.seq, header.window, header.taken = task.seq, 0, 0
     header.function = callee.number
     header.first_index = 0
     header.num_returns, header.num_args = num_returns, <uint16_t>count
-    header.num_keywords, header.flags, header.attempt = 0, 0, 0
+    header.num_keywords, header.flags, header.attempt = 0, callee.yields, 0
     if count > 60000 or num_returns > 60000:
         raise ValueError(f"{callee.name}(): {count} arguments and {num_returns} returns; at most 60,000 of each")
     if simple:

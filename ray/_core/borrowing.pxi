@@ -356,12 +356,22 @@ cdef void on_ref_dropped(ObjectRef ref) noexcept:
             for i in range(task.num_returns):
                 if task.returns[i] == <void*>ref:
                     task.returns[i] = NULL
+        if task.stream is not None:
+            task.stream.forget(ref)
+            if task.stream.dropped and not task.stream.ended and ref.id.index == 0 and self is not None:
+                d.owned, d.registered = 3, 0  # now nobody can see the call's end, either
+                store_id(d.id, ref.id)
+                queue_dropped(self, d)
     if self is None or not ((ref.owned and (ref.state == PLASMA or ref.hold is not None))
                             or (not ref.owned and ref.registered)):
         return
     store_id(d.id, ref.id)
     d.owned = 2 if ref.owned and ref.hold is not None else ref.owned
     d.registered = ref.registered
+    queue_dropped(self, d)
+
+
+cdef void queue_dropped(Engine self, const Dropped& d) noexcept:
     self.dropped.push_back(d)
     if self.deadline_flush_ns == 0:
         self.deadline_flush_ns = NowNs() + FLUSH_NS
@@ -382,6 +392,8 @@ cdef int drain_dropped(Engine self) except -1:
         key = (<const char*>d.id)[:28]
         if d.owned == 2:
             actor_unreachable(self, key)
+        elif d.owned == 3:
+            drop_stream(self, load_id(d.id).seq)
         elif d.owned:
             if self.store is not None:
                 try:

@@ -36,7 +36,7 @@ cdef int cancel_task(Engine self, Task task, uint8_t flags) except -1:
         if task.state == QUEUED and isinstance(task.callee, TaskTemplate):
             (<TaskTemplate>task.callee).pool.drop_cancelled()
         return fail_task(task, exceptions.TaskCancelledError(f"{task.callee.name}() was cancelled before it started"))
-    if flags & 1 and task.link.lease is not None:
+    if flags & C_FORCE and task.link.lease is not None:
         self.event("kill_worker", task.link.tag)
     else:
         send_u64(task.link, F_CANCEL, flags, task.seq)
@@ -52,4 +52,4 @@ cdef int cancel_ref(Engine self, ObjectRef ref, bint force, bint recursive) exce
     task = <Task>ref.producer
     if force and isinstance((<Task>task).callee, ActorMethod):
         raise ValueError("ray.cancel(force=True) is for tasks; use ray.kill to end an actor")
-    return cancel_task(self, <Task>task, (1 if force else 0) | (2 if recursive else 0))
+    return cancel_task(self, <Task>task, (C_FORCE if force else 0) | (C_RECURSIVE if recursive else 0))

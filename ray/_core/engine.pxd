@@ -11,7 +11,8 @@ from ray._native.references cimport ObjectId, ObjectRef, Waiter
 cdef extern from "ray/_core/wire.h" namespace "ray::wire" nogil:
     cdef cppclass TaskHeader:
         uint64_t seq
-        uint64_t parent
+        uint32_t window
+        uint32_t taken
         uint32_t function
         uint32_t first_index
         uint16_t num_returns
@@ -49,6 +50,7 @@ cdef extern from "ray/_core/wire.h" namespace "ray::wire" nogil:
         uint32_t registered
 
 ctypedef unordered_map[uint64_t, void*] CallMap
+ctypedef unordered_map[uint32_t, void*] KeptMap
 
 # ---------------------------------------------------------------- link.pxi
 cdef class Link:
@@ -101,6 +103,7 @@ cdef class Task(Waiter):
     cdef bint cancelled
     cdef uint8_t lineage_depth    # of the longest chain of tasks that would have to run again to remake the arguments
     cdef Link link                # while SENT
+    cdef Stream stream            # of a generator call
     cdef uint64_t order           # actor calls: their place
 
 cdef class Callee:
@@ -111,6 +114,8 @@ cdef class Callee:
     cdef bytes definition         # payload of the FUNCTION frame after its number
     cdef list definition_refs
     cdef int num_returns
+    cdef uint8_t yields           # 0, or what becomes of a generator's items: Y_STREAM, Y_DYNAMIC
+    cdef uint32_t window          # items that may wait for us, 0 for no limit
     cdef int64_t max_retries
     cdef object retry_exceptions
     cdef int arity_min
@@ -121,6 +126,34 @@ cdef class Callee:
     cdef int hold(self, Task task) except -1         # some aren't yet; dispatch follows
     cdef int finished(self, Task task, Link link, uint32_t exec_us, uint8_t flags) except -1
     cdef int set_options(self, dict options) except -1
+
+# ---------------------------------------------------------------- streams.pxi
+cdef class Stream:
+    """The items of one generator call, as they come."""
+    cdef uint8_t kind             # Y_STREAM or Y_DYNAMIC
+    cdef uint32_t window
+    cdef deque[void*] items       # ObjectRefs (owned references) that have come and were not taken
+    cdef ObjectRef coming         # what those who wait for the next item wait on, or None
+    cdef uint32_t delivered       # index of the last item that has come, in any run
+    cdef uint32_t reached         # index of the last item that has come in this run, or was skipped by it
+    cdef uint32_t taken           # items handed to the user
+    cdef bint ended               # no more will come
+    cdef bint dropped             # nobody can take any more
+    cdef KeptMap kept             # index -> ObjectRef (borrowed) in the store, whose lineage is this call
+    cdef uint32_t lost            # of `kept`: PENDING, to be made again
+    cdef int clear(self) except -1
+    cdef int push(self, ObjectRef ref) except -1
+    cdef ObjectRef pop(self)
+    cdef void forget(self, ObjectRef ref) noexcept
+    cdef list keepers(self)
+    cdef uint32_t first_wanted(self) except? 0
+
+cdef class ObjectRefGenerator:
+    cdef Engine engine
+    cdef Stream stream
+    cdef ObjectRef done           # the call's one return
+    cdef bint await_item(self, int64_t deadline_ns) except -1
+    cdef ObjectRef next_item(self)
 
 cdef class LeasePool:
     """The leases of one scheduling class in this process, and the tasks that wait for one."""
@@ -248,6 +281,7 @@ cdef class Engine:
     cdef dict method_numbers          # (method name) -> number
     cdef dict actor_handles           # key of an actor's handle ref -> actor id, at its creator
     cdef dict pools                   # key -> LeasePool
+    cdef dict streams                 # seq -> Task: generator calls that have not ended
     cdef dict lease_requests          # req_id -> LeasePool
     cdef dict leases                  # lease_id -> Lease
     cdef dict actors                  # actor_id -> weakref to ActorLine
@@ -295,6 +329,8 @@ cdef class Call:
     cdef int64_t started_ns
     cdef bint cancelled
     cdef object running           # asyncio task, or thread ident
+    cdef Producer producer        # once its generator runs
+    cdef bint abandoned           # the caller wants no more items
 
 cdef class Executor:
     """The worker's side of calls. One per worker process."""
@@ -341,6 +377,21 @@ cdef class Executor:
     cdef bint is_needed(self) except -1
     cdef int run_one(self, Call call) except -1
     cdef tuple arguments(self, Call call)
+
+# ---------------------------------------------------------------- produce.pxi
+cdef class Producer:
+    """A generator that runs here for a caller."""
+    cdef int64_t sent             # index of the last item sent, or skipped
+    cdef int64_t taken            # by the caller
+    cdef uint32_t window          # of items sent and not taken; 0 for no limit
+    cdef bint ended               # by itself
+    cdef uint32_t first           # index of the first item to send
+    cdef int64_t left_ns          # when an item last left by itself
+    cdef bint waiting             # a thread waits for room
+    cdef object room              # the asyncio future on which a coroutine waits for room
+    cdef unsigned long room_thread
+    cdef uint16_t wanted          # num_returns=n: values to be drawn
+    cdef list fixed               # of these, encoded; None for items
 
 # ---------------------------------------------------------------- actor_execute.pxi
 cdef class ThreadGroup:

@@ -17,9 +17,11 @@ Read in this order; each part is one idea, compiled together so that a call neve
     submit.pxi      remote functions: send, complete, retry
     lease_pool.pxi  workers leased from the node
     lineage.pxi     making lost objects again
+    streams.pxi     generators: the items that come of one call
     actors.pxi      actor handles: ordered calls, restarts
     execute.pxi     the worker's side: tasks, and actors that run one call at a time
     reply.pxi       what a call answers
+    produce.pxi     generators: the items that leave
     actor_execute.pxi   becoming an actor; its threads
     actor_async.pxi     an asyncio actor's loop
     cancel.pxi      ray.cancel on both sides
@@ -87,14 +89,27 @@ cdef enum:
     F_ACK = 25          # request: a BORROW is counted
     F_HAVE = 26         # seq of a RESULT or request of a GOT: everything in it is pinned or registered here
     F_GPUS = 27         # ids for the tasks that follow
+    F_YIELD = 28        # seq, index, the object: an item of a generator
+    F_TAKEN = 29        # seq, number: items of a generator that the caller has taken
 
 # Flags of RESULT.
 cdef enum:
     R_ERROR = 1         # the call raised: every return is the error
     R_HOLD = 2          # the worker keeps pins and refs until HAVE
     R_RETIRE = 4        # the worker reached max_calls
-    R_CANCELLED = 8
+    R_CANCELLED = 8     # without ERROR, for generators: stopped before its end
     R_KEPT = 16         # a list of borrowed refs that the worker kept follows
+
+# Flags of CANCEL.
+cdef enum:
+    C_FORCE = 1
+    C_RECURSIVE = 2     # what it submitted, too
+    C_STOP = 4          # no more items are wanted: the generator is closed at its next yield
+
+# A call's items (TaskHeader.flags): handed out as they come, or all together at its end.
+cdef enum:
+    Y_STREAM = 1
+    Y_DYNAMIC = 2
 
 # How an object is given in a frame.
 cdef enum:
@@ -118,6 +133,10 @@ cdef enum:
     D_STUCK = 2
     D_HELLO = 3
     D_EVENTS = 4
+
+cdef extern from "Python.h":
+    bint PyGen_CheckExact(object value)
+    bint PyAsyncGen_CheckExact(object value)
 
 cdef Engine the_engine = None
 
@@ -143,9 +162,11 @@ include "arguments.pxi"
 include "submit.pxi"
 include "lease_pool.pxi"
 include "lineage.pxi"
+include "streams.pxi"
 include "actors.pxi"
 include "execute.pxi"
 include "reply.pxi"
+include "produce.pxi"
 include "actor_execute.pxi"
 include "actor_async.pxi"
 include "cancel.pxi"
@@ -181,7 +202,7 @@ cdef class Engine:
         self.dirty, self.callbacks = [], []
         self.borrowers, self.gets, self.acks, self.rpcs, self.handlers = {}, {}, {}, {}, {}
         self.callees, self.pools, self.lease_requests, self.leases = [], {}, {}, {}
-        self.actors, self.creating, self.loop_batches = {}, {}, {}
+        self.actors, self.creating, self.loop_batches, self.streams = {}, {}, {}, {}
         self.method_numbers, self.actor_handles = {}, {}
         self.reporters, self.failures, self.failure_counts = [], [], {}
         self.info = {}
@@ -299,6 +320,8 @@ cdef class Engine:
                     break
         if link.lease is not None:
             link_lost_lease(self, link.lease)
+        if self.executor is not None:
+            stop_producers_for(self.executor, link)
         lost_calls(self, link)
         if link.tag not in self.peers:
             peer_gone(self, link)
@@ -594,7 +617,7 @@ cdef class Engine:
         return {"links": len(self.links), "calls_in_flight": pending, "tasks_queued": queued,
                 "interned_refs": references.interned_count(), "leases": len(self.leases),
                 "lease_requests": len(self.lease_requests), "lent": sum(len(x) for x in self.borrowers.values()),
-                "gets": len(self.gets)}
+                "gets": len(self.gets), "streams": len(self.streams)}
 
     def shutdown(self):
         """The driver's end of the session: workers end, their last lines are printed, then the node process goes."""

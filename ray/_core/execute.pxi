@@ -134,21 +134,25 @@ cdef class Executor:
     cdef int on_cancel(self, Link link, uint64_t seq, uint8_t flags) except -1:
         cdef Call call
         cdef size_t i
-        if flags & 2:
+        if flags & C_RECURSIVE:
             cancel_children(self.engine, seq, flags)
         for i in range(self.queue.size()):
             call = <Call>self.queue[i]
             if call.link is link and call.seq == seq:
-                call.cancelled = True  # answered when its turn comes, without being run
+                if flags & C_STOP:
+                    call.abandoned = True
+                else:
+                    call.cancelled = True  # answered when its turn comes, without being run
                 return 0
-        found = self.running.get((link, seq))
-        if found is not None:
-            call = <Call>found
-            call.cancelled = True
-            if self.loop is not None and call.running is not None:
-                self.loop.cancel(call)
-        elif self.current is not None and self.current.link is link and self.current.seq == seq and self.actor is None:
-            self.current.cancelled = True
+        call = find_call(self, link, seq)
+        if call is None:
+            return 0
+        if flags & C_STOP:
+            return stop_producer(self, call)
+        call.cancelled = True
+        if self.loop is not None and call.running is not None:
+            self.loop.cancel(call)
+        elif call is self.current and self.actor is None and (call.producer is None or not call.producer.waiting):
             import signal
             signal.pthread_kill(self.main_thread, signal.SIGINT)
         return 0
@@ -273,6 +277,8 @@ cdef class Executor:
             value = (<object>parts[0])(*<tuple>parts[1], **<dict>parts[2]) if parts[2] is not None else \
                 (<object>parts[0])(*<tuple>parts[1])
             parts = None
+            if is_generator(call, value):
+                value = run_generator(self, call, value)
             self.current = None  # from here on a cancel is too late
             if self.checkpoints is not None:
                 self.checkpoints.after_call()

@@ -15,6 +15,9 @@ cdef class _FutureWaiter(Waiter):
 def finish_future(target, ObjectRef ref):
     if target.cancelled() or target.done():
         return
+    if ref is None:  # it waits for something to happen, not for a value
+        target.set_result(None)
+        return
     try:
         value = value_of(engine_or_raise(), ref)
     except BaseException as error:

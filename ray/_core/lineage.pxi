@@ -38,6 +38,10 @@ cdef int keep_lineage(Task task) except -1:
             ref = <ObjectRef>task.returns[i]
             task.returns[i] = NULL
             ref.producer = None
+    if task.stream is not None:
+        for ref in task.stream.keepers():
+            task.stream.forget(ref)
+            ref.producer = None
     return 0
 
 
@@ -49,14 +53,17 @@ cdef ObjectRef revive(Engine self, LineageArgument stand_in):
         return ref
     ref = new_ref(stand_in.id, True)
     intern(ref)
-    if task is None or stand_in.id.index >= task.num_returns:
+    if task is None or (task.stream is None and stand_in.id.index >= task.num_returns):
         ref.value = exceptions.ObjectReconstructionFailedError(
             f"object {ref.hex()} is needed to make another one again, but it is freed and cannot be made itself: it was put, not "
             f"returned by a task, or lies more than {LINEAGE_DEPTH_MAX} tasks back")
         ref.state = FAILED
         return ref
     ref.producer = task
-    task.returns[stand_in.id.index] = <void*>ref
+    if task.stream is not None:
+        task.stream.kept[stand_in.id.index] = <void*>ref
+    else:
+        task.returns[stand_in.id.index] = <void*>ref
     ref.state = PLASMA
     return ref
 
@@ -66,7 +73,7 @@ cdef bint holds_lineage(Task task) noexcept:
     for i in range(task.num_returns):
         if task.returns[i] != NULL:
             return True
-    return False
+    return task.stream is not None and not task.stream.kept.empty()
 
 
 cdef int recover(Engine self, ObjectRef ref) except -1:
@@ -85,6 +92,10 @@ cdef int recover(Engine self, ObjectRef ref) except -1:
             f"object {ref.hex()} was lost from the object store (the store process died?) and cannot be made again: it was put "
             "there by ray.put or by an actor, not returned by a task"))
     task = <Task>ref.producer
+    if task.stream is not None:
+        lose_items(self, task)
+        if ref.state != PENDING:
+            return 0  # it has no tries left
     if task.state != FINISHED:
         ref.state = PENDING
         return 0
@@ -98,6 +109,13 @@ cdef int recover(Engine self, ObjectRef ref) except -1:
         if task.returns[i] != NULL:
             (<ObjectRef>task.returns[i]).state = PENDING
             (<ObjectRef>task.returns[i]).pinned = False
+    return run_again(self, task)
+
+
+cdef int run_again(Engine self, Task task) except -1:
+    """Sends it once more, with its arguments, which may have to be made first."""
+    cdef ObjectRef argument
+    cdef int i
     task.state, task.order, task.deps = WAITING, 0, 0
     if task.slots is not None:
         for i in range(<int>PyList_GET_SIZE(task.slots)):

@@ -259,11 +259,14 @@ cdef tuple wait_refs(Engine self, list refs, Py_ssize_t wanted, object timeout):
     cdef list done, rest
     cdef bint entered = False
     cdef bint lend_cpu
+    cdef list given = refs         # refs, and generators in whose place `refs` has what to wait for
     self.wait_mark += 1
     for i in range(n):
+        if type(refs[i]) is ObjectRefGenerator and refs is given:
+            refs = stand_ins(self, given)
         ref = <ObjectRef?>refs[i]
         if ref.mark == self.wait_mark:
-            raise ValueError(f"ray.wait: {ref!r} was given twice; the refs must be distinct")
+            raise ValueError(f"ray.wait: {given[i]!r} was given twice; the refs must be distinct")
         ref.mark = self.wait_mark
         if ref.state == PENDING and not ref.owned and not ref.asked:
             ask_owner(self, ref)
@@ -304,7 +307,7 @@ cdef tuple wait_refs(Engine self, list refs, Py_ssize_t wanted, object timeout):
     for i in range(n):
         ref = <ObjectRef>refs[i]
         if ref.state != PENDING and PyList_GET_SIZE(done) < wanted:
-            done.append(ref)
+            done.append(given[i])
         else:
-            rest.append(ref)
+            rest.append(given[i])
     return done, rest

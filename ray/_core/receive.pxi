@@ -132,6 +132,12 @@ cdef int on_frame(Engine self, Link link, Frame* frame) except -2:
         if self.executor is None:
             return -1
         self.executor.on_gpus(link, &r)
+    elif t == F_YIELD:
+        on_yield(self, link, &r, frame.flags)
+    elif t == F_TAKEN:
+        if self.executor is None:
+            return -1
+        on_taken(self.executor, link, &r)
     else:
         return -1
     return 0 if r.ok else -1

@@ -30,6 +30,8 @@ cdef int answer(Executor self, Call call, object value) except -1:
     cdef Py_ssize_t n, i
     cdef TaskHeader* header = <TaskHeader*>PyBytes_AS_STRING(call.frame)
     cdef list objects = []
+    if call.producer is not None:
+        return answer_produced(self, call)
     if header.num_returns == 1 and call.met is None and call.function.max_calls == 0:
         n = encode_into(value, room + 23, 512)
         if n > 0 and call.link.alive:
@@ -75,44 +77,18 @@ cdef int answer_cancelled(Executor self, Call call) except -1:
 
 cdef int finish(Executor self, Call call, uint8_t flags, list objects) except -1:
     """Writes the RESULT. Big values go to the store first; refs inside are counted for the caller."""
-    cdef Engine engine = self.engine
     cdef Link link = call.link
     cdef Encoded e
     cdef Given g
     cdef Py_ssize_t total = 14
     cdef list givens = []
-    cdef _HeldPins held = None
+    cdef _HeldPins held = _HeldPins.__new__(_HeldPins)
     cdef uint8_t* out
-    cdef ObjectId id
     cdef ObjectRef ref
     cdef uint32_t index = 0
     cdef list kept
-    cdef bytes key
-    memcpy(&id.tag0, PyBytes_AS_STRING(link.tag), 8)
-    memcpy(&id.tag1, PyBytes_AS_STRING(link.tag) + 8, 8)
-    id.seq = call.seq
     for e in objects:
-        g = Given.__new__(Given)
-        g.refs = e.refs
-        if e.nbytes > INLINE_BYTES_MAX and not flags & R_ERROR:
-            id.index = index
-            key = PyBytes_FromStringAndSize(NULL, 28)
-            store_id(<uint8_t*>PyBytes_AS_STRING(key), id)
-            to_store(engine, key, e)
-            if held is None:
-                held = _HeldPins.__new__(_HeldPins)
-            if held.keys is None:
-                held.keys, held.store = [], engine.store
-            held.keys.append(key)
-            g.how, g.size = G_PLASMA, e.nbytes
-        else:
-            g.how = G_ERROR if flags & R_ERROR else G_BLOB
-            g.blob = blob_of(e)
-        if g.refs is not None and hand_over(link, g.refs):
-            if held is None:
-                held = _HeldPins.__new__(_HeldPins)
-            held.refs = (held.refs or []) + g.refs
-        g.measure()
+        g = given_to(link, call.seq, index, e, held)
         total += g.nbytes
         givens.append(g)
         index += 1
@@ -131,10 +107,9 @@ cdef int finish(Executor self, Call call, uint8_t flags, list objects) except -1
         flags |= R_KEPT
         total += 4 + 28 * PyList_GET_SIZE(kept)
     if not link.alive:
-        if held is not None:
-            held.orphaned = True
+        held.orphaned = True
         return 0
-    if held is not None:
+    if held.keys is not None or held.refs is not None:
         flags |= R_HOLD
         link.holds[call.seq] = held
     out = link.begin(F_RESULT, flags, <uint32_t>total)
@@ -152,6 +127,33 @@ cdef int finish(Executor self, Call call, uint8_t flags, list objects) except -1
     if flags & R_RETIRE:
         self.hand_back()
     return answered(self, call)
+
+
+cdef Given given_to(Link link, uint64_t seq, uint32_t index, Encoded e, _HeldPins held):
+    """One value of the call seq, laid out for its caller; `held` gets what must be kept until HAVE. A large one is in the store."""
+    cdef ObjectId id
+    cdef bytes key
+    cdef Given g = Given.__new__(Given)
+    g.refs = e.refs
+    if is_error_kind(e.kind):
+        g.how, g.blob = G_ERROR, blob_of(e)
+    elif e.nbytes <= INLINE_BYTES_MAX:
+        g.how, g.blob = G_BLOB, blob_of(e)
+    else:
+        memcpy(&id.tag0, PyBytes_AS_STRING(link.tag), 8)
+        memcpy(&id.tag1, PyBytes_AS_STRING(link.tag) + 8, 8)
+        id.seq, id.index = seq, index
+        key = PyBytes_FromStringAndSize(NULL, 28)
+        store_id(<uint8_t*>PyBytes_AS_STRING(key), id)
+        to_store(link.engine, key, e)
+        if held.keys is None:
+            held.keys, held.store = [], link.engine.store
+        held.keys.append(key)
+        g.how, g.size = G_PLASMA, e.nbytes
+    if g.refs is not None and hand_over(link, g.refs):
+        held.refs = (held.refs or []) + g.refs
+    g.measure()
+    return g
 
 
 cdef list kept_refs(Executor self, Call call):

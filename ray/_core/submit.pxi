@@ -21,6 +21,8 @@ cdef int send_task(Engine self, Link link, Task task) except -1:
     memcpy(out, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
     (<TaskHeader*>out).attempt = task.attempt
     (<TaskHeader*>out).function = task.callee.number
+    if task.stream is not None:
+        head_stream(task, <TaskHeader*>out)
     task.link = link
     task.state = SENT
     Py_INCREF(task)
@@ -89,9 +91,11 @@ cdef int on_result(Engine self, Link link, Reader* r, uint8_t flags) except -1:
                     ref.producer = None
             if refs is not None:
                 met = refs if met is None else met + refs
+        task.state = FINISHED
         if not r.ok:
             fail_task(task, exceptions.RaySystemError(f"the answer to {task.callee.name}() was malformed"))
-        task.state = FINISHED
+        elif task.stream is not None:
+            goes_on(self, task, flags)
     if flags & R_KEPT:
         kept = r.U32()
         refs = refs_of(self, r, kept)
@@ -172,6 +176,9 @@ cdef int on_error_result(Engine self, Link link, Task task, Reader* r, uint8_t f
         adopt(self, link, refs)
     if flags & R_CANCELLED:
         return fail_task(task, exceptions.TaskCancelledError(f"{task.callee.name}() was cancelled"), True)
+    if task.stream is not None:
+        task.state = FINISHED
+        return end_stream(self, task, (<const char*>at)[:n])
     return fail_task(task, (<const char*>at)[:n], True)
 
 
@@ -291,7 +298,10 @@ cdef class Callee:
         return 0
 
     cdef int set_options(self, dict options) except -1:
-        self.num_returns = options.get("num_returns", 1)
+        returns = options.get("num_returns", 1)
+        self.yields = Y_STREAM if returns == "streaming" else Y_DYNAMIC if returns == "dynamic" else 0
+        self.num_returns = 1 if self.yields else returns
+        self.window = options.get("window", 0)
         self.max_retries = options.get("max_retries", 0)
         self.retry_exceptions = options.get("retry_exceptions", False)
         arity = options.get("arity")
@@ -313,6 +323,8 @@ cdef class Callee:
             drain_dropped(self.engine)
         task = make_task(self.engine, self, args, kwargs, self.num_returns)
         out = make_returns(self.engine, task)
+        if self.yields:
+            out = open_stream(self.engine, task, out)
         if task.deps == 0:
             self.dispatch(task)
             if task.link is not None and task.link.conn.pending_bytes() > BACKLOG_BYTES_MAX:

@@ -15,13 +15,14 @@ namespace ray::wire {
 // What a TASK frame starts with; arguments follow.
 struct TaskHeader {
   uint64_t seq;          // of the caller; names the call and its returns
-  uint64_t parent;       // seq of the task that submitted it, 0 for a driver: ray.cancel(recursive)
+  uint32_t window;       // generators: items that may wait for the caller, 0 for no limit
+  uint32_t taken;        // generators: items that the caller has taken already, in earlier runs
   uint32_t function;     // the caller's number for it, defined on this connection by an earlier FUNCTION frame
-  uint32_t first_index;  // index of the first return's object id
+  uint32_t first_index;  // generators: index of the first item to be sent; others 0
   uint16_t num_returns;
   uint16_t num_args;
   uint16_t num_keywords;  // the last num_keywords arguments carry names
-  uint8_t flags;
+  uint8_t flags;    // 0, or how a generator's items are wanted: Y_STREAM, Y_DYNAMIC
   uint8_t attempt;  // 0 for the first run
 };
 static_assert(sizeof(TaskHeader) == 32);

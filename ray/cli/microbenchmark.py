@@ -19,7 +19,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Callable, NamedTuple
 
 import ray
@@ -82,6 +82,11 @@ def refs_to_ones(n: int) -> list[Any]:
 
 
 @ray.remote
+def count_to(n: int) -> Iterator[int]:
+    yield from range(n)
+
+
+@ray.remote
 def call_in_turn(actors: list[Any], n: int) -> None:
     ray.get([actors[i % len(actors)].answer.remote() for i in range(n)])
 
@@ -102,6 +107,10 @@ class AsyncActor:
 
     async def answer_to(self, _question: Any) -> bytes:
         return b"ok"
+
+    async def count_to(self, n: int) -> AsyncIterator[int]:
+        for i in range(n):
+            yield i
 
 
 @ray.remote(num_cpus=0)
@@ -270,6 +279,20 @@ def _() -> Round:
         await asyncio.gather(*[actor.answer.remote() for _ in range(200)])
 
     return lambda: asyncio.run(burst()), 200
+
+
+def take_items(count_to: Any) -> Round:
+    return lambda: [ray.get(ref) for ref in count_to.remote(BATCH)], BATCH
+
+
+@row("generator items from a task", "items/s")
+def _() -> Round:
+    return take_items(count_to)
+
+
+@row("generator items from an async actor", "items/s")
+def _() -> Round:
+    return take_items(AsyncActor.remote().count_to)
 
 
 @row("actor creation", "actors/s")

@@ -109,14 +109,6 @@ def test_an_async_function_is_refused_with_what_to_do():
         ray.remote(f)
 
 
-def test_a_generator_without_num_returns_is_refused_until_it_is_built():
-    def f():
-        yield 1
-
-    with pytest.raises(NotImplementedError, match="num_returns"):
-        ray.remote(f)
-
-
 @pytest.mark.parametrize(
     "options", [{"num_cpus": -1}, {"num_cpus": "one"}, {"resources": {"x": float("nan")}}], ids=repr
 )

@@ -83,12 +83,14 @@ def held() -> dict[str, Any]:
     """
     ray.put(None)
     stats = engine().stats()
-    found = {name: stats[name] for name in ("calls_in_flight", "tasks_queued", "interned_refs", "lent", "gets")}
+    found = {
+        name: stats[name] for name in ("calls_in_flight", "tasks_queued", "interned_refs", "lent", "gets", "streams")
+    }
     found["stored"] = len(stored())
     return found
 
 
-NOTHING = {"calls_in_flight": 0, "tasks_queued": 0, "interned_refs": 0, "lent": 0, "gets": 0, "stored": 0}
+NOTHING = {"calls_in_flight": 0, "tasks_queued": 0, "interned_refs": 0, "lent": 0, "gets": 0, "streams": 0, "stored": 0}
 
 
 def held_at_rest(timeout_s: float = 2.0) -> dict[str, Any]:

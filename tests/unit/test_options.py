@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import decimal
 import fractions
+import functools
 import math
 
 import numpy as np
 import pytest
 
 from ray import _options
-from ray._options import ACTOR, METHOD, TASK, actor_resources, actor_template, check, task_resources, task_template
+from ray._options import (
+    ACTOR,
+    METHOD,
+    TASK,
+    actor_resources,
+    actor_template,
+    check,
+    is_generator,
+    returns_of,
+    task_resources,
+    task_template,
+)
 
 BAD_QUANTITIES = [-1, -0.5, math.nan, math.inf, -math.inf, "1", b"1", "many", [1], {"CPU": 1}, True, False, 1e-9, 1j]
 
@@ -96,8 +108,6 @@ def test_an_unknown_option_is_an_error_with_a_hint(table, option, hint):
     "table, option, value",
     [
         (TASK, "runtime_env", {"env_vars": {"A": "1"}}),
-        (TASK, "num_returns", "dynamic"),
-        (TASK, "num_returns", "streaming"),
         (TASK, "scheduling_strategy", object()),
         (TASK, "label_selector", {"zone": "a"}),
         (TASK, "timeout_s", 5),
@@ -171,6 +181,34 @@ def test_a_task_takes_one_cpu_unless_told_otherwise():
 )
 def test_an_actor_holds_what_it_asked_for_and_nothing_if_it_asked_for_nothing(options, held, placement):
     assert actor_resources(options) == (held, placement)
+
+
+@pytest.mark.parametrize(
+    "generator, options, expected",
+    [
+        (True, {}, ("streaming", 0)),
+        (False, {}, (1, 0)),
+        (None, {}, (1, 0)),
+        (None, {"num_returns": "dynamic"}, ("dynamic", 0)),
+        (True, {"num_returns": 3}, (3, 0)),
+        (True, {"_generator_backpressure_num_objects": 4}, ("streaming", 4)),
+    ],
+    ids=repr,
+)
+def test_a_generator_streams_unless_told_otherwise(generator, options, expected):
+    assert returns_of(generator, options, "f") == expected
+
+
+def test_what_a_function_wraps_does_not_make_it_a_generator():
+    def items():
+        yield 1
+
+    @functools.wraps(items)
+    def gather():
+        return list(items())
+
+    assert is_generator(items) and is_generator(gather) is None and is_generator(len) is None
+    assert is_generator(lambda: 1) is False
 
 
 def test_gpu_tasks_end_their_worker_and_others_do_not():
