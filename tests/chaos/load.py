@@ -109,8 +109,17 @@ def refs_of_mine(number):
     return [make.remote(number), double.remote(number)]
 
 
+@ray.remote(max_retries=-1)
+def count_from(first, n):
+    for i in range(first, first + n):
+        yield np.full(BIG, float(i)) if i % 3 == 0 else i
+
+
 @ray.remote(max_restarts=-1, max_task_retries=-1)
 class Doubler:
+    def count_from(self, first, n):
+        yield from range(first, first + n)
+
     def double(self, x):
         return x * 2
 
@@ -197,8 +206,23 @@ def calls_of_an_actor(r: random.Random, losses: Losses) -> None:
             assert (get(actor.make.remote(numbers[0])) == numbers[0]).all()
 
 
+def generators(r: random.Random, losses: Losses) -> None:
+    """Each item once, in order, whoever dies; some are dropped half taken."""
+    first, n = r.randrange(1000), r.randint(1, 40)
+    source = count_from if r.random() < 0.7 else Doubler.remote().count_from
+    generator = source.options(_generator_backpressure_num_objects=r.choice([-1, 1, 5])).remote(first, n)
+    refs = []
+    for _ in range(n if r.random() < 0.7 else r.randint(0, n)):
+        refs.append(generator._next_sync(CALL_S))
+        assert not refs[-1].is_nil(), f"no item {len(refs) - 1} within {CALL_S} s"
+    if len(refs) == n:
+        assert list(generator) == []
+    del generator
+    assert [int(np.max(value)) for value in get(refs)] == list(range(first, first + len(refs)))
+
+
 KINDS: list[Callable[[random.Random, Losses], None]] = [
-    small_tasks, slow_tasks, nested_tasks, big_chain, puts, small_puts, refs_of_workers, calls_of_an_actor,
+    small_tasks, slow_tasks, nested_tasks, big_chain, puts, small_puts, refs_of_workers, calls_of_an_actor, generators,
 ]  # fmt: skip
 
 
