@@ -1,5 +1,5 @@
-"""`original_error`: what user code raised, without the marks of its way here. For libraries whose models in the standard
-library raise the exception itself. Pure; any thread."""
+"""`original_error`: what user code raised, without the marks of its way here. For libraries whose model in the
+standard library raises the exception itself. Pure; any thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""joblib on ray: after `register_ray()`, `joblib.parallel_backend("ray")` runs scikit-learn and others on its workers."""
+"""joblib on ray: after `register_ray()`, `joblib.parallel_config(backend="ray")` runs on ray's workers."""
 
 from __future__ import annotations
 
