@@ -128,6 +128,11 @@ TABLE: tuple[Setting, ...] = (
         "What `ray timeline` can look back on; written to Redis in batches.", "Memory of Redis.",
     ),
     Setting(
+        "record_ref_creation_sites", False, "true or false", "driver and workers",
+        "`ray memory` then says which line of the program made each object.",
+        "About a microsecond for each ref, and the text of the line in memory.",
+    ),
+    Setting(
         "errors_kept", 1_000, "errors", "node",
         "ray.errors() of a job that fails in a loop must not grow without bound.", "Memory of Redis.",
     ),
@@ -189,8 +194,9 @@ class Settings:
         chosen: dict[str, Any] = {}
         if environ is not None:
             for row in TABLE:
-                if row.environment_name in environ:
-                    chosen[row.name] = _convert(row, environ[row.environment_name], "environment")
+                for name in ("RAY_" + row.name, row.environment_name):  # the former is how Ray spells its settings
+                    if name in environ:
+                        chosen[row.name] = _convert(row, environ[name], "environment")
         for name, given in (overrides or {}).items():
             if name not in _BY_NAME:
                 raise ValueError(f"_system_config: no setting named {name!r}; known: {', '.join(sorted(_BY_NAME))}")

@@ -87,8 +87,9 @@ def init(
         namespace: where named actors live.
         logging_level, logging_format, configure_logging: of the logger "ray".
         more: plasma_directory and huge_pages: where shared memory comes from.  _temp_dir: an absolute path below which
-            the session's folder is made.  _system_config: settings by name, see docs/config.md.  Those that the first
-            versions of Ray had, too.
+            the session's folder is made.  _system_config: settings by name, see docs/config.md.  _metrics_export_port:
+            where Prometheus may read metrics, on 127.0.0.1; 0 takes a free port.  Those that the first versions of Ray
+            had, too.
         labels, local_mode, include_dashboard=True, runtime_env, storage: not built yet.
     Returns: a RayContext, or for ray:// a ClientContext, which shuts ray down when used as `with ray.init():`.
     Raises:
@@ -219,7 +220,7 @@ def _address_info(session_dir: str, info: dict[str, Any]) -> dict[str, Any]:
         "raylet_socket_name": session_dir + "/node.sock",
         "webui_url": None,
         "session_dir": session_dir,
-        "metrics_export_port": None,
+        "metrics_export_port": info.get("metrics_export_port"),
         "node_id": info["node_id"].hex(),
     }
 

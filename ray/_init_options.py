@@ -162,7 +162,7 @@ ARGUMENTS: dict[str, tuple[Any, Check]] = {
     "_memory": (None, optional(memory)),
     "_redis_password": (None, optional(text)),
     "_temp_dir": (None, optional(_temp_dir)),
-    "_metrics_export_port": (None, later("the export of metrics")),
+    "_metrics_export_port": (None, optional(_port)),
     "_system_config": (None, optional(mapping)),
     "_tracing_startup_hook": (None, later("tracing")),
     "_node_name": (None, optional(text)),
@@ -250,6 +250,7 @@ class InitOptions:
             ("node_ip", "_node_ip_address"),
             ("node_name", "_node_name"),
             ("labels", "labels"),
+            ("metrics_export_port", "_metrics_export_port"),
         ):
             if self.values[option] is not None:
                 config[key] = self.values[option]

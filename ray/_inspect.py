@@ -188,3 +188,17 @@ def history_rows(job: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _without_empty(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if value is not None and key != "by"}
+
+
+def stored_objects(session: Source) -> dict[str, dict[str, Any]]:
+    """What is in the node's object store, by id (hexadecimal): see PlasmaClient.list. Empty while it restarts."""
+    from ray._native.plasma import PlasmaClient, PlasmaStoreDied
+
+    try:
+        store = PlasmaClient(str(session.info["plasma_socket"]))
+        try:
+            return {key.hex(): place for key, place in store.list().items()}
+        finally:
+            store.disconnect()
+    except (OSError, PlasmaStoreDied):
+        return {}

@@ -28,7 +28,8 @@ class RayContext(BaseContext, Mapping[str, Any]):
     """Of a driver that is itself part of the session.
 
     As a mapping it holds `address_info`: "address", "node_ip_address", "node_id", "session_dir", "object_store_address"
-    (the plasma store's socket), "raylet_socket_name" (the node's), "webui_url" and "metrics_export_port" (None).
+    (the plasma store's socket), "raylet_socket_name" (the node's), "webui_url" (None) and
+    "metrics_export_port" (None, unless `_metrics_export_port=` was given).
     """
 
     def __init__(self, address_info: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         ),
         *("context", "job_config", "types", "cloudpickle"),
         *("_driver", "_init_options", "_options", "_signature"),  # what api.py is made of
-        *("_inspect", "_timeline"),
+        *("_inspect", "_metrics", "_timeline"),
     ),
     ("cli", "dashboard", "client", "cluster_utils"),
     ("util", "rllib", "experimental"),
@@ -53,7 +53,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         "_head",
     ): "on one node both schedulers share a process: the node's shell carries out the head's actions too",
     ("_driver", "client"): "ray.init of a ray:// address, the one place where a public noun reaches for a surface",
-    ("cli", "util"): "`ray microbenchmark` is a program like a user's, with placement groups in it",
+    ("cli", "util"): "the commands print what ray.util.state tells; `ray microbenchmark` is a program like a user's",
     ("util", "_serialization"): "ray.util is where Ray's public API has these two nouns; they are no library",
 }
 

@@ -25,6 +25,7 @@ cdef int start_actor(Executor self) except -1:
     self.set_threads(threads_for(self.actor_resources))
     call = Call.__new__(Call)
     call.frame = spec["frame"]
+    self.init_started_s = time.time()
     call.link = self.engine.node
     self.current = call
     try:
@@ -45,11 +46,13 @@ cdef int start_actor(Executor self) except -1:
             if incarnation > 0:
                 self.checkpoints.restore()
     except BaseException as error:
+        note_creation(self, error)
         self.engine.event("actor_failed", actor_id, blob_of(encode_error(error, f"{spec['class_name']}.__init__")))
         self.stopping = True
         return 0
     finally:
         self.current = None
+    note_creation(self, None)
     # What __init__ kept of its arguments is registered with the owners: the creator may let go when we are ready.
     all_of = Countdown.__new__(Countdown)
     for ref in call.met or ():

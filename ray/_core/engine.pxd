@@ -288,8 +288,8 @@ cdef class Engine:
     cdef dict creating                # actor_id -> pins of the constructor's arguments
     # inspection
     cdef list reporters               # called before each report to the node
-    cdef list failures                # task events of calls that failed without an answer, for the node
-    cdef dict failure_counts          # (name, kind, state) -> how many of them
+    cdef list other_events            # task events of calls that failed without an answer, and of a constructor
+    cdef dict other_counts            # (name, kind, state) -> how many of them
     cdef readonly object on_log_lines
     cdef readonly object on_error
     # execution (workers)
@@ -348,6 +348,7 @@ cdef class Executor:
     cdef list events              # (caller's tag, seq, name, started_ns, ended_ns, state, attempt, error) of calls ended, for the node
     cdef list counted             # Functions that have run since the last report
     cdef str class_name           # of the actor
+    cdef double init_started_s    # when its __init__ began
     cdef int omp_threads          # OMP_NUM_THREADS as set for the last call; 0: the user has set it
     cdef object context_var       # the Call of this coroutine or thread
     cdef object checkpoints       # of its state (checkpoints.py), or None

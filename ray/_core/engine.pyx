@@ -204,7 +204,7 @@ cdef class Engine:
         self.callees, self.pools, self.lease_requests, self.leases = [], {}, {}, {}
         self.actors, self.creating, self.loop_batches, self.streams = {}, {}, {}, {}
         self.method_numbers, self.actor_handles = {}, {}
-        self.reporters, self.failures, self.failure_counts = [], [], {}
+        self.reporters, self.other_events, self.other_counts = [], [], {}
         self.info = {}
         self.handlers.update(
             lease_grant=self.on_lease_grant, lease_infeasible=self.on_lease_infeasible,
@@ -237,6 +237,7 @@ cdef class Engine:
         self.background.start()
         try:
             self.info = self.rpc("register", dict(info, tag=self.tag, pid=os.getpid()))
+            references.begin_session(self.info.get("settings", {}).get("record_ref_creation_sites", False))
             try:
                 self.store = self.open_store(self.info["plasma_socket"])
             except (OSError, PlasmaStoreDied):
@@ -514,7 +515,10 @@ cdef class Engine:
             link_lost_lease(self, lease)  # its calls are dealt with when the worker's link ends
 
     def on_inspect(self, request, what, rows_max):
-        on_inspect(self, request, what, rows_max)
+        try:
+            on_inspect(self, request, what, rows_max)
+        except Exception:  # our bug: the asker misses an answer, and this process goes on
+            traceback.print_exc()
 
     def on_actor_state(self, actor_id, state, worker_tag, incarnation, cause):
         actor_state_changed(self, actor_id, state, worker_tag, incarnation, cause)

@@ -3,7 +3,7 @@
 # Calls record nothing for it. Queues, calls in flight and refs are walked when the question comes, by the thread that receives,
 # under the GIL: an answer is one moment of this process. Counts are exact; of rows there are at most as many as were asked for.
 # The reports that go out by themselves, at most one each EVENTS_NS and none when nothing happened, are here too: what ran
-# (send_events), which calls failed without running (send_failures), and whatever `reporters` have to say (metrics).
+# (send_events), calls that failed without running, and constructors (send_others), and whatever `reporters` have to say (metrics).
 
 cdef bytes task_id_of(Engine self, uint64_t seq):
     return self.tag + int(seq).to_bytes(8, "little")
@@ -28,7 +28,7 @@ cdef int report(Engine self) except -1:
         return 0
     if self.executor is not None:
         send_events(self.executor)
-    send_failures(self)
+    send_others(self)
     for reporter in self.reporters:
         reporter()
     return 0
@@ -96,19 +96,33 @@ cdef int note_failure(Engine self, Task task, object error) except -1:
     if self.closed or self.node is None or not self.node.alive:
         return 0
     key = (name_of(task.callee), kind_of(task.callee), state)
-    self.failure_counts[key] = self.failure_counts.get(key, 0) + 1
-    if PyList_GET_SIZE(self.failures) < EVENTS_MAX:
+    self.other_counts[key] = self.other_counts.get(key, 0) + 1
+    if PyList_GET_SIZE(self.other_events) < EVENTS_MAX:
         text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else "an argument failed"
-        self.failures.append((task_id_of(self, task.seq), state, time.time(),
+        self.other_events.append((task_id_of(self, task.seq), state, time.time(),
                               {"name": key[0], "kind": key[1], "attempt": task.attempt, "error": text}))
     return report_soon(self)
 
 
-cdef int send_failures(Engine self) except -1:
-    if not self.failure_counts:
+cdef int note_creation(Executor self, object error) except -1:
+    """__init__ of the actor that this process becomes has ended. Its id: the actor's, and which of its processes this is."""
+    cdef Engine engine = self.engine
+    cdef str state = "FINISHED" if error is None else "FAILED"
+    key = (f"{self.class_name}.__init__", "actor_creation", state)
+    engine.other_counts[key] = engine.other_counts.get(key, 0) + 1
+    fields = {"name": key[0], "kind": key[1], "pid": os.getpid(), "worker": engine.tag, "actor_id": self.actor_id,
+              "attempt": self.incarnation, "times": {"RUNNING": self.init_started_s}}
+    if error is not None:
+        fields["error"] = describe(error)
+    engine.other_events.append((self.actor_id + self.incarnation.to_bytes(8, "little"), state, time.time(), fields))
+    return report_soon(engine)
+
+
+cdef int send_others(Engine self) except -1:
+    if not self.other_counts:
         return 0
-    events, self.failures = self.failures, []
-    counts, self.failure_counts = self.failure_counts, {}
+    events, self.other_events = self.other_events, []
+    counts, self.other_counts = self.other_counts, {}
     self.event("task_events", events, [(*key, n) for key, n in counts.items()])
     return 0
 
@@ -175,7 +189,7 @@ cdef list unfinished(Engine self):
     cdef Task task
     cdef ObjectRef ref
     cdef LeasePool pool
-    cdef ActorRef actor
+    cdef ActorLine actor
     cdef Link link
     cdef CallMap.iterator at
     cdef size_t i

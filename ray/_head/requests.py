@@ -207,6 +207,9 @@ class Requests:
         tables = self._head.need_tables()
         return events.merge(await tables.events.all(caller.job_id if job_id is None else job_id))
 
+    async def _rpc_node_table(self, caller: Caller) -> list[dict[str, Any]]:
+        return [_readable(row) for row in self._head.monitor.all()]
+
     async def _rpc_task_history(self, caller: Caller) -> list[dict[str, Any]]:
         """Of each job that lives: the batches of its events as they are kept (JSON), and how many calls ended how.
 
@@ -265,6 +268,7 @@ _RPC_HANDLERS: dict[str, Callable[..., Awaitable[Any]]] = {
         "actor_by_name", "actor_checkpoint", "actors", "create_actor", "errors", "function", "head_stats", "jobs",
         "kv_del", "kv_exists", "kv_get", "kv_keys", "kv_put", "named_actors", "nodes", "object_locations",
         "save_actor_checkpoint", "task_history", "task_table",
+        "node_table",
     )
 }  # fmt: skip
 _EVENT_HANDLERS: dict[str, Callable[..., None]] = {

@@ -92,6 +92,7 @@ cdef ObjectRef new_ref(ObjectId id, bint owned)
 cdef ObjectRef find_ref(ObjectId id)
 cdef int intern(ObjectRef ref) except -1
 cdef list all_refs()
+cdef int begin_session(bint record_sites) except -1
 cdef int add_waiter(ObjectRef ref, Waiter waiter) except -1
 cdef int remove_waiter(ObjectRef ref, Waiter waiter) except -1
 cdef int settle(ObjectRef ref) except -1

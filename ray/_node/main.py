@@ -196,9 +196,27 @@ async def _serve(
         _say(control, ("failed", str(error)))
         node.founder_gone("the store did not start")
     else:
-        _ready(node, control, milestones)
+        if await _exports_metrics(node, control):
+            _ready(node, control, milestones)
     await node.ended
     await node.finish()
+
+
+async def _exports_metrics(node: Any, control: socket.socket) -> bool:
+    """Opens the port for metrics, if one is wanted. False: it could not, and the session ends."""
+    port = node.config.get("metrics_export_port")
+    if port is None:
+        return True
+    try:
+        await node.metrics.listen(port)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        _say(
+            control, ("refused", f"_metrics_export_port={port}: it can't be listened on: {reason}; 0 takes a free one")
+        )
+        node.founder_gone("the port for metrics is taken")
+        return False
+    return True
 
 
 def _ready(node: Any, control: socket.socket, milestones: dict[str, float]) -> None:

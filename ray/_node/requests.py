@@ -67,6 +67,7 @@ class Requests:
             "namespace": core.namespace,
             "settings": node.settings.overrides(),
             "python_version": tuple(sys.version_info[:3]),
+            "metrics_export_port": node.metrics_port,
         }
         return core, answer
 
@@ -112,6 +113,13 @@ class Requests:
 
     def rpc_workers(self, core: Core) -> list[dict[str, Any]]:
         return self._node.inspection.workers()
+
+    async def rpc_metrics(self, core: Core, timeout_s: float) -> str:
+        text: str = await self._node.metrics.text(timeout_s)
+        return text
+
+    def event_metrics(self, core: Core, kinds: dict[str, Any], items: list[Any]) -> None:
+        self._node.metrics.take(core, kinds, items)
 
     def event_inspected(self, core: Core, request: int, head: bytes, rows: bytes) -> None:
         self._node.inspection.inspected(core, request, head, rows)

@@ -75,6 +75,7 @@ class Node:
         self.founder: Core | None = None  # the driver that started the session and ends it by its own end
         self.head_port = HeadPort(self)
         self.inspection = Inspection(self)
+        self._metrics: Any = None  # MetricsExport, once anybody measures or asks
         self.requests = Requests(self)
         self.head: Any = None  # HeadService, once main has imported it
         self.fork_link: children.ForkServerLink
@@ -335,6 +336,8 @@ class Node:
     def _core_lost(self, core: Core, why: str) -> None:
         self.cores.remove(core)
         self.inspection.core_lost(core)
+        if self._metrics is not None:
+            self._metrics.core_lost(core)
         self.feed(self.scheduler, lm.CoreLeft(core.tag))
         if core.kind == "worker":
             return  # the head hears of it when the process has ended, with the cause
@@ -483,6 +486,18 @@ class Node:
     def start_redis(self) -> None:
         self.redis.start(self.loop)
 
+    @property
+    def metrics(self) -> Any:
+        if self._metrics is None:
+            from .metrics_export import MetricsExport
+
+            self._metrics = MetricsExport(self)
+        return self._metrics
+
+    @property
+    def metrics_port(self) -> int | None:
+        return None if self._metrics is None else self._metrics.port
+
     def tell_all(self, name: str, *args: Any) -> None:
         for core in list(self.cores.by_tag.values()):
             core.tell(name, *args)
@@ -527,6 +542,8 @@ class Node:
         if self.redis is not None:
             await self.redis.stop()
         self.reaper.close()
+        if self._metrics is not None:
+            self._metrics.close()
         if self.server is not None:
             self.server.close("the session has ended")
 

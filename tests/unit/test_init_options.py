@@ -34,6 +34,7 @@ def test_every_argument_of_the_documents_is_known(name):
     [
         *[("num_cpus", bad) for bad in (-1, 1.5, math.nan, "2", True, [1])],
         *[("num_gpus", bad) for bad in (-1, "2")],
+        *[("_metrics_export_port", bad) for bad in (-1, 70_000, "9090", True)],
         *[("resources", bad) for bad in ("tape", {"tape": -1}, {"tape": math.nan}, {"CPU": 2}, {2: 2})],
         *[("object_store_memory", bad) for bad in (-1, "1GB", math.nan)],
         *[("ignore_reinit_error", bad) for bad in (1, "yes", None)],
@@ -78,7 +79,6 @@ def test_a_bad_argument_is_an_error_that_names_it(name, value):
         ("runtime_env", {"pip": ["requests"]}),
         ("storage", "/tmp"),
         ("object_id_seed", 3),
-        ("_metrics_export_port", 9000),
         ("_tracing_startup_hook", "module:function"),
     ],
     ids=repr,
