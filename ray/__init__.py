@@ -64,7 +64,9 @@ _HOME = {  # public name: module that has it; "" stands for the submodule of tha
     "timeline": "_timeline",
     "ObjectRef": "object_ref",
     **dict.fromkeys(["DynamicObjectRefGenerator", "ObjectRefGenerator"], "object_ref_generator"),
-    **dict.fromkeys(["actor", "exceptions", "job_config", "plasma", "runtime_context", "types", "util"], ""),
+    **dict.fromkeys(
+        ["actor", "exceptions", "job_config", "plasma", "runtime_context", "runtime_env", "types", "util"], ""
+    ),
 }
 
 

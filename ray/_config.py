@@ -88,6 +88,26 @@ TABLE: tuple[Setting, ...] = (
         "shutdown_grace_s", 2.0, "seconds", "node",
         "The same, when the whole session ends; then everything is killed.", "ray.shutdown() takes longer.",
     ),
+    # -- runtime environments -----------------------------------------------------------------------------------
+    Setting(
+        "runtime_env_cache_bytes", 10 * 2**30, "bytes a node", "node",
+        "What is built for environments that nobody uses is kept up to this; those used longest ago go first.", "Disk.",
+    ),
+    Setting(
+        "runtime_env_package_bytes_max", 512 * 2**20, "bytes a package", "driver, worker, node",
+        "A working_dir larger than this was meant to leave something out: data belongs in objects or in files.",
+        "Disk, and time before the first task.",
+    ),
+    Setting(
+        "runtime_env_builds_max", 4, "builds", "node",
+        "pip and conda keep a processor and the disk busy; more at once only makes each of them slower.",
+        "Tasks that run meanwhile get less of the machine.",
+    ),
+    Setting(
+        "runtime_env_setup_timeout_s", 600.0, "seconds", "node",
+        "Of environments that do not say setup_timeout_seconds, and of a worker's start in one.",
+        "A build that hangs is reported later.",
+    ),
     # -- memory ---------------------------------------------------------------------------------------------------
     Setting(
         "object_store_memory_fraction", 0.3, "of available memory", "node",

@@ -90,7 +90,8 @@ def init(
             the session's folder is made.  _system_config: settings by name, see docs/config.md.  _metrics_export_port:
             where Prometheus may read metrics, on 127.0.0.1; 0 takes a free port.  Those that the first versions of Ray
             had, too.
-        labels, local_mode, include_dashboard=True, runtime_env, storage: not built yet.
+        runtime_env: of the job's tasks and actors: a dict or a ray.runtime_env.RuntimeEnv.
+        labels, local_mode, include_dashboard=True, storage: not built yet.
     Returns: a RayContext, or for ray:// a ClientContext, which shuts ray down when used as `with ray.init():`.
     Raises:
         TypeError, ValueError, NotImplementedError: about one argument, which the message names.
@@ -149,9 +150,11 @@ def _start(options: InitOptions) -> RayContext | ClientContext:
     if isinstance(joined, address.Door):
         from ray.client import connect
 
+        info["runtime_env"] = options.prepare(None)
         connection, engine = connect.connect(joined, info, options._temp_dir)
         folder = connection.folder.folder
     elif joined is not None:
+        info["runtime_env"] = options.prepare(joined.folder)
         folder, engine = joined.folder, _join(joined, info)
     else:
         node, engine = _start_session(options, info)
@@ -177,7 +180,14 @@ def _start(options: InitOptions) -> RayContext | ClientContext:
 def _start_session(options: InitOptions, info: dict[str, Any]) -> tuple[NodeProcess, Engine]:
     from ray._launch import node_process, session
 
-    node = node_process.start_node(session.create(options._temp_dir), options.node_config())
+    made = session.create(options._temp_dir)
+    try:
+        info["runtime_env"] = options.prepare(made.folder)
+    except BaseException:
+        made.release_lock()
+        made.remove()
+        raise
+    node = node_process.start_node(made, options.node_config())
     try:
         from ray._core import driver  # imports while the node process starts
 
@@ -298,6 +308,24 @@ def namespace() -> str:
     return str(running.context()["namespace"]) if running is not None else ""
 
 
+def effective_env(env: Any) -> str:
+    """The text of a task's or actor's runtime environment, laid over the one that this process lives in.
+
+    Raises: ValueError: something that it names is not there, or too large.
+    """
+    running = current()
+    assert running is not None
+    parent: str = running.info.get("runtime_env", "")
+    if not env:
+        return parent
+    from ray._config import Settings
+    from ray.runtime_env import _prepare
+
+    bytes_max = Settings(running.info.get("settings")).runtime_env_package_bytes_max
+    away = _started is not None and _started.connection is not None  # a client: the session's folder is elsewhere
+    return _prepare.effective(env, parent, None if away else running.session_dir, bytes_max)
+
+
 # --- once in a process -------------------------------------------------------------------------------------------
 
 _registered = False
@@ -346,4 +374,4 @@ def _configure_logging(options: InitOptions) -> None:
         handler.setFormatter(logging.Formatter(options.logging_format or LOGGING_FORMAT))
 
 
-__all__ = ["ensure_started", "init", "is_initialized", "namespace", "shutdown"]
+__all__ = ["effective_env", "ensure_started", "init", "is_initialized", "namespace", "shutdown"]

@@ -25,6 +25,7 @@ from ray._options import (
     not_built,
     optional,
     resource_map,
+    runtime_env,
     text,
     units,
     whole,
@@ -146,7 +147,7 @@ ARGUMENTS: dict[str, tuple[Any, Check]] = {
     "logging_format": (None, optional(text)),
     "log_to_driver": (True, boolean),
     "namespace": (None, optional(text)),
-    "runtime_env": (None, later("a runtime environment")),
+    "runtime_env": (None, runtime_env),
     "storage": (None, later("cluster-wide storage")),
     "huge_pages": (False, boolean),
     "plasma_directory": (None, optional(_folder)),
@@ -194,6 +195,7 @@ class InitOptions:
         self.values = values
         self.given = given
         # Of the job: named actors live in it. Nobody else's, unless it was given.
+        self.job_runtime_env = ""  # JSON, once `prepare` has run
         self.job_namespace: str = values["namespace"] or values["job_config"].ray_namespace or os.urandom(16).hex()
 
     def __getattr__(self, name: str) -> Any:
@@ -233,12 +235,33 @@ class InitOptions:
             given.setdefault("prestart_workers", self.num_workers)
         return Settings(given, os.environ).overrides()
 
+    def prepare(self, session_dir: str | None) -> str:
+        """Packs what the job's runtime environment names into the session's folder; None: that is out of reach.
+
+        Returns: the environment as JSON; "": none.
+        Raises: ValueError: something that it names is not there, or too large.
+        """
+        env = self.values["runtime_env"] or self.job_config.runtime_env
+        if env:
+            from ray._config import Settings
+            from ray.runtime_env import _prepare
+
+            bytes_max = Settings(self.settings()).runtime_env_package_bytes_max
+            self.job_runtime_env = _prepare.effective(env, "", session_dir, bytes_max)
+        return self.job_runtime_env
+
     def node_config(self) -> dict[str, Any]:
         """What ray._launch.node_process.start_node is given."""
         config = {
             "resources": self.resources(),
             "settings": self.settings(),
-            "job": {"sys_path": list(sys.path), "cwd": os.getcwd(), "env": {}, "namespace": self.job_namespace},
+            "job": {
+                "sys_path": list(sys.path),
+                "cwd": os.getcwd(),
+                "env": {},
+                "namespace": self.job_namespace,
+                "runtime_env": self.job_runtime_env,
+            },
             "huge_pages": self.huge_pages,
         }
         for key, option in (
@@ -267,7 +290,7 @@ class InitOptions:
             "cwd": os.getcwd(),
             "namespace": self.job_namespace,
             "log_to_driver": self.prints_of_workers,
-            "runtime_env": {},
+            "runtime_env": "",  # known once `prepare` has run
             "metadata": self.job_config.metadata,
         }
 

@@ -171,6 +171,15 @@ def strategy(option: str, value: Any) -> str | None:
     raise not_built(option, value, "placement by node, label or placement group")
 
 
+def runtime_env(option: str, value: Any) -> Any:
+    """A ray.runtime_env.RuntimeEnv, or None if nothing is asked for."""
+    if value is None or (isinstance(value, dict) and not value):
+        return None
+    from ray.runtime_env import _prepare  # only programs that use one pay for it
+
+    return _prepare.check(option, value)
+
+
 def lifetime(option: str, value: Any) -> str | None:
     if value in (None, "non_detached"):
         return None
@@ -190,7 +199,7 @@ _COMMON: dict[str, Check] = {
     "accelerator_type": optional(text),
     "name": optional(text),
     "scheduling_strategy": strategy,
-    "runtime_env": later("a runtime environment"),
+    "runtime_env": runtime_env,
     "label_selector": later("placement by node labels"),
     "fallback_strategy": later("placement by node labels"),
     "placement_group": later("placement in a placement group", "default"),

@@ -432,6 +432,7 @@ class ActorClass(Generic[T]):
         engine_options["description"] = self._description.pack()
         if issubclass(self._class, Checkpointable):
             engine_options["checkpoints"] = CLASS_DECIDES
+        engine_options["runtime_env"] = _driver.effective_env(self._options.get("runtime_env"))
         return ActorTemplate(self._class, self.__name__, returns, engine_options)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> NoReturn:

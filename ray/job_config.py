@@ -13,7 +13,8 @@ class JobConfig:
     Args:
         ray_namespace: where the job's named actors live; `ray.init(namespace=)` wins over it.
         metadata: strings by string, shown with the job.
-        runtime_env, default_actor_lifetime="detached", code_search_path, jvm_options: not built yet; leave them out.
+        runtime_env: of the job's tasks and actors; `ray.init(runtime_env=)` wins over it.
+        default_actor_lifetime="detached", code_search_path, jvm_options: not built yet; leave them out.
     """
 
     def __init__(
@@ -29,7 +30,8 @@ class JobConfig:
     ) -> None:
         _options.later("calling Java")("JobConfig: jvm_options", jvm_options)
         _options.later("loading code by path")("JobConfig: code_search_path", code_search_path)
-        _options.later("a runtime environment")("JobConfig: runtime_env", runtime_env)
+        self.runtime_env: Any = None
+        self.set_runtime_env(runtime_env)
         _options.later("detached by default", "non_detached")(
             "JobConfig: default_actor_lifetime", default_actor_lifetime
         )
@@ -45,6 +47,10 @@ class JobConfig:
         if not isinstance(key, str) or not isinstance(value, str):
             raise TypeError(f"JobConfig: metadata is strings by string, not {key!r}: {value!r}")
         self.metadata[key] = value
+
+    def set_runtime_env(self, runtime_env: dict[str, Any] | None, validate: bool = False) -> None:
+        """Checked at once, whatever validate says."""
+        self.runtime_env = _options.runtime_env("JobConfig: runtime_env", runtime_env)
 
     def set_ray_namespace(self, ray_namespace: str) -> None:
         self.ray_namespace = _options.text("JobConfig: ray_namespace", ray_namespace)

@@ -96,6 +96,7 @@ class RemoteFunction(Generic[R]):
         engine_options["num_returns"], engine_options["window"] = returns, window
         engine_options["arity"] = signature.bounds
         engine_options["check"] = signature.check
+        engine_options["runtime_env"] = _driver.effective_env(self._options.get("runtime_env"))
         return TaskTemplate(self._function, self._options.get("name") or self.__name__, engine_options)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray._protocol.resources import UNITS
 from ray.types import ActorID, JobID, NodeID, TaskID, WorkerID
+
+if TYPE_CHECKING:
+    from ray.runtime_env import RuntimeEnv
 
 
 class RuntimeContext:
@@ -119,11 +122,15 @@ class RuntimeContext:
         return self.get_accelerator_ids()
 
     def get_runtime_env_string(self) -> str:
-        return "{}"
+        """The runtime environment that this process lives in, as JSON; in a driver, the one of its tasks."""
+        return str(self._context().get("runtime_env") or "{}")
 
     @property
-    def runtime_env(self) -> dict[str, Any]:
-        return {}
+    def runtime_env(self) -> RuntimeEnv:
+        """The same as a ray.runtime_env.RuntimeEnv; what was packed is named by its URI."""
+        from ray.runtime_env import RuntimeEnv
+
+        return RuntimeEnv.deserialize(self.get_runtime_env_string())
 
     @property
     def should_capture_child_tasks_in_placement_group(self) -> bool:

@@ -22,6 +22,7 @@ MACHINES = (
     ("Node", "ray/_head/monitor.py", None),
     ("Job", "ray/_head/jobs.py", None),
     ("Worker", "ray/_node/worker_pool.py", None),
+    ("Runtime environment", "ray/_node/runtime_envs.py", None),
     ("Lease", "ray/_node/local_scheduler.py", "ray/_node/leases.py"),
     ("Actor", "ray/_head/actor_directory.py", "ray/_head/actor_record.py"),
 )

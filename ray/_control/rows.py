@@ -48,6 +48,7 @@ class ActorRow(NamedTuple):
     detached: bool = False
     resources: dict[str, int] = {}
     placement_resources: dict[str, int] = {}
+    runtime_env: str = ""  # JSON, as ray/runtime_env/_prepare.py makes it
     max_restarts: int = 0
     max_task_retries: int = 0
     max_concurrency: int = 1

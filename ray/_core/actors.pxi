@@ -42,6 +42,8 @@ cdef class ActorLine:
                 f"the actor {self.class_name} (id {self.actor_id.hex()}) died in its constructor:\n{error}")
             died.cause = died.__cause__ = getattr(error, "cause", None) or error
             return died
+        if type(self.cause) is str and self.cause.startswith(RUNTIME_ENV_FAILED):
+            return exceptions.RuntimeEnvSetupError(f"the actor {self.class_name} (id {self.actor_id.hex()}) can't start: {self.cause}")
         return exceptions.ActorDiedError(
             f"the actor {self.class_name} (id {self.actor_id.hex()}) is dead: {self.cause or 'it was killed'}")
 
@@ -378,6 +380,7 @@ cdef class ActorTemplate:
         spec = {
             "class_name": self.name, "resources": options.get("resources") or {},
             "placement_resources": options.get("placement_resources") or options.get("resources") or {},
+            "runtime_env": options.get("runtime_env") or "",
             "max_restarts": options.get("max_restarts", 0), "max_task_retries": options.get("max_task_retries", 0),
             "max_concurrency": options.get("max_concurrency", 1), "name": options.get("name"),
             "namespace": options.get("namespace") or self_engine.info.get("namespace"),

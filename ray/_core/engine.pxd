@@ -160,6 +160,7 @@ cdef class LeasePool:
     cdef Engine engine
     cdef dict resources
     cdef object strategy
+    cdef str runtime_env          # JSON; "": the plain one
     cdef readonly str name
     cdef deque[void*] queue       # Tasks (owned references)
     cdef list leases
@@ -191,6 +192,7 @@ cdef class TaskTemplate(Callee):
     cdef object function
     cdef dict resources
     cdef object strategy
+    cdef str runtime_env
     cdef int max_calls
 
 # ---------------------------------------------------------------- actors.pxi

@@ -69,6 +69,7 @@ from _thread import get_ident
 from ray import exceptions
 from ray._native.plasma import PlasmaObjectNotFound, PlasmaStoreDied, PlasmaStoreFull
 from ray._native.references import ObjectRef as _ObjectRef
+from ray._protocol.frames import RUNTIME_ENV_FAILED
 
 globals()["ObjectRef"] = _ObjectRef  # the public name; inside this module it is the C type
 
@@ -207,7 +208,7 @@ cdef class Engine:
         self.reporters, self.other_events, self.other_counts = [], [], {}
         self.info = {}
         self.handlers.update(
-            lease_grant=self.on_lease_grant, lease_infeasible=self.on_lease_infeasible,
+            lease_grant=self.on_lease_grant, lease_infeasible=self.on_lease_infeasible, lease_failed=self.on_lease_failed,
             lease_wanted=self.on_lease_wanted, lease_lost=self.on_lease_lost, actor_state=self.on_actor_state,
             log_lines=self.on_log_lines_event, error=self.on_error_event, store_died=self.on_store_died,
             store_back=self.on_store_back, inspect=self.on_inspect)
@@ -500,6 +501,11 @@ cdef class Engine:
         else:
             print(f"ray: {message}", file=sys.stderr)
 
+    def on_lease_failed(self, req_id, cause):
+        cdef LeasePool pool = self.lease_requests.pop(req_id, None)
+        if pool is not None:
+            lease_failed(self, pool, req_id, cause)
+
     def on_lease_wanted(self):
         """Others wait for resources: idle leases go back now, busy ones after what they have in hand."""
         cdef Lease lease
@@ -595,7 +601,8 @@ cdef class Engine:
         """What ray.get_runtime_context() is made of."""
         out = {"job_id": self.info.get("job_id", bytes(4)), "node_id": self.info.get("node_id", bytes(16)),
                "worker_tag": self.tag, "is_driver": bool(self.is_driver), "namespace": self.info.get("namespace", ""),
-               "task_id": None, "actor_id": None, "task_name": None, "gpu_ids": [], "resources": {}}
+               "runtime_env": self.info.get("runtime_env", ""), "task_id": None, "actor_id": None, "task_name": None,
+               "gpu_ids": [], "resources": {}}
         if self.executor is not None:
             out.update(self.executor.context())
         return out

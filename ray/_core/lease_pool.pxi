@@ -10,8 +10,9 @@ cdef int REQUESTS_MAX = 8          # lease requests of one class at the node at 
 
 
 cdef class LeasePool:
-    def __init__(self, Engine engine, dict resources, strategy, name):
+    def __init__(self, Engine engine, dict resources, strategy, name, runtime_env):
         self.engine, self.resources, self.strategy, self.name = engine, resources, strategy, name
+        self.runtime_env = runtime_env
         self.leases, self.requests = [], {}
         self.average_us = -1
 
@@ -118,9 +119,26 @@ cdef class LeasePool:
             self.engine.next_request += 1
             self.requests[req_id] = True
             self.engine.lease_requests[req_id] = self
-            self.engine.event("lease_request", req_id, self.resources, {"name": self.name, "strategy": self.strategy})
+            info = {"name": self.name, "strategy": self.strategy}
+            if self.runtime_env:
+                info["runtime_env"] = self.runtime_env
+            self.engine.event("lease_request", req_id, self.resources, info)
             wanted -= 1
         return 0
+
+
+cdef int lease_failed(Engine self, LeasePool pool, req_id, str cause) except -1:
+    """The environment of this class can't be set up: everything that waits for a worker in it fails, with the tool's words."""
+    cdef Task task
+    pool.requests.pop(req_id, None)
+    while not pool.queue.empty():
+        task = <Task>pool.queue.front()
+        pool.queue.pop_front()
+        Py_DECREF(task)
+        if not task.cancelled:
+            fail_task(task, exceptions.RuntimeEnvSetupError(
+                f"{task.callee.name}() can't run: its runtime environment could not be set up: {cause}"))
+    return 0
 
 
 cdef class Lease:

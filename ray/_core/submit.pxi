@@ -356,6 +356,7 @@ cdef class TaskTemplate(Callee):
         self.resources = dict(options.get("resources") or {})
         self.strategy = options.get("strategy")
         self.max_calls = options.get("max_calls", 0)
+        self.runtime_env = options.get("runtime_env") or ""
         self.set_options(options)
 
     cdef int define(self) except -1:
@@ -372,10 +373,10 @@ cdef class TaskTemplate(Callee):
         self.definition = b"".join((b"\0", function_id, self.max_calls.to_bytes(4, "little"), len(name).to_bytes(4, "little"), name,
                                     len(held).to_bytes(4, "little"), held, (len(ids) // 28).to_bytes(4, "little"), ids, blob))
         self.definition_refs = refs
-        key = (tuple(sorted(self.resources.items())), repr(self.strategy), self.name if self.max_calls else None)
+        key = (tuple(sorted(self.resources.items())), repr(self.strategy), self.runtime_env, self.name if self.max_calls else None)
         pool = engine.pools.get(key)
         if pool is None:
-            pool = engine.pools[key] = LeasePool(engine, self.resources, self.strategy, self.name)
+            pool = engine.pools[key] = LeasePool(engine, self.resources, self.strategy, self.name, self.runtime_env)
         self.pool = pool
         self.number = <uint32_t>len(engine.callees)
         engine.callees.append(self.name)

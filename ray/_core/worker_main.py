@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from typing import Any, TextIO
 
 from ray._core.engine import Engine, Executor
 from ray._native import serialization
 from ray._native.references import ObjectRef
 from ray._protocol.frames import LOG_NAME_MARK
+from ray.runtime_env import _enter
 
 serialization.set_ref_type(ObjectRef)
 
@@ -51,6 +53,19 @@ class _NamedStream:
         return iter(self._stream)
 
 
+def _set_up(engine: Engine, hook: str) -> bool:
+    """The environment's setup hook. No task comes before the node has heard that it is over."""
+    try:
+        _enter.run_hook(hook, str(engine.session_dir))
+    except BaseException:
+        what = "a function" if hook.startswith("gcs://") else hook
+        engine.event("setup_failed", f"its worker_process_setup_hook ({what}) raised:\n{traceback.format_exc()}")
+        engine.close()
+        return False
+    engine.event("setup_done")
+    return True
+
+
 def main(startup: dict[str, Any]) -> int:
     """Serves until told to exit. `startup`: see "A worker's start" in docs/internals/wire_format.md."""
     token = startup["token"]
@@ -62,12 +77,18 @@ def main(startup: dict[str, Any]) -> int:
     signal.signal(signal.SIGINT, executor.on_sigint)
     sys.stdout = _NamedStream(sys.stdout, executor)  # type: ignore[assignment]
     sys.stderr = _NamedStream(sys.stderr, executor)  # type: ignore[assignment]
+    hook = _enter.hook_of(startup["runtime_env"]) if startup.get("runtime_env") else None
+    said = {"kind": "worker", "job_id": startup.get("job_id"), "setup_pending": hook is not None}
+    if "start_key" in startup:
+        said.update(worker_id=startup["worker_id"], start_key=startup["start_key"])
     try:
-        engine.connect(startup["node_socket"], {"kind": "worker", "job_id": startup.get("job_id")})
+        engine.connect(startup["node_socket"], said)
     except RuntimeError as error:
         if str(error) == "the session is ending":
             return 0  # started for a task whose driver has left meanwhile
         raise
+    if hook is not None and not _set_up(engine, hook):
+        return 1
     try:
         executor.serve()
     finally:

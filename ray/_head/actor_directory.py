@@ -33,6 +33,7 @@ from ray._head.actor_messages import (
     Created,
     DropName,
     DropRow,
+    EnvFailed,
     Event,
     Exiting,
     ExpectExit,
@@ -66,6 +67,7 @@ from ray._head.actor_record import (
     STATES,
     Actor,
 )
+from ray._protocol.frames import RUNTIME_ENV_FAILED
 from ray._scheduling.machine import InvalidTransition
 
 DEAD_KEPT = 2048  # dead actors that are remembered with their cause; a later question hears that it is long dead
@@ -277,6 +279,11 @@ class ActorDirectory:
         actor.cause = event.error  # final: the same __init__ would raise again
         return DEAD, [AskToExit(actor.worker_tag, "its actor's __init__ raised")]
 
+    def _env_failed(self, actor: Actor, event: EnvFailed, now: float) -> Step:
+        if actor.worker_tag:
+            return None  # it has a worker that came up: late news of an earlier try
+        return self._dies(actor, RUNTIME_ENV_FAILED + event.cause)  # final: it would fail again
+
     def _exits(self, actor: Actor, event: Exiting, now: float) -> Step:
         actor.cause = event.why or "it exited by itself"
         return DEAD, [ExpectExit(actor.worker_tag, "its actor exits")]  # its death releases the resources
@@ -482,6 +489,7 @@ TRANSITIONS: dict[tuple[str, type], Row] = {
     (PENDING_PLACEMENT, OwnerDied): _D._owner_died,
     (PENDING_PLACEMENT, Kill): _D._kill,
     (PENDING_PLACEMENT, OutOfScope): _D._out_of_scope,
+    (PENDING_PLACEMENT, EnvFailed): _D._env_failed,
     (PENDING_PLACEMENT, PlacementLost): _D._place_again,
     (PENDING_PLACEMENT, Placed): _D._to_creation,
     (PENDING_PLACEMENT, Subscribe): _D._join,
@@ -489,6 +497,7 @@ TRANSITIONS: dict[tuple[str, type], Row] = {
     (RESTARTING, OwnerDied): _D._owner_died,
     (RESTARTING, Kill): _D._kill,
     (RESTARTING, OutOfScope): _D._out_of_scope,
+    (RESTARTING, EnvFailed): _D._env_failed,
     (RESTARTING, PlacementLost): _D._place_again,
     (RESTARTING, Placed): _D._to_creation,
     (RESTARTING, Subscribe): _D._join,
@@ -498,6 +507,7 @@ TRANSITIONS: dict[tuple[str, type], Row] = {
     (PENDING_CREATION, Kill): _D._kill,
     (PENDING_CREATION, OutOfScope): _D._out_of_scope,
     (PENDING_CREATION, WorkerDied): _D._worker_died,
+    (PENDING_CREATION, EnvFailed): _D._env_failed,
     (PENDING_CREATION, PlacementLost): _D._place_again,  # only while it has no worker
     (PENDING_CREATION, Exiting): _D._exits,  # exit_actor() in __init__
     (PENDING_CREATION, InitFailed): _D._init_failed,
@@ -513,6 +523,7 @@ TRANSITIONS: dict[tuple[str, type], Row] = {
     (ALIVE, PlacementLost): _D._ignore,  # the worker's death says it too
     (ALIVE, Exiting): _D._exits,
     (ALIVE, Ready): _D._ignore,  # said twice
+    (ALIVE, EnvFailed): _D._ignore,
     (ALIVE, InitFailed): _D._ignore,  # a worker that contradicts itself
     (ALIVE, WorkerStarted): _D._refuse_second,  # the shell handed out two
     (ALIVE, Subscribe): _D._join,
@@ -526,6 +537,7 @@ TRANSITIONS: dict[tuple[str, type], Row] = {
     (DEAD, Placed): _D._refuse_place,  # crossed our CancelPlacement
     (DEAD, WorkerStarted): _D._refuse_worker,
     (DEAD, Ready): _D._ignore,
+    (DEAD, EnvFailed): _D._ignore,
     (DEAD, InitFailed): _D._ignore,
     (DEAD, Exiting): _D._ignore,
     (DEAD, Subscribe): _D._tell,

@@ -53,6 +53,13 @@ class InitFailed(NamedTuple):
     error: bytes  # an encoded exception
 
 
+class EnvFailed(NamedTuple):
+    """Its runtime environment can't be set up; the text says why."""
+
+    actor_id: bytes
+    cause: str
+
+
 class Exiting(NamedTuple):
     """The worker leaves on purpose (exit_actor, SystemExit): no restart."""
 
@@ -114,7 +121,7 @@ class Unsubscribe(NamedTuple):
 
 Event = Union[
     Created, Placed, PlacementLost, WorkerStarted, Ready, InitFailed, Exiting, WorkerDied, NodeDied, Kill, OutOfScope,
-    OwnerDied, CoreGone, JobEnded, Subscribe, Unsubscribe,
+    OwnerDied, CoreGone, JobEnded, Subscribe, Unsubscribe, EnvFailed,
 ]  # fmt: skip
 
 # -- actions ----------------------------------------------------------------------------------------------------------

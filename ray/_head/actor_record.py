@@ -87,6 +87,7 @@ class Actor:
             detached=self.detached,
             resources=dict(spec.get("resources") or {}),
             placement_resources=dict(spec.get("placement_resources") or {}),
+            runtime_env=spec.get("runtime_env") or "",
             max_restarts=self.max_restarts,
             max_task_retries=spec.get("max_task_retries", 0),
             max_concurrency=spec.get("max_concurrency", 1),

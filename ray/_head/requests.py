@@ -294,6 +294,7 @@ def _check_spec(spec: object) -> None:
     if not isinstance(spec.get("creation"), bytes):
         raise TypeError("create_actor: spec['creation'] must be bytes")
     kinds = {"class_name": str, "name": str, "namespace": str, "owner_tag": bytes, "description": bytes, "calls": dict}
+    kinds["runtime_env"] = str
     for field, kind in kinds.items():
         if not isinstance(spec.get(field) or kind(), kind):
             raise TypeError(f"create_actor: spec[{field!r}] must be {kind.__name__}, not {spec[field]!r}")

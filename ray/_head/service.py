@@ -184,6 +184,11 @@ class HeadService:
         if actor is not None and actor.state != DEAD:
             self.report_error(actor.job_id, "actor_infeasible", message, {"actor_id": actor_id.hex()})
 
+    def actor_env_failed(self, actor_id: bytes, cause: str) -> None:
+        """Answer to `place_actor`: its runtime environment can't be set up, and so it never will be."""
+        self._run(lambda: self.placing.handle(global_scheduler.Ended(actor_id)))
+        self.actor_event(am.EnvFailed(actor_id, cause))
+
     def report_error(self, job_id: bytes, kind: str, message: str, extra: Mapping[str, Any], pid: int = 0) -> None:
         """Keeps an error and shows it to the job's driver."""
         row, entry_id = self.errors.push(job_id, kind, message, extra, pid, self._clock())

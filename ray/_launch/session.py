@@ -57,6 +57,10 @@ class Session:
     def core_socket(self, tag: bytes) -> str:
         return f"{self.folder}/c/{tag.hex()}"
 
+    def worker_start(self, worker_id: int) -> str:
+        """What a worker that is exec'ed is told (ray/_node/exec_worker.py)."""
+        return f"{self.folder}/c/start-{worker_id}"
+
     def release_lock(self) -> None:
         """Closes this process's handle on the lock; the node process keeps its own."""
         if self.lock_fd >= 0:

@@ -22,7 +22,7 @@ EXIT_CAUSES_KEPT = 4096
 class Job:
     """What a job's workers need to be like its driver, and who wants to see their output."""
 
-    __slots__ = ("cwd", "drivers", "env", "job_id", "namespace", "sys_path")
+    __slots__ = ("cwd", "drivers", "env", "job_id", "namespace", "runtime_env", "sys_path")
 
     def __init__(self, job_id: bytes, info: dict[str, Any]) -> None:
         self.job_id = job_id
@@ -30,6 +30,7 @@ class Job:
         self.cwd: str = info.get("cwd") or ""
         self.env: dict[str, str] = dict(info.get("env") or {})
         self.namespace: str = info.get("namespace") or ""
+        self.runtime_env: str = info.get("runtime_env") or ""  # JSON; of tasks and actors that name none themselves
         self.drivers: dict[bytes, Core] = {}
 
     def same_surroundings(self, other: Job) -> bool:
@@ -108,9 +109,17 @@ class Cores:
         return list(job.drivers.values()) if job else []
 
 
-def startup(session: Session, settings: Settings, job: Job) -> dict[str, Any]:
-    """What a new worker is told: the argument of its main."""
+def startup(
+    session: Session, settings: Settings, job: Job, worker_id: int, env: str = "", context: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a new worker is told: the argument of its main.
+
+    Args: env, context: its runtime environment's text, and what its builder said (ray/runtime_env/_enter.py).
+    """
     return {
+        "worker_id": worker_id,
+        "runtime_env": env,
+        "env_context": context or {},
         "session_dir": session.folder,
         "node_socket": session.node_socket,
         "token": session.token,

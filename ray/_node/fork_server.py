@@ -138,8 +138,12 @@ def _become_worker(gate: int, node_pid: int, main: Any, request: dict[str, Any],
             os.close(descriptor)
         _volunteer_for_the_oom_killer()
         startup = request["startup"]
+        if (startup.get("env_context") or {}).get("exec"):
+            from ray._node import exec_worker
+
+            exec_worker.become(startup)  # never returns: its environment has a program of its own to start workers
         set_title("ray worker")
-        _prepare_interpreter(startup)
+        prepare_interpreter(startup)
         if isinstance(main, str):
             main = importlib.import_module(main)
         # What main returns or raises as SystemExit is the exit code, as for a script.
@@ -151,7 +155,7 @@ def _become_worker(gate: int, node_pid: int, main: Any, request: dict[str, Any],
 
         traceback.print_exc()
     finally:
-        _leave(code)
+        leave(code)
 
 
 def _volunteer_for_the_oom_killer() -> None:
@@ -163,7 +167,7 @@ def _volunteer_for_the_oom_killer() -> None:
         return  # a container that forbids it: the kernel chooses by size alone
 
 
-def _prepare_interpreter(startup: dict[str, Any]) -> None:
+def prepare_interpreter(startup: dict[str, Any]) -> None:
     """Streams, environment, path and folder as the driver's, so that its modules are found by the same names."""
     # Line by line: what a task has printed is in the pipe when the task is done.
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
@@ -181,9 +185,15 @@ def _prepare_interpreter(startup: dict[str, Any]) -> None:
             os.chdir(startup["cwd"])
         except OSError as error:
             print(f"ray: worker can't enter the driver's folder {startup['cwd']!r}: {error.strerror}", file=sys.stderr)
+    if startup.get("runtime_env"):
+        from ray.runtime_env import _enter
+
+        if not startup["env_context"].get("exec"):
+            _enter.set_variables(startup["runtime_env"], startup["env_context"])
+        _enter.set_paths(startup["env_context"])
 
 
-def _leave(code: int) -> NoReturn:
+def leave(code: int) -> NoReturn:
     """Ends the worker as the interpreter would: threads, atexit, streams; but not the frames of the fork server."""
     import atexit
     import threading

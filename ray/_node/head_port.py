@@ -22,16 +22,14 @@ class HeadPort:
     def place_actor(self, actor_id: bytes, spec: dict[str, Any], incarnation: int) -> None:
         node = self._node
         self._placed.add(actor_id)
-        node.feed(
-            node.scheduler,
-            lm.ActorRequested(
-                actor_id,
-                spec["job_id"],
-                spec.get("resources") or {},
-                spec.get("placement_resources") or {},
-                f"actor {spec.get('class_name', '')}",
-            ),
+        request = lm.ActorRequested(
+            actor_id,
+            spec["job_id"],
+            spec.get("resources") or {},
+            spec.get("placement_resources") or {},
+            f"actor {spec.get('class_name', '')}",
         )
+        node.envs.request(("actor", actor_id), spec.get("runtime_env") or "", request)
 
     def cancel_placement(self, actor_id: bytes) -> None:
         self.release_actor(actor_id)
@@ -39,6 +37,7 @@ class HeadPort:
     def release_actor(self, actor_id: bytes) -> None:
         if actor_id in self._placed:
             self._placed.discard(actor_id)
+            self._node.envs.withdraw(("actor", actor_id))
             self._node.feed(self._node.scheduler, lm.ActorReleased(actor_id))
 
     def become_actor(

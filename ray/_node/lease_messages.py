@@ -23,6 +23,7 @@ class LeaseRequested(NamedTuple):
     resources: Mapping[str, int]
     name: str = ""
     exclusive: bool = False
+    env: str = ""  # name of the runtime environment, which is ready
 
 
 class LeaseCancelled(NamedTuple):
@@ -67,6 +68,13 @@ class ActorRequested(NamedTuple):
     resources: Mapping[str, int]
     placement_resources: Mapping[str, int]
     name: str = ""
+    env: str = ""
+
+
+class EnvBroken(NamedTuple):  # from the pool: no worker comes up in this environment
+    job_id: bytes
+    env: str
+    cause: str
 
 
 class ActorStarted(NamedTuple):  # its __init__ is over, well or not
@@ -100,6 +108,12 @@ class Infeasible(NamedTuple):
     message: str
 
 
+class LeaseFailed(NamedTuple):  # its environment can't be set up: its owner's tasks for it fail
+    tag: bytes
+    req_id: int
+    cause: str
+
+
 class LeaseWanted(NamedTuple):
     tag: bytes
 
@@ -114,6 +128,7 @@ class AcquireWorker(NamedTuple):
     ticket: int
     job_id: bytes
     fresh: bool = False  # an actor's
+    env: str = ""
 
 
 class CancelAcquire(NamedTuple):
@@ -151,6 +166,11 @@ class ActorWorker(NamedTuple):
 class ActorInfeasible(NamedTuple):
     actor_id: bytes
     message: str
+
+
+class ActorEnvBroken(NamedTuple):
+    actor_id: bytes
+    cause: str
 
 
 class ActorLost(NamedTuple):

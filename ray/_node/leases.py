@@ -18,8 +18,8 @@ class Lease:
     """One request and what became of it. `tag` is its owner's; an actor's lease has the actor id there instead."""
 
     __slots__ = (
-        "actor_starting", "allocation", "asked_at", "exclusive", "feasible", "is_actor", "job_id", "lease_id", "name",
-        "req_id", "shape", "state", "story", "tag", "worker_id",
+        "actor_starting", "allocation", "asked_at", "env", "exclusive", "feasible", "is_actor", "job_id", "lease_id",
+        "name", "req_id", "shape", "state", "story", "tag", "worker_id",
     )  # fmt: skip
 
     def __init__(
@@ -32,6 +32,7 @@ class Lease:
         self.shape = shape
         self.name = name
         self.asked_at = now
+        self.env = ""
         self.state = QUEUED
         self.exclusive = False
         self.is_actor = False
@@ -56,12 +57,13 @@ class Holder:
 
 
 class SchedulingClass:
-    """All queued leases of one shape: a line for each owner, the owners in turn."""
+    """All queued leases of one shape and environment: a line for each owner, the owners in turn."""
 
-    __slots__ = ("actor_starts", "lines", "shape")
+    __slots__ = ("actor_starts", "env", "lines", "shape")
 
-    def __init__(self, shape: Shape, actor_starts: bool) -> None:
+    def __init__(self, shape: Shape, actor_starts: bool, env: str) -> None:
         self.shape = shape
+        self.env = env
         self.actor_starts = actor_starts
         self.lines: OrderedDict[bytes, deque[Lease]] = OrderedDict()
 

@@ -10,9 +10,10 @@ of
     ENDING     its owner is gone, its worker is asked to stop; holds the resources until it has, or is really dead
 
 If an owner dies, all its leases end; if a worker dies, its lease is lost and the owner is told. Requests of one
-scheduling class (the same shape) wait together; classes take turns, and inside a class the owners take turns, so one
-process with a million tasks does not shut out another with one. A request that can never be met stays queued and its
-owner is told why. Somebody waiting makes every other holder be asked to give back leases it has no work for.
+scheduling class (the same shape and environment) wait together; classes take turns, and inside a class the owners
+take turns, so one process with a million tasks does not shut out another with one. A request that can never be met
+stays queued and its owner is told why. Somebody waiting makes every other holder be asked to give back leases it has
+no work for.
 
 A large request could wait forever behind a stream of small ones: one that has waited long gets windows of time
 (`_holding_back`) in which nobody else may take what it lacks. Windows, not a reservation: what it waits for may
@@ -41,9 +42,7 @@ class LocalScheduler:
         self._starvation_s = starvation_s
         self._actors_starting_max = actors_starting_max
         self._cores: dict[bytes, Holder] = {}
-        self._classes: OrderedDict[tuple[Shape, bool], SchedulingClass] = (
-            OrderedDict()
-        )  # feasible ones, longest unserved first
+        self._classes: OrderedDict[ClassKey, SchedulingClass] = OrderedDict()  # feasible ones, longest unserved first
         self._infeasible: dict[int, Lease] = {}
         self._leases: dict[int, Lease] = {}
         self._staffing: dict[int, Lease] = {}
@@ -101,7 +100,7 @@ class LocalScheduler:
             self.ignored += 1
             return
         lease = self._new(event.tag, event.req_id, core.job_id, shape_of(event.resources), event.name, now)
-        lease.exclusive = event.exclusive
+        lease.exclusive, lease.env = event.exclusive, event.env
         core.requests[event.req_id] = lease
         missing = self.resources.missing(lease.shape)
         if missing:
@@ -195,6 +194,17 @@ class LocalScheduler:
             return
         self.resources.reclaim_cpu(lease.allocation)
 
+    def _env_broken(self, event: lm.EnvBroken, now: float) -> None:
+        """Only those that wait for a worker now: resources come back, their owners hear why."""
+        for lease in list(self._staffing.values()):
+            if (lease.job_id, lease.env) != (event.job_id, event.env):
+                continue
+            if lease.is_actor:
+                self._actions.append(lm.ActorEnvBroken(lease.tag, event.cause))
+            else:
+                self._actions.append(lm.LeaseFailed(lease.tag, lease.req_id, event.cause))
+            self._go(lease, "EnvBroken", now)
+
     # -- events of actors -------------------------------------------------------------------------------------
 
     def _actor_requested(self, event: lm.ActorRequested, now: float) -> None:
@@ -203,6 +213,7 @@ class LocalScheduler:
             return
         lease = self._new(event.actor_id, 0, event.job_id, shape_of(event.resources), event.name, now)
         lease.is_actor = lease.exclusive = True
+        lease.env = event.env
         self._actors[event.actor_id] = lease
         # What is needed to be placed must exist on the node, what is needed to run must be free: an actor that runs on
         # no CPU must not wait behind tasks that run for hours. Starts are throttled by actors_starting_max instead.
@@ -236,7 +247,7 @@ class LocalScheduler:
 
     def _staff(self, lease: Lease, now: float) -> str:
         self._staffing[lease.lease_id] = lease
-        self._actions.append(lm.AcquireWorker(lease.lease_id, lease.job_id, lease.is_actor))
+        self._actions.append(lm.AcquireWorker(lease.lease_id, lease.job_id, lease.is_actor, lease.env))
         if lease.is_actor:
             lease.actor_starting = True
             self._actors_starting += 1
@@ -254,7 +265,7 @@ class LocalScheduler:
 
     def _dequeue(self, lease: Lease, now: float) -> str:
         if lease.feasible:
-            key = (lease.shape, lease.is_actor)
+            key = _class_of(lease)
             self._classes[key].remove(lease)
             if not self._classes[key].lines:
                 del self._classes[key]
@@ -340,7 +351,7 @@ class LocalScheduler:
                     starving, hold_until = self._holding_back(now)
         self._ask_holders()
 
-    def _holding_back(self, now: float) -> tuple[tuple[tuple[Shape, bool], list[str]] | None, float]:
+    def _holding_back(self, now: float) -> tuple[tuple[ClassKey, list[str]] | None, float]:
         """The class that may gather resources now, with what it lacks; and until when.
 
         A class that has waited for age a does so while a is in [s, 1.5 s), [2 s, 3 s), [4 s, 6 s), ... for
@@ -376,7 +387,7 @@ class LocalScheduler:
                 self._actions.append(lm.LeaseWanted(tag))
 
     def _is_wanted(self, lease: Lease, waiting: SchedulingClass) -> bool:
-        if waiting.shape == lease.shape and list(waiting.lines) == [lease.tag]:
+        if (waiting.shape, waiting.env) == (lease.shape, lease.env) and list(waiting.lines) == [lease.tag]:
             return False  # only the holder itself waits, for more of the same: it has no idle lease, or soon uses it
         held = lease.allocation.units if lease.allocation else {}
         return any(name in held for name, _ in waiting.shape)
@@ -388,9 +399,9 @@ class LocalScheduler:
         return lease
 
     def _enqueue(self, lease: Lease) -> None:
-        key = (lease.shape, lease.is_actor)
+        key = _class_of(lease)
         if key not in self._classes:
-            self._classes[key] = SchedulingClass(lease.shape, lease.is_actor)
+            self._classes[key] = SchedulingClass(lease.shape, lease.is_actor, lease.env)
         self._classes[key].add(lease)
 
     def _explain(self, name: str, shape: Shape, missing: list[str]) -> str:
@@ -459,6 +470,13 @@ class LocalScheduler:
         return f"LocalScheduler({self.stats()})"
 
 
+ClassKey = tuple[Shape, bool, str]
+
+
+def _class_of(lease: Lease) -> ClassKey:
+    return lease.shape, lease.is_actor, lease.env
+
+
 def _at_least(wanted: Mapping[str, int], floor: Mapping[str, int]) -> Resources:
     return {name: max(units, floor.get(name, 0)) for name, units in wanted.items()}
 
@@ -470,6 +488,7 @@ TRANSITIONS: dict[tuple[str, str], _Step] = {
     (QUEUED, "Cancelled"): LocalScheduler._dequeue,
     (STAFFING, "OwnerLeft"): LocalScheduler._unstaff,
     (STAFFING, "Cancelled"): LocalScheduler._unstaff,
+    (STAFFING, "EnvBroken"): LocalScheduler._unstaff,
     (HELD, "WorkerLost"): LocalScheduler._lose,
     (HELD, "OwnerLeft"): LocalScheduler._end,
     (ENDING, "WorkerLost"): LocalScheduler._lose,
@@ -487,6 +506,7 @@ HANDLERS: dict[type, Callable[[LocalScheduler, Any, float], None]] = {
     lm.LeaseReturned: LocalScheduler._lease_returned,
     lm.WorkerAssigned: LocalScheduler._worker_assigned,
     lm.WorkerLost: LocalScheduler._worker_lost,
+    lm.EnvBroken: LocalScheduler._env_broken,
     lm.Reclaimed: LocalScheduler._reclaimed,
     lm.Blocked: LocalScheduler._blocked,
     lm.Unblocked: LocalScheduler._unblocked,

@@ -128,6 +128,7 @@ def _first_workers(
         idle_timeout_s=settings.idle_worker_timeout_s,
         starting_max=settings.workers_starting_max,
         start_timeout_s=settings.worker_start_timeout_s,
+        env_start_timeout_s=settings.runtime_env_setup_timeout_s,
         exit_grace_s=settings.worker_exit_grace_s,
         start_retries_max=settings.worker_start_retries_max,
     )
@@ -139,9 +140,13 @@ def _first_workers(
     logs.hold(FIRST_JOB)
     now = time.monotonic()
     pool.handle(wm.JobStarted(FIRST_JOB), now)
+    if job.runtime_env:
+        return pool, logs, job, expected  # they start in the job's environment, once that is ready
     for action in pool.handle(wm.Prestart(FIRST_JOB, settings.prestart_workers), now):
         descriptors = logs.open(action.worker_id, FIRST_JOB)
-        body = pickle.dumps({"worker_id": action.worker_id, "startup": startup(session, settings, job)})
+        body = pickle.dumps(
+            {"worker_id": action.worker_id, "startup": startup(session, settings, job, action.worker_id)}
+        )
         try:
             socket.send_fds(control, [body], list(descriptors))
         except BrokenPipeError:

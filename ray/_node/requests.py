@@ -55,7 +55,7 @@ class Requests:
             raise ValueError(f"register: kind must be 'driver' or 'worker' as said in the hello, not {kind!r}")
         if not isinstance(tag, bytes) or len(tag) != TAG_BYTES or tag != peer.tag or tag in node.cores.by_tag:
             raise ValueError("register: tag must be the 16 bytes of the hello, of no other process")
-        core = node.register_driver(peer, tag, info) if kind == "driver" else node.register_worker(peer, tag)
+        core = node.register_driver(peer, tag, info) if kind == "driver" else node.register_worker(peer, tag, info)
         answer = {
             "node_id": node.node_id,
             "job_id": core.job_id,
@@ -65,6 +65,7 @@ class Requests:
             "resources": dict(node.scheduler.resources.total),
             "node_ip": node.config.get("node_ip") or "127.0.0.1",
             "namespace": core.namespace,
+            "runtime_env": node.env_of(core),
             "settings": node.settings.overrides(),
             "python_version": tuple(sys.version_info[:3]),
             "metrics_export_port": node.metrics_port,
@@ -128,13 +129,13 @@ class Requests:
         for name, units in resources.items():
             if not isinstance(name, str) or not isinstance(units, int) or units < 0:
                 raise ValueError(f"lease_request: resources must be units >= 0 by name, not {name!r}: {units!r}")
-        self._schedule(
-            lm.LeaseRequested(
-                core.tag, int(req_id), resources, str(info.get("name", "")), bool(info.get("exclusive_worker"))
-            )
+        request = lm.LeaseRequested(
+            core.tag, int(req_id), resources, str(info.get("name", "")), bool(info.get("exclusive_worker"))
         )
+        self._node.envs.request(("task", core.tag, int(req_id)), str(info.get("runtime_env") or ""), request)
 
     def event_lease_cancel(self, core: Core, req_id: int) -> None:
+        self._node.envs.withdraw(("task", core.tag, int(req_id)))
         self._schedule(lm.LeaseCancelled(core.tag, int(req_id)))
 
     def event_lease_return(self, core: Core, lease_id: int, reusable: bool = True) -> None:
@@ -161,6 +162,15 @@ class Requests:
     def event_exit_postponed(self, core: Core) -> None:
         if core.worker_id:
             self._node.feed(self._node.pool, wm.ExitPostponed(core.worker_id))
+
+    def event_setup_done(self, core: Core) -> None:
+        """Its environment's setup hook has returned: only now may it be leased."""
+        if core.worker_id:
+            self._node.feed(self._node.pool, wm.Registered(core.worker_id, core.tag))
+
+    def event_setup_failed(self, core: Core, cause: str) -> None:
+        if core.worker_id:
+            self._node.feed(self._node.pool, wm.SetupFailed(core.worker_id, str(cause)))
 
     def event_goodbye(self, core: Core) -> None:
         """A driver that leaves in order, but not the one that started the session."""

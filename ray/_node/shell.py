@@ -26,11 +26,13 @@ from ray._launch.session import Session
 from ray._scheduling.node_resources import NodeResources
 
 from . import children, detect
+from . import env_messages as em
 from . import lease_messages as lm
 from . import local_scheduler as ls
 from . import worker_messages as wm
 from . import worker_pool as wp
 from .cores import Core, Cores, Job, startup
+from .env_gate import EnvGate
 from .head_port import HeadPort
 from .inspection import Inspection
 from .log_tail import Line, LogTail
@@ -73,6 +75,7 @@ class Node:
         )
         self.cores = Cores()
         self.founder: Core | None = None  # the driver that started the session and ends it by its own end
+        self.envs = EnvGate(self)
         self.head_port = HeadPort(self)
         self.inspection = Inspection(self)
         self._metrics: Any = None  # MetricsExport, once anybody measures or asks
@@ -93,15 +96,17 @@ class Node:
         self._jobs_leaving: dict[bytes, asyncio.Future[None]] = {}
         self._cause_waiters: dict[bytes, list[asyncio.Future[str]]] = {}
         self._log_drains: set[bytes] = set()  # tags of drivers whose backlog is waited for
+        self._start_keys: dict[int, bytes] = {}  # of workers that another program starts: they have a pid of their own
         self._oom_kills = detect.oom_kills()
         self._many_workers = 100 + 10 * cpus  # where a person is told; doubles each time
         self.bugs = 0
         self._carry_out: dict[type, Callable[[Any], None]] = {
             lm.Grant: self._grant,
-            lm.Infeasible: lambda a: self._tell(a.tag, "lease_infeasible", a.req_id, a.message),
-            lm.LeaseWanted: lambda a: self._tell(a.tag, "lease_wanted"),
-            lm.LeaseLost: lambda a: self._tell(a.tag, "lease_lost", a.lease_id, a.cause),
-            lm.AcquireWorker: lambda a: self.feed(self.pool, wm.Acquire(a.ticket, a.job_id, a.fresh)),
+            lm.Infeasible: lambda a: self.tell(a.tag, "lease_infeasible", a.req_id, a.message),
+            lm.LeaseWanted: lambda a: self.tell(a.tag, "lease_wanted"),
+            lm.LeaseFailed: lambda a: self.tell(a.tag, "lease_failed", a.req_id, a.cause),
+            lm.LeaseLost: lambda a: self.tell(a.tag, "lease_lost", a.lease_id, a.cause),
+            lm.AcquireWorker: lambda a: self.feed(self.pool, wm.Acquire(a.ticket, a.job_id, a.fresh, a.env)),
             lm.CancelAcquire: lambda a: self.feed(self.pool, wm.AcquireCancelled(a.ticket)),
             lm.ReleaseWorker: lambda a: self.feed(self.pool, wm.Released(a.worker_id, a.reusable)),
             lm.KillWorker: lambda a: self.feed(self.pool, wm.KillAsked(a.worker_id, a.why)),
@@ -109,15 +114,18 @@ class Node:
             lm.ActorPlaced: lambda a: self.head.actor_placed(a.actor_id, self.node_id),
             lm.ActorWorker: self._actor_worker,
             lm.ActorInfeasible: lambda a: self.head.actor_infeasible(a.actor_id, a.message),
+            lm.ActorEnvBroken: lambda a: self.head.actor_env_failed(a.actor_id, a.cause),
             lm.ActorLost: lambda a: None,  # the head hears of the worker's death itself, by its tag
             wm.StartWorker: self._start_worker,
             wm.Assigned: lambda a: self.feed(
                 self.scheduler, lm.WorkerAssigned(a.ticket, a.worker_id, a.tag, a.pid)
             ),
             wm.AskToExit: self._ask_to_exit,
-            wm.Kill: lambda a: children.kill_group(a.pid),
+            wm.Kill: self._kill,
             wm.WorkerGone: self._worker_gone,
             wm.StartsFailing: self._starts_failing,
+            wm.EnvBroken: lambda a: self.feed(self.scheduler, lm.EnvBroken(a.job_id, a.env, a.cause)),
+            **self.envs.carry_out,
         }  # fmt: skip
 
     # -- events in, actions out -------------------------------------------------------------------------------
@@ -151,8 +159,9 @@ class Node:
             return []
 
     def _set_timer(self) -> None:
-        """One timer for both machines, set only while one of them waits for a time."""
-        times = [at for at in (self.scheduler.deadline(), self.pool.deadline()) if at is not None]
+        """One timer for all machines, set only while one of them waits for a time."""
+        machines = (self.scheduler, self.pool, self.envs.machine)
+        times = [at for at in (machine.deadline() for machine in machines) if at is not None]
         at = min(times, default=None)
         if at == self._timer_at:
             return
@@ -165,16 +174,17 @@ class Node:
         self._timer = self._timer_at = None
         self.feed(self.pool, wm.Tick())
         self.feed(self.scheduler, lm.Tick())
+        self.feed(self.envs.machine, em.Tick())
 
     # -- actions ----------------------------------------------------------------------------------------------
 
-    def _tell(self, tag: bytes, name: str, *args: Any) -> None:
+    def tell(self, tag: bytes, name: str, *args: Any) -> None:
         core = self.cores.by_tag.get(tag)
         if core is not None:
             core.tell(name, *args)
 
     def _grant(self, grant: lm.Grant) -> None:
-        self._tell(
+        self.tell(
             grant.tag, "lease_grant", grant.req_id, grant.lease_id, grant.worker_tag, grant.worker_pid, grant.gpu_ids
         )
 
@@ -183,8 +193,13 @@ class Node:
 
     def _start_worker(self, action: wm.StartWorker) -> None:
         job = self.cores.jobs[action.job_id]
+        env = self.envs.machine.get(action.env)
+        text, context = (env.text, env.context) if env is not None else ("", {})
+        told = startup(self.session, self.settings, job, action.worker_id, text, context)
+        if context.get("exec"):
+            told["start_key"] = self._start_keys[action.worker_id] = os.urandom(16)
         descriptors = self.logs.open(action.worker_id, action.job_id)
-        self.fork_link.request(action.worker_id, startup(self.session, self.settings, job), descriptors)
+        self.fork_link.request(action.worker_id, told, descriptors)
         if len(self.pool.workers) >= self._many_workers:
             self._warn_of_many_workers(action.job_id)
 
@@ -207,6 +222,12 @@ class Node:
         self.feed(self.pool, wm.ReclaimAsked(action.worker_id, action.why))
         core.tell("reclaim", action.tag)
 
+    def _kill(self, action: wm.Kill) -> None:
+        children.kill_group(action.pid)
+        core = self.cores.by_worker.get(action.worker_id)
+        if core is not None and core.pid != action.pid:  # in a container: no child of what we started
+            children.kill_group(core.pid)
+
     def _ask_to_exit(self, action: wm.AskToExit) -> None:
         core = self.cores.by_worker.get(action.worker_id)
         if core is not None:
@@ -226,16 +247,20 @@ class Node:
             self._core_lost(core, "its process has ended")
         if gone.was_assigned:
             self.feed(self.scheduler, lm.WorkerLost(gone.worker_id, gone.cause))
+        if gone.worker_id in self._start_keys:
+            del self._start_keys[gone.worker_id]
+            remove_file(self.session.worker_start(gone.worker_id))
+        tag = gone.tag or (core.tag if core is not None else b"")  # none yet if its setup hook failed
         if gone.tag:
             self.cores.remember_cause(gone.tag, gone.cause)
             for waiter in self._cause_waiters.pop(gone.tag, ()):
                 if not waiter.done():
                     waiter.set_result(gone.cause)
             self.head.worker_died(gone.tag, gone.cause)
-            try:
-                os.unlink(self.session.core_socket(gone.tag))
-            except FileNotFoundError:
-                pass  # it ended in order and removed it itself
+        if tag:
+            remove_file(self.session.core_socket(tag))  # unless it ended in order and removed it itself
+        if self.envs.machine.envs:
+            self.feed(self.envs.machine, em.LessInUse())
         self._look_at_leaving_jobs()
         if not self.pool.workers:
             for waiting in self._waiting_for_exit:
@@ -276,14 +301,26 @@ class Node:
             cause += f"; it wrote:\n{words}" if words else ""
         self.feed(self.pool, wm.Exited(worker_id, cause))
 
-    def register_worker(self, peer: Any, tag: bytes) -> Core:
+    def env_of(self, core: Core) -> str:
+        """The text of the environment that a core lives in; a driver's is its job's."""
+        worker = self.pool.workers.get(core.worker_id)
+        if worker is None:
+            job = self.cores.jobs.get(core.job_id)
+            return job.runtime_env if job is not None else ""
+        env = self.envs.machine.get(worker.env)
+        return env.text if env is not None else ""
+
+    def register_worker(self, peer: Any, tag: bytes, info: dict[str, Any]) -> Core:
         """Raises: PermissionError: not a process that we forked.  RuntimeError: not ready to be leased."""
         worker_id = self.cores.worker_of_pid.get(peer.pid)
         if worker_id is None:
             self.fork_link.drain()  # the answer that names it may be there, not yet looked at
             worker_id = self.cores.worker_of_pid.get(peer.pid)
+        key = self._start_keys.get(info.get("worker_id", 0))
+        if key is not None and info.get("start_key") == key:
+            worker_id = info["worker_id"]  # of our own starting, by the program around it
         worker = self.pool.workers.get(worker_id) if worker_id is not None else None
-        if worker is None or worker.tag:
+        if worker is None or worker.tag or worker_id in self.cores.by_worker:
             raise PermissionError(f"pid {peer.pid} is no worker that this node has started and not yet met")
         if not os.path.exists(self.session.core_socket(tag)):
             raise RuntimeError("a worker listens on its own socket before it registers: it may be leased at once")
@@ -294,8 +331,9 @@ class Node:
         core.worker_id = worker.worker_id
         self.cores.add(core)
         self.feed(self.scheduler, lm.CoreJoined(tag, core.job_id))
-        # In the next turn: the answer to `register` leaves first.
-        self.loop.call_soon(self.feed, self.pool, wm.Registered(worker.worker_id, tag))
+        if not info.get("setup_pending"):
+            # In the next turn: the answer to `register` leaves first.
+            self.loop.call_soon(self.feed, self.pool, wm.Registered(worker.worker_id, tag))
         return core
 
     def register_driver(self, peer: Any, tag: bytes, info: dict[str, Any]) -> Core:
@@ -317,6 +355,8 @@ class Node:
         self.cores.add(core)
         self.feed(self.scheduler, lm.CoreJoined(tag, job_id))
         self.loop.call_soon(self.logs.resume, job_id)  # behind the answer to `register`
+        if job.runtime_env:
+            self.loop.call_soon(self.envs.request_for_job, job_id, job.runtime_env, self.settings.prestart_workers)
         return core
 
     # -- cores: lost ------------------------------------------------------------------------------------------
@@ -339,6 +379,7 @@ class Node:
         if self._metrics is not None:
             self._metrics.core_lost(core)
         self.feed(self.scheduler, lm.CoreLeft(core.tag))
+        self.envs.core_left(core.tag)
         if core.kind == "worker":
             return  # the head hears of it when the process has ended, with the cause
         self.head.driver_gone(core.tag, why, core.leaving)
@@ -377,6 +418,7 @@ class Node:
     def job_over(self, job_id: bytes) -> None:
         """Nothing needs the job any more: its driver is gone, and so is its last actor, detached ones included."""
         if self.cores.jobs.pop(job_id, None) is not None:
+            self.envs.withdraw(("job", job_id))
             self.feed(self.pool, wm.JobEnded(job_id))
 
     async def leave_after_answer(self, peer: Any) -> None:
@@ -535,6 +577,7 @@ class Node:
         if self._timer is not None:
             self._timer.cancel()
         self.fork_link.close()
+        self.envs.builds.close()
         if self.store is not None:
             self.store.stop()
         if self.head is not None:
@@ -559,6 +602,7 @@ class Node:
             },
             "scheduler": self.scheduler.stats(),
             "pool": self.pool.stats(),
+            "runtime_envs": self.envs.machine.stats(),
             "cores": len(self.cores.by_tag),
             "fork_server_restarts": self.fork_link.restarts,
             "store_restarts": self.store.restarts if self.store else 0,
@@ -566,3 +610,10 @@ class Node:
             "lines_forwarded": self.logs.lines_forwarded,
             "bugs": self.bugs,
         }
+
+
+def remove_file(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return

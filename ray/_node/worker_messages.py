@@ -23,6 +23,7 @@ class JobLeaving(NamedTuple):  # its driver is about to go: no start any more, a
 class Prestart(NamedTuple):
     job_id: bytes
     workers: int
+    env: str = ""
 
 
 class Acquire(NamedTuple):
@@ -31,6 +32,7 @@ class Acquire(NamedTuple):
     fresh: bool = (
         False  # for an actor: a worker that has run nothing yet, and so owns nothing that would die with the actor
     )
+    env: str = ""  # name of the runtime environment that the worker must live in
 
 
 class AcquireCancelled(NamedTuple):
@@ -76,6 +78,17 @@ class Reclaimed(NamedTuple):
     worker_id: int
 
 
+class SetupFailed(
+    NamedTuple
+):  # its environment's setup hook raised: it registers no more, and another would not either
+    worker_id: int
+    cause: str
+
+
+class EnvForgotten(NamedTuple):  # what the environment was built of goes: no worker of it may wait for work
+    env: str
+
+
 class ExitPostponed(NamedTuple):  # it owns objects that others refer to, and leaves when they are released
     worker_id: int
 
@@ -100,6 +113,7 @@ class Tick(NamedTuple):
 class StartWorker(NamedTuple):
     worker_id: int
     job_id: bytes
+    env: str = ""
 
 
 class Assigned(NamedTuple):
@@ -131,3 +145,11 @@ class StartsFailing(NamedTuple):
     job_id: bytes
     cause: str
     tries: int
+
+
+class EnvBroken(NamedTuple):
+    """No worker comes up in this environment: who waits for one waits in vain."""
+
+    job_id: bytes
+    env: str
+    cause: str

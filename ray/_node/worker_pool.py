@@ -1,17 +1,19 @@
 """Decides when workers start, wait, work and end. Pure: `handle(event, now) -> actions`, no I/O, no clock.
 
-Runs in the node process, on its event loop. A worker belongs to one job for life. It is in exactly one of
+Runs in the node process, on its event loop. A worker belongs to one job and one runtime environment for life: it is of
+one *kind*. It is in exactly one of
 
-    STARTING   asked of the fork server, not yet registered; counts towards the tickets of its job that wait
-    IDLE       registered, of no use to anybody; found in its job's `idle`, the one used last at the end
+    STARTING   asked of the fork server, not yet registered; counts towards the tickets of its kind that wait
+    IDLE       registered, of no use to anybody; found in its kind's `idle`, the one used last at the end
     ASSIGNED   has a ticket: a lease of the local scheduler
     EXITING    asked to end (idle too long, not reusable); killed if it is still there at its deadline
     (gone)     dead and reaped: forgotten
 
 If a worker dies while ASSIGNED the scheduler is told (wm.WorkerGone), else nobody. Workers that die one after another
-before they register have a common cause (a broken sys.path, no memory): starting is tried again ever more slowly
-and, after `start_retries_max` in a row, a person is told with the reason. If the fork server dies, starts it had not
-answered fail and are asked again of the next one.
+before they register have a common cause (a broken sys.path, no memory): starting is tried again ever more slowly and,
+after `start_retries_max` in a row, a person is told with the reason - or, if they live in an environment, those who
+wait for one of them are (wm.EnvBroken), for it is theirs. If the fork server dies, starts it had not answered fail
+and are asked again of the next one.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 10.0
 class Worker:
     __slots__ = (
         "cause",
+        "env",
         "idle_since",
         "job_id",
         "pid",
@@ -44,9 +47,10 @@ class Worker:
         "worker_id",
     )
 
-    def __init__(self, worker_id: int, job_id: bytes) -> None:
+    def __init__(self, worker_id: int, job_id: bytes, env: str) -> None:
         self.worker_id = worker_id
         self.job_id = job_id
+        self.env = env  # name of its runtime environment; "" is the plain one
         self.state = STARTING
         self.pid = 0  # 0: not forked yet
         self.tag = b""
@@ -61,15 +65,17 @@ class Worker:
         return f"Worker({self.worker_id}, pid={self.pid}, {self.state}, {self.story})"
 
 
-class _Job:
-    __slots__ = ("failures", "idle", "job_id", "leaving", "prestart", "retry_at", "starting", "tickets")
+class _Kind:
+    """The workers of one job in one environment. The plain kind lives as long as the job, others while used."""
 
-    def __init__(self, job_id: bytes) -> None:
+    __slots__ = ("env", "failures", "idle", "job_id", "prestart", "retry_at", "starting", "tickets")
+
+    def __init__(self, job_id: bytes, env: str) -> None:
         self.job_id = job_id
+        self.env = env
         self.idle: OrderedDict[int, Worker] = OrderedDict()
         self.tickets: OrderedDict[int, bool] = OrderedDict()  # waiting for a worker, in order; True: for a fresh one
         self.starting = 0
-        self.leaving = False  # starts nothing any more: JobEnded will follow
         self.prestart = 0  # wanted although no ticket may be waiting; each that comes up takes one off
         self.failures = 0  # starts in a row that came to nothing
         self.retry_at: float | None = None  # no start before this
@@ -92,6 +98,7 @@ class WorkerPool:
         idle_timeout_s: float = 10.0,
         starting_max: int = 8,
         start_timeout_s: float = 30.0,
+        env_start_timeout_s: float = 600.0,
         exit_grace_s: float = 5.0,
         start_retries_max: int = 5,
     ) -> None:
@@ -99,12 +106,14 @@ class WorkerPool:
         self._idle_timeout_s = idle_timeout_s
         self._starting_max = starting_max
         self._start_timeout_s = start_timeout_s
+        self._env_start_timeout_s = env_start_timeout_s  # a container or a setup hook may take long
         self._exit_grace_s = exit_grace_s
         self._start_retries_max = start_retries_max
-        self._jobs: dict[bytes, _Job] = {}
+        self._jobs: dict[bytes, dict[str, _Kind]] = {}  # by environment
+        self._leaving: set[bytes] = set()  # jobs that start nothing any more: JobEnded will follow
         self.workers: dict[int, Worker] = {}
         self._deadlines: dict[int, float] = {}  # of workers that must do something by a time: register, or be gone
-        self._ticket_job: dict[int, bytes] = {}  # of tickets that wait
+        self._ticket_kind: dict[int, _Kind] = {}  # of tickets that wait
         self._starting = 0
         self._next_id = 1
         self._actions: list[Any] = []
@@ -122,12 +131,12 @@ class WorkerPool:
     def deadline(self) -> float | None:
         """When to send a wm.Tick, or None. Only what must end or be tried again has one: an idle pool sets no timer."""
         times = list(self._deadlines.values())
-        for job in self._jobs.values():
-            if job.retry_at is not None and self._wants(job) > 0 and self._starting_max:
-                times.append(job.retry_at)
-            surplus = len(job.idle) - self._idle_kept
-            if surplus > 0:
-                times.append(next(iter(job.idle.values())).idle_since + self._idle_timeout_s)
+        for kinds in self._jobs.values():
+            for kind in kinds.values():
+                if kind.retry_at is not None and self._wants(kind) > 0 and self._starting_max:
+                    times.append(kind.retry_at)
+            if sum(len(kind.idle) for kind in kinds.values()) > self._idle_kept:
+                times.append(self._longest_idle(kinds).idle_since + self._idle_timeout_s)
         return min(times, default=None)
 
     def _go(self, worker: Worker, event: str, now: float) -> None:
@@ -142,56 +151,60 @@ class WorkerPool:
     # -- events -----------------------------------------------------------------------------------------------
 
     def _job_started(self, event: wm.JobStarted, now: float) -> None:
-        self._jobs.setdefault(event.job_id, _Job(event.job_id))
+        self._jobs.setdefault(event.job_id, {"": _Kind(event.job_id, "")})
 
     def _job_ended(self, event: wm.JobEnded, now: float) -> None:
-        job = self._jobs.pop(event.job_id, None)
-        if job is None:
+        kinds = self._jobs.pop(event.job_id, None)
+        self._leaving.discard(event.job_id)
+        if kinds is None:
             self.ignored += 1
             return
-        for ticket in job.tickets:
-            del self._ticket_job[ticket]
+        for kind in kinds.values():
+            for ticket in kind.tickets:
+                del self._ticket_kind[ticket]
         for worker in [worker for worker in self.workers.values() if worker.job_id == event.job_id]:
             worker.cause = worker.cause or "its job has ended"
             self._go(worker, "JobEnded", now)
 
     def _job_leaving(self, event: wm.JobLeaving, now: float) -> None:
-        job = self._jobs.get(event.job_id)
-        if job is None:
+        kinds = self._jobs.get(event.job_id)
+        if kinds is None:
             self.ignored += 1
             return
-        job.leaving, job.prestart = True, 0
-        for ticket in job.tickets:
-            del self._ticket_job[ticket]
-        job.tickets.clear()
+        self._leaving.add(event.job_id)
+        for kind in kinds.values():
+            kind.prestart = 0
+            for ticket in kind.tickets:
+                del self._ticket_kind[ticket]
+            kind.tickets.clear()
         for worker in [worker for worker in self.workers.values() if worker.job_id == event.job_id]:
             self._exit_asked(wm.ExitAsked(worker.worker_id, event.why), now)
 
     def _prestart(self, event: wm.Prestart, now: float) -> None:
-        job = self._jobs.get(event.job_id)
-        if job is None or job.leaving:
+        kind = self._kind(event.job_id, event.env)
+        if kind is None:
             self.ignored += 1
             return
-        job.prestart = max(job.prestart, event.workers - len(job.idle))
+        kind.prestart = max(kind.prestart, event.workers - len(kind.idle))
 
     def _acquire(self, event: wm.Acquire, now: float) -> None:
-        job = self._jobs.get(event.job_id)
-        if job is None or job.leaving:
+        kind = self._kind(event.job_id, event.env)
+        if kind is None:
             self.ignored += 1  # its job has just ended; so do the leases that wait for it
             return
-        job.tickets[event.ticket] = event.fresh
-        self._ticket_job[event.ticket] = event.job_id
-        for worker in reversed(job.idle.values()):  # the one used last first: its caches are warm
+        kind.tickets[event.ticket] = event.fresh
+        self._ticket_kind[event.ticket] = kind
+        for worker in reversed(kind.idle.values()):  # the one used last first: its caches are warm
             if not (event.fresh and worker.used):
                 self._go(worker, "Assign", now)
                 return
 
     def _acquire_cancelled(self, event: wm.AcquireCancelled, now: float) -> None:
-        job_id = self._ticket_job.pop(event.ticket, None)
-        if job_id is None:
+        kind = self._ticket_kind.pop(event.ticket, None)
+        if kind is None:
             self.ignored += 1
             return
-        del self._jobs[job_id].tickets[event.ticket]  # the worker that starts for it will be idle and reaped in time
+        del kind.tickets[event.ticket]  # the worker that starts for it will be idle and reaped in time
 
     def _released(self, event: wm.Released, now: float) -> None:
         worker = self.workers.get(event.worker_id)
@@ -280,6 +293,21 @@ class WorkerPool:
         else:
             self._go(worker, "Retired", now)
 
+    def _setup_failed(self, event: wm.SetupFailed, now: float) -> None:
+        worker = self.workers.get(event.worker_id)
+        if worker is None or worker.state != STARTING:
+            self.ignored += 1
+            return
+        worker.cause = event.cause
+        self._give_up(worker, event.cause)
+        self._go(worker, "Retired", now)
+
+    def _env_forgotten(self, event: wm.EnvForgotten, now: float) -> None:
+        for kinds in list(self._jobs.values()):
+            for worker in list(kinds[event.env].idle.values()) if event.env in kinds else ():
+                worker.cause = "what its runtime environment was built of was removed to make room"
+                self._go(worker, "Retired", now)
+
     def _no_more_starts(self, event: wm.NoMoreStarts, now: float) -> None:
         self._starting_max = 0
 
@@ -288,13 +316,14 @@ class WorkerPool:
             if at <= now:
                 worker = self.workers[worker_id]
                 if worker.state == STARTING:
-                    worker.cause = f"it did not register within {self._start_timeout_s:g} s of its start"
+                    worker.cause = f"it did not register within {self._patience_s(worker.env):g} s of its start"
                 self._kill(worker)
-        for job in self._jobs.values():
-            if job.retry_at is not None and job.retry_at <= now:
-                job.retry_at = None
-            surplus = len(job.idle) - self._idle_kept
-            for worker in list(job.idle.values())[: max(0, surplus)]:  # the longest idle first
+        for kinds in self._jobs.values():
+            for kind in kinds.values():
+                if kind.retry_at is not None and kind.retry_at <= now:
+                    kind.retry_at = None
+            while sum(len(kind.idle) for kind in kinds.values()) > self._idle_kept:
+                worker = self._longest_idle(kinds)
                 if worker.idle_since + self._idle_timeout_s > now:
                     break
                 worker.cause = "idle"
@@ -303,49 +332,64 @@ class WorkerPool:
     # -- steps ------------------------------------------------------------------------------------------------
 
     def _to_idle_or_ticket(self, worker: Worker, now: float) -> str:
-        job = self._jobs[worker.job_id]
+        kind = self._kind_of(worker)
         worker.ticket = 0
-        if job.ticket_for(worker) is not None:
+        if kind.ticket_for(worker) is not None:
             return self._assign(worker, now)
         worker.idle_since = now
-        job.idle[worker.worker_id] = worker
+        kind.idle[worker.worker_id] = worker
         return IDLE
 
     def _assign(self, worker: Worker, now: float) -> str:
-        job = self._jobs[worker.job_id]
-        job.idle.pop(worker.worker_id, None)
-        ticket = job.ticket_for(worker)
+        kind = self._kind_of(worker)
+        kind.idle.pop(worker.worker_id, None)
+        ticket = kind.ticket_for(worker)
         assert ticket is not None
         worker.ticket, worker.used = ticket, True
-        del job.tickets[ticket]
-        del self._ticket_job[ticket]
+        del kind.tickets[ticket]
+        del self._ticket_kind[ticket]
         self._actions.append(wm.Assigned(worker.ticket, worker.worker_id, worker.tag, worker.pid))
         return ASSIGNED
 
     def _welcome(self, worker: Worker, now: float) -> str:
         self._deadlines.pop(worker.worker_id, None)
         self._starting_over(worker)
-        job = self._jobs[worker.job_id]
-        job.failures = 0
-        job.prestart = max(0, job.prestart - 1)
+        kind = self._kind_of(worker)
+        kind.failures = 0
+        kind.prestart = max(0, kind.prestart - 1)
         return self._to_idle_or_ticket(worker, now)
 
     def _start_failed(self, worker: Worker, now: float) -> str:
         self._starting_over(worker)
         self._forget(worker, was_assigned=False)
-        job = self._jobs[worker.job_id]
-        job.failures += 1
-        job.retry_at = now + min(BACKOFF_FIRST_S * 2 ** (job.failures - 1), BACKOFF_MAX_S)
-        job.prestart = 0
-        if job.failures % self._start_retries_max == 0:
-            self._actions.append(wm.StartsFailing(worker.job_id, worker.cause or "unknown", job.failures))
+        kind = self._kind_of(worker)
+        kind.failures += 1
+        kind.retry_at = now + min(BACKOFF_FIRST_S * 2 ** (kind.failures - 1), BACKOFF_MAX_S)
+        kind.prestart = 0
+        if kind.failures % self._start_retries_max == 0:
+            cause = worker.cause or "unknown"
+            if kind.env:
+                self._give_up(
+                    worker, f"{kind.failures} workers in a row died while starting in it. The last one {cause}"
+                )
+            else:
+                self._actions.append(wm.StartsFailing(worker.job_id, cause, kind.failures))
         return GONE
+
+    def _give_up(self, worker: Worker, cause: str) -> None:
+        """Those who wait for a worker of this kind are told; until somebody asks anew, none is started."""
+        kind = self._kind_of(worker)
+        kind.prestart = kind.failures = 0
+        for ticket in kind.tickets:
+            del self._ticket_kind[ticket]
+        kind.tickets.clear()
+        self._actions.append(wm.EnvBroken(kind.job_id, kind.env, cause))
 
     def _retire(self, worker: Worker, now: float) -> str:
         if worker.state == STARTING:
             self._starting_over(worker)
         if worker.job_id in self._jobs:
-            self._jobs[worker.job_id].idle.pop(worker.worker_id, None)
+            self._kind_of(worker).idle.pop(worker.worker_id, None)
         self._deadlines[worker.worker_id] = now + self._exit_grace_s
         worker.cause = worker.cause or "retired"
         if worker.tag:
@@ -362,8 +406,12 @@ class WorkerPool:
 
     def _bury(self, worker: Worker, now: float) -> str:
         if worker.state == IDLE:
-            del self._jobs[worker.job_id].idle[worker.worker_id]
+            del self._kind_of(worker).idle[worker.worker_id]
         self._forget(worker, was_assigned=worker.state == ASSIGNED)
+        if worker.env and worker.job_id in self._jobs:
+            kind = self._kind_of(worker)
+            if not (kind.idle or kind.tickets or kind.starting or kind.prestart):
+                del self._jobs[worker.job_id][worker.env]  # ASSIGNED ones make it again when they come back
         return GONE
 
     def _forget(self, worker: Worker, was_assigned: bool) -> None:
@@ -379,31 +427,52 @@ class WorkerPool:
     def _starting_over(self, worker: Worker) -> None:
         self._starting -= 1
         if worker.job_id in self._jobs:
-            self._jobs[worker.job_id].starting -= 1
+            self._kind_of(worker).starting -= 1
 
     # -- starting ---------------------------------------------------------------------------------------------
 
-    def _wants(self, job: _Job) -> int:
-        return max(len(job.tickets), job.prestart) - job.starting
+    def _kind(self, job_id: bytes, env: str) -> _Kind | None:
+        """Of a job that may still start workers; None: it has ended, or is about to."""
+        kinds = self._jobs.get(job_id)
+        if kinds is None or job_id in self._leaving:
+            return None
+        return kinds.setdefault(env, _Kind(job_id, env))
+
+    def _kind_of(self, worker: Worker) -> _Kind:
+        return self._jobs[worker.job_id].setdefault(worker.env, _Kind(worker.job_id, worker.env))
+
+    def _longest_idle(self, kinds: dict[str, _Kind]) -> Worker:
+        return min((next(iter(kind.idle.values())) for kind in kinds.values() if kind.idle), key=lambda w: w.idle_since)
+
+    def _patience_s(self, env: str) -> float:
+        return max(self._start_timeout_s, self._env_start_timeout_s) if env else self._start_timeout_s
+
+    def _wants(self, kind: _Kind) -> int:
+        return max(len(kind.tickets), kind.prestart) - kind.starting
 
     def _start_what_is_needed(self, now: float) -> None:
-        """Starts workers until each waiting ticket has one on the way, a job in turn, within starting_max."""
+        """Starts workers until each waiting ticket has one on the way, a kind in turn, within starting_max."""
         while self._starting < self._starting_max:
-            wanting = [job for job in self._jobs.values() if self._wants(job) > 0 and (job.retry_at or 0.0) <= now]
+            wanting = [
+                kind
+                for kinds in self._jobs.values()
+                for kind in kinds.values()
+                if self._wants(kind) > 0 and (kind.retry_at or 0.0) <= now
+            ]
             if not wanting:
                 return
-            job = min(wanting, key=lambda job: job.starting)
-            worker = Worker(self._next_id, job.job_id)
+            kind = min(wanting, key=lambda kind: kind.starting)
+            worker = Worker(self._next_id, kind.job_id, kind.env)
             self._next_id += 1
             self.workers[worker.worker_id] = worker
-            self._deadlines[worker.worker_id] = now + self._start_timeout_s
+            self._deadlines[worker.worker_id] = now + self._patience_s(kind.env)
             worker.story.add(now, "-", "Started", STARTING)
-            job.starting += 1
-            job.retry_at = None
+            kind.starting += 1
+            kind.retry_at = None
             self._starting += 1
             self.started += 1
-            self._actions.append(wm.StartWorker(worker.worker_id, job.job_id))
-            if job.failures:
+            self._actions.append(wm.StartWorker(worker.worker_id, kind.job_id, kind.env))
+            if kind.failures:
                 return  # after a failure one at a time, until one has come up
 
     # -- for tests and tools ----------------------------------------------------------------------------------
@@ -415,23 +484,24 @@ class WorkerPool:
         counts = {STARTING: 0, IDLE: 0, ASSIGNED: 0, EXITING: 0}
         for worker in self.workers.values():
             counts[worker.state] += 1
-        waiting = sum(len(job.tickets) for job in self._jobs.values())
+        waiting = len(self._ticket_kind)
         return {"workers": counts, "tickets_waiting": waiting, "started": self.started, "ignored": self.ignored}
 
     def check(self) -> None:
         """Re-derives every index from the workers. Raises: AssertionError."""
-        for job in self._jobs.values():
-            mine = [worker for worker in self.workers.values() if worker.job_id == job.job_id]
-            assert set(job.idle) == {worker.worker_id for worker in mine if worker.state == IDLE}
-            assert job.starting == sum(worker.state == STARTING for worker in mine), job.job_id
-            assert all(self._ticket_job[ticket] == job.job_id for ticket in job.tickets)
-            for worker in job.idle.values():
-                assert job.ticket_for(worker) is None, "a ticket waits beside an idle worker that could have it"
+        every = [kind for kinds in self._jobs.values() for kind in kinds.values()]
+        for kind in every:
+            mine = [w for w in self.workers.values() if (w.job_id, w.env) == (kind.job_id, kind.env)]
+            assert set(kind.idle) == {worker.worker_id for worker in mine if worker.state == IDLE}
+            assert kind.starting == sum(worker.state == STARTING for worker in mine), kind.job_id
+            assert all(self._ticket_kind[ticket] is kind for ticket in kind.tickets)
+            for worker in kind.idle.values():
+                assert kind.ticket_for(worker) is None, "a ticket waits beside an idle worker that could have it"
         assert self._starting == sum(worker.state == STARTING for worker in self.workers.values())
         assert self._starting <= self._starting_max or self._starting_max == 0
-        assert len(self._ticket_job) == sum(len(job.tickets) for job in self._jobs.values())
+        assert len(self._ticket_kind) == sum(len(kind.tickets) for kind in every)
         tickets = [worker.ticket for worker in self.workers.values() if worker.state == ASSIGNED]
-        assert len(tickets) == len(set(tickets)) and not set(tickets) & self._ticket_job.keys()
+        assert len(tickets) == len(set(tickets)) and not set(tickets) & self._ticket_kind.keys()
         assert self._deadlines.keys() <= self.workers.keys()
         for worker in self.workers.values():
             assert worker.state in (ASSIGNED, EXITING) or worker.job_id in self._jobs, worker
@@ -476,6 +546,8 @@ HANDLERS: dict[type, Callable[[WorkerPool, Any, float], None]] = {
     wm.ExitPostponed: WorkerPool._exit_postponed,
     wm.ReclaimAsked: WorkerPool._reclaim_asked,
     wm.Reclaimed: WorkerPool._reclaimed,
+    wm.SetupFailed: WorkerPool._setup_failed,
+    wm.EnvForgotten: WorkerPool._env_forgotten,
     wm.NoMoreStarts: WorkerPool._no_more_starts,
     wm.Tick: WorkerPool._tick,
 }

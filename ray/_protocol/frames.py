@@ -27,6 +27,9 @@ OBJECT_ID_BYTES = 28
 # A worker writes LOG_NAME_MARK + name + "\n" to a stream before the first output of a new name; the node strips it.
 LOG_NAME_MARK = b"\x1fray:name:"
 
+# How the cause of death begins of an actor whose runtime environment could not be set up: callers raise another error.
+RUNTIME_ENV_FAILED = "its runtime environment could not be set up: "
+
 
 def job_id_bytes(number: int) -> bytes:
     return number.to_bytes(JOB_ID_BYTES, "little")

@@ -30,7 +30,7 @@ def test_a_bad_argument_is_an_error_that_names_it(arguments, named):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"runtime_env": {"pip": ["x"]}}, {"default_actor_lifetime": "detached"}, {"code_search_path": ["/x"]}],
+    [{"default_actor_lifetime": "detached"}, {"code_search_path": ["/x"]}],
     ids=repr,
 )
 def test_what_is_not_built_says_so(arguments):

@@ -10,6 +10,7 @@ import pytest
 from ray._head import actor_messages as am
 from ray._head.actor_directory import DEAD_KEPT, LONG_DEAD, PLACEMENTS_LOST_MAX, TRANSITIONS, ActorDirectory
 from ray._head.actor_record import ALIVE, DEAD, PENDING_CREATION, PENDING_PLACEMENT, RESTARTING, STATES
+from ray._protocol.frames import RUNTIME_ENV_FAILED
 from ray._scheduling.machine import InvalidTransition
 
 JOB, NODE, OWNER, OTHER = b"\x01\0\0\0", b"N" * 16, b"O" * 16, b"B" * 16
@@ -247,6 +248,32 @@ def test_a_place_lost_before_the_worker_was_there_is_asked_for_again_but_not_for
         assert of_kind(head(am.PlacementLost(A, "its worker died at birth")), am.Place)
     head(am.PlacementLost(A, "its worker died at birth"))
     assert head.state() == DEAD and "its worker died at birth" in str(head.cause())
+
+
+@pytest.mark.parametrize("state", [PENDING_PLACEMENT, PENDING_CREATION, RESTARTING])
+def test_an_actor_whose_environment_cant_be_set_up_is_dead_and_says_why(state: str) -> None:
+    head = Head()
+    if state == RESTARTING:
+        head.alive(max_restarts=5)
+        head(am.WorkerDied(worker(1), "x"))
+    else:
+        head.create(max_restarts=5)
+    if state == PENDING_CREATION:
+        head(am.Placed(A, NODE))
+    assert head.state() == state
+    assert am.CancelPlacement(A) in head(am.EnvFailed(A, "pip says no"))
+    assert head.state() == DEAD and head.cause() == RUNTIME_ENV_FAILED + "pip says no"
+    assert head(am.EnvFailed(A, "again")) == []
+
+
+def test_late_news_of_an_environment_does_not_end_an_actor_that_has_its_worker() -> None:
+    head = Head()
+    head.create()
+    head(am.Placed(A, NODE))
+    head(am.WorkerStarted(A, worker(1), 101, []))
+    assert head(am.EnvFailed(A, "late")) == [] and head.state() == PENDING_CREATION
+    head(am.Ready(A, worker(1)))
+    assert head(am.EnvFailed(A, "late")) == [] and head.state() == ALIVE
 
 
 def test_a_node_that_dies_restarts_what_ran_there_elsewhere() -> None:
@@ -540,6 +567,7 @@ def test_the_random_lives_reach_every_row(monkeypatch: pytest.MonkeyPatch) -> No
         (DEAD, am.OwnerDied),
         (PENDING_PLACEMENT, am.PlacementLost),  # a place that is lost while it is still being looked for
         (RESTARTING, am.PlacementLost),
+        *((state, am.EnvFailed) for state in STATES),
     }
     assert set(TRANSITIONS) - reached <= by_hand
 

@@ -76,7 +76,6 @@ def test_a_bad_argument_is_an_error_that_names_it(name, value):
         ("include_dashboard", True),
         ("local_mode", True),
         ("driver_mode", _aliases.PYTHON_MODE),
-        ("runtime_env", {"pip": ["requests"]}),
         ("storage", "/tmp"),
         ("object_id_seed", 3),
         ("_tracing_startup_hook", "module:function"),

@@ -299,3 +299,26 @@ def test_a_missing_row_raises_with_the_story_of_the_lease() -> None:
     lease = next(iter(bench.machine._leases.values()))
     with pytest.raises(InvalidTransition, match=r"Fits in HELD.*QUEUED --Fits--> STAFFING"):
         bench.machine._go(lease, "Fits", 0.0)
+
+
+# -- environments --------------------------------------------------------------------------------------------------
+
+
+def test_requests_in_different_environments_are_different_classes() -> None:
+    bench = Bench({"CPU": 10_000})
+    lease = the(lm.Grant, bench.ask(A, 1, CPU1, env="e")).lease_id
+    assert the(lm.LeaseWanted, bench.ask(A, 2, CPU1, env="f")).tag == A, "its own idle lease is of no use to it"
+    actions = bench.do(lm.LeaseReturned(A, lease, True))
+    assert the(lm.AcquireWorker, actions).env == "f" and grants(actions) == [(A, 2)]
+
+
+def test_an_environment_in_which_no_worker_comes_up_ends_those_that_wait_for_one() -> None:
+    bench = Bench()
+    bench.staffed = False
+    bench.ask(A, 1, CPU1, env="e")
+    bench.do(lm.ActorRequested(b"a" * 16, JOB, CPU1, CPU1, env="e"))
+    bench.ask(B, 1, CPU1)
+    actions = bench.do(lm.EnvBroken(JOB, "e", "no"))
+    assert the(lm.LeaseFailed, actions) == lm.LeaseFailed(A, 1, "no")
+    assert the(lm.ActorEnvBroken, actions) == lm.ActorEnvBroken(b"a" * 16, "no")
+    assert bench.machine.stats()["leases"]["STAFFING"] == 1 and bench.free() == 10_000

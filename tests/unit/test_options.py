@@ -107,7 +107,6 @@ def test_an_unknown_option_is_an_error_with_a_hint(table, option, hint):
 @pytest.mark.parametrize(
     "table, option, value",
     [
-        (TASK, "runtime_env", {"env_vars": {"A": "1"}}),
         (TASK, "scheduling_strategy", object()),
         (TASK, "label_selector", {"zone": "a"}),
         (TASK, "timeout_s", 5),

@@ -250,3 +250,57 @@ def test_nothing_starts_any_more_once_the_session_ends() -> None:
     bench.do(wm.NoMoreStarts())
     bench.do(wm.Exited(start.worker_id, "x"))
     assert bench.do(wm.Acquire(2, JOB)) == [] and bench.pool.deadline() is None
+
+
+# -- kinds: a job's workers in one environment --------------------------------------------------------------------
+
+
+def test_a_worker_is_lent_only_to_tickets_of_its_own_environment() -> None:
+    bench = Bench(idle_kept=5)
+    (plain,) = bench.idle()
+    (start,) = bench.do(wm.Acquire(1, JOB, env="e"))
+    assert start == wm.StartWorker(start.worker_id, JOB, "e") and start.worker_id != plain
+    assert [a.worker_id for a in bench.up(start)] == [start.worker_id]
+    assert [a.worker_id for a in bench.do(wm.Acquire(2, JOB))] == [plain]
+    bench.do(wm.Released(start.worker_id, True))
+    assert [a.worker_id for a in bench.do(wm.Acquire(3, JOB, env="e"))] == [start.worker_id]
+
+
+def test_the_one_idle_longest_goes_first_whatever_its_environment() -> None:
+    bench = Bench(idle_kept=1)
+    bench.idle()
+    bench.now = 1.0
+    (start,) = bench.do(wm.Prestart(JOB, 1, "e"))
+    bench.up(start)
+    assert kinds(bench.pass_time()) == ["AskToExit"] and bench.pool.workers[1].state == "EXITING"
+
+
+def test_a_setup_hook_that_raised_is_told_to_who_waits_and_no_other_worker_is_started() -> None:
+    bench = Bench()
+    (start,) = bench.do(wm.Acquire(1, JOB, env="e"))
+    bench.do(wm.Forked(start.worker_id, 1001))
+    actions = bench.do(wm.SetupFailed(start.worker_id, "ArithmeticError"))
+    assert actions == [wm.EnvBroken(JOB, "e", "ArithmeticError"), wm.Kill(start.worker_id, 1001)]
+    assert kinds(bench.do(wm.Exited(start.worker_id, "killed"))) == ["WorkerGone"]
+    assert bench.pool.stats()["tickets_waiting"] == 0 and bench.pool.deadline() is None
+    assert kinds(bench.do(wm.Acquire(2, JOB, env="e"))) == ["StartWorker"], "who asks anew is answered anew"
+
+
+def test_an_environment_in_which_no_worker_comes_up_is_given_up_for_those_who_wait() -> None:
+    bench = Bench(start_retries_max=2)
+    (start,) = bench.do(wm.Acquire(1, JOB, env="e"))
+    bench.do(wm.Exited(start.worker_id, "exited with code 127"))
+    (again,) = bench.pass_time()
+    actions = bench.do(wm.Exited(again.worker_id, "exited with code 127"))
+    (broken,) = [action for action in actions if isinstance(action, wm.EnvBroken)]
+    assert broken.env == "e" and "2 workers in a row" in broken.cause and "127" in broken.cause
+    assert bench.pool.stats()["tickets_waiting"] == 0
+
+
+def test_idle_workers_of_an_environment_that_is_removed_are_asked_to_leave() -> None:
+    bench = Bench(idle_kept=5)
+    bench.idle()
+    (start,) = bench.do(wm.Prestart(JOB, 1, "e"))
+    bench.up(start)
+    assert bench.do(wm.EnvForgotten("e")) == [wm.AskToExit(start.worker_id)]
+    assert bench.do(wm.EnvForgotten("other")) == []
