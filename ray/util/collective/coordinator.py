@@ -1,7 +1,8 @@
 """Coordinator: the actor in which the members of one collective group meet.
 
 PROCESS a worker, one per group name, made by whoever names the group first; asyncio, all state is touched by its loop
-only. It is detached, for the member that made it may be the first to go, and ends itself when it has no members. It passes on what members bring, which for large tensors are refs into the object store, and never looks inside.
+only. It is detached, for the member that made it may be the first to go, and ends itself when it has no members. It
+passes on what members bring, which for large tensors are refs into the object store, and never looks inside.
 
 A `_Members` is one lifetime of the group: it lasts until a member dies, leaves, does not come in time, or calls
 something else than the others; then it is broken, all who wait in it are told why, and the next one to join begins a
@@ -18,7 +19,6 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from ray.util.collective.types import CollectiveError
-
 
 # How long it stays when the last member has left: groups are often made anew at once.
 LINGER_S = 1.0
