@@ -8,11 +8,16 @@ reader ended) loses the output and nothing else: it must not take the engine's r
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
+# Lines that are reports to a library and no text to be read: how they begin, and the module whose `on_line` gets the
+# rest. It also has `instance().print(...)`, which prints without disturbing what it has drawn.
+_REPORTS, _REPORTS_TO = "__ray_tqdm__ ", "ray.experimental.tqdm_ray"
 # Cyan, magenta, green, yellow, blue: told apart on light and on dark ground. A worker keeps its colour.
 _COLOURS = (36, 35, 32, 33, 34)
 
@@ -27,14 +32,30 @@ def on_log_lines(lines: Iterable[tuple[str, int, str, str]]) -> None:
         out = stream_named(stream)
         if out is None:
             continue
+        if text.startswith(_REPORTS):
+            importlib.import_module(_REPORTS_TO).on_line(text[len(_REPORTS) :].rstrip())
+            continue
         prefix = f"({name} pid={pid})"
         if wants_colour(out):
             prefix = f"\x1b[{_COLOURS[pid % len(_COLOURS)]}m{prefix}\x1b[0m"
         # A progress bar ends its lines with \r; what it overwrote is not worth repeating.
         shown = text.rstrip("\r\n").rsplit("\r", 1)[-1]
         parts.setdefault(stream, []).append(f"{prefix} {shown}\n")
+    if parts:
+        _above_reports(functools.partial(_write_all, parts))
+
+
+def _write_all(parts: dict[str, list[str]]) -> None:
     for stream, texts in parts.items():
         write(stream_named(stream), "".join(texts))
+
+
+def _above_reports(print_it: Callable[[], object]) -> None:
+    drawing = sys.modules.get(_REPORTS_TO)
+    if drawing is None:
+        print_it()
+    else:
+        drawing.instance().print(print_it)
 
 
 def on_error(kind: str, message: str, extra: dict[str, Any] | None = None) -> None:

@@ -1,0 +1,17 @@
+"""Libraries whose interfaces may still change, each a module of its own, loaded on first use."""
+
+from __future__ import annotations
+
+__all__ = ["shuffle", "tqdm_ray"]
+
+
+def __getattr__(name: str) -> object:
+    import importlib
+
+    if name not in __all__:
+        raise AttributeError(f"module 'ray.experimental' has no attribute {name!r}")
+    return importlib.import_module(f"ray.experimental.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
