@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Callable, TypeVar, overload
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Protocol, TypeVar, overload
 
 from ray import _aliases
 from ray._core.engine import ObjectRefGenerator, current
@@ -21,7 +21,28 @@ from ray._protocol.resources import UNITS
 if TYPE_CHECKING:
     from ray._core.engine import Engine
     from ray.actor import ActorClass, ActorHandle
-    from ray.remote_function import RemoteFunction
+    from ray.remote_function import P, RemoteFunction
+
+    class Decorator(Protocol):
+        """What ray.remote(num_cpus=2) returns."""
+
+        @overload
+        def __call__(self, definition: type[T], /) -> ActorClass[T]: ...  # type: ignore[overload-overlap]
+        @overload
+        def __call__(  # type: ignore[overload-overlap]
+            self, definition: Callable[P, Iterator[R]], /
+        ) -> RemoteFunction[P, ObjectRefGenerator[R]]: ...
+        @overload
+        def __call__(self, definition: Callable[P, R], /) -> RemoteFunction[P, ObjectRef[R]]: ...
+
+    class AnyReturns(Protocol):
+        """What ray.remote(num_returns=2) returns: what a call returns depends on the number."""
+
+        @overload
+        def __call__(self, definition: type[T], /) -> ActorClass[T]: ...  # type: ignore[overload-overlap]
+        @overload
+        def __call__(self, definition: Callable[P, Any], /) -> RemoteFunction[P, Any]: ...
+
 
 __all__ = [
     "available_resources",
@@ -60,9 +81,15 @@ def engine() -> Engine:
 @overload
 def remote(definition: type[T], /) -> ActorClass[T]: ...  # type: ignore[overload-overlap]
 @overload
-def remote(definition: Callable[..., R], /) -> RemoteFunction[R]: ...
+def remote(  # type: ignore[overload-overlap]
+    definition: Callable[P, Iterator[R]], /
+) -> RemoteFunction[P, ObjectRefGenerator[R]]: ...
 @overload
-def remote(**options: Any) -> Callable[[Any], Any]: ...
+def remote(definition: Callable[P, R], /) -> RemoteFunction[P, ObjectRef[R]]: ...
+@overload
+def remote(*, num_returns: Any, **options: Any) -> AnyReturns: ...
+@overload
+def remote(**options: Any) -> Decorator: ...
 def remote(*args: Any, **options: Any) -> Any:
     """Makes a function a remote function, or a class an actor class: `@ray.remote`, or `@ray.remote(num_cpus=2)`.
 
@@ -107,7 +134,7 @@ def get(object_refs: ObjectRef[R], timeout: float | None = None) -> R: ...
 @overload
 def get(object_refs: list[ObjectRef[R]], timeout: float | None = None) -> list[R]: ...
 @overload
-def get(object_refs: Any = ..., timeout: float | None = None, **older: Any) -> Any: ...
+def get(*, timeout: float | None = None, **older: Any) -> Any: ...
 def get(object_refs: Any = _MISSING, timeout: float | None = None, **older: Any) -> Any:
     """The value of one ref, or the values of a list of refs in its order.
 
@@ -136,7 +163,7 @@ def get(object_refs: Any = _MISSING, timeout: float | None = None, **older: Any)
         raise _tidied(error, object_refs)  # noqa: B904  the same exception, so it is no cause of itself
 
 
-def put(value: Any, **older: Any) -> ObjectRef[Any]:
+def put(value: T, **older: Any) -> ObjectRef[T]:
     """Stores a value, which from then on never changes, and returns a ref to it.
 
     Raises: TypeError: value is a ref, or can't be pickled; ObjectStoreFullError: there is no room and none will come.

@@ -10,20 +10,27 @@ Threads: the attribute is set once; two threads that both make the first call bu
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, Callable, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Generic, NoReturn, TypeVar, overload
 
 from ray import _options
 from ray._signature import Signature
 
 if TYPE_CHECKING:
-    from ray._core.engine import TaskTemplate
+    from typing_extensions import ParamSpec
 
-R = TypeVar("R")
+    from ray._core.engine import TaskTemplate
+    from ray.object_ref import ObjectRef
+
+    P = ParamSpec("P")
+else:
+    P = TypeVar("P")  # typing has ParamSpec since Python 3.10 only, and while programs run nobody looks at it
+
+Out = TypeVar("Out")  # what a call returns: ObjectRef[int], of a generator function ObjectRefGenerator[int]
 _COROUTINE = 0x80  # CO_... flag of a code object
 
 
 # Functions whose `remote` is bound to the engine that runs now.
-_bound: weakref.WeakSet[RemoteFunction[Any]] = weakref.WeakSet()
+_bound: weakref.WeakSet[RemoteFunction[..., Any]] = weakref.WeakSet()
 
 
 def unbind() -> None:
@@ -33,15 +40,15 @@ def unbind() -> None:
     _bound.clear()
 
 
-class RemoteFunction(Generic[R]):
+class RemoteFunction(Generic[P, Out]):
     """Call it with `.remote(...)`: returns, at once, an ObjectRef of the result, a list of them if num_returns says so,
     or of a generator function an ObjectRefGenerator."""
 
-    def __init__(self, function: Callable[..., R], options: dict[str, Any]) -> None:
+    def __init__(self, function: Callable[P, Any], options: dict[str, Any]) -> None:
         """options: as _options.check returned them."""
         self._function = function
         self._options = options
-        self._variants: _options.Variants[RemoteFunction[R]] = _options.Variants()
+        self._variants: _options.Variants[RemoteFunction[P, Out]] = _options.Variants()
         # By hand and not by functools.update_wrapper, which would also copy the function's __dict__ over our
         # attributes.
         self.__wrapped__ = function
@@ -50,6 +57,20 @@ class RemoteFunction(Generic[R]):
         self.__module__ = getattr(function, "__module__", "__main__") or "__main__"
         self.__doc__ = getattr(function, "__doc__", None)
 
+    # Arguments are those of the function. A call with a ref among its first five positional arguments is taken as it
+    # is: no type says "the same parameters, each of them or a ref to it".
+    @overload
+    def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> Out: ...
+    @overload
+    def remote(self, a: ObjectRef[Any], /, *more: Any, **kwargs: Any) -> Out: ...
+    @overload
+    def remote(self, a: Any, b: ObjectRef[Any], /, *more: Any, **kwargs: Any) -> Out: ...
+    @overload
+    def remote(self, a: Any, b: Any, c: ObjectRef[Any], /, *more: Any, **kwargs: Any) -> Out: ...
+    @overload
+    def remote(self, a: Any, b: Any, c: Any, d: ObjectRef[Any], /, *more: Any, **kwargs: Any) -> Out: ...
+    @overload
+    def remote(self, a: Any, b: Any, c: Any, d: Any, e: ObjectRef[Any], /, *more: Any, **kwargs: Any) -> Out: ...
     def remote(self, /, *args: Any, **kwargs: Any) -> Any:
         """Submits one task. Never blocks on the task; ObjectRefs among the arguments are replaced by their values
         there.
@@ -61,11 +82,15 @@ class RemoteFunction(Generic[R]):
         _bound.add(self)
         return submit(*args, **kwargs)
 
-    def options(self, **options: Any) -> RemoteFunction[R]:
+    @overload
+    def options(self, *, num_returns: Any, **options: Any) -> RemoteFunction[P, Any]: ...
+    @overload
+    def options(self, **options: Any) -> RemoteFunction[P, Out]: ...
+    def options(self, **options: Any) -> Any:
         """The same function with some options replaced; this one stays as it is."""
         return self._variants.get(options, self._variant)
 
-    def _variant(self, options: dict[str, Any]) -> RemoteFunction[R]:
+    def _variant(self, options: dict[str, Any]) -> RemoteFunction[P, Out]:
         merged = {**self._options, **_options.check(_options.TASK, options, f"remote function {self.__name__}")}
         _options.returns_of(_options.is_generator(self._function), merged, f"remote function {self.__name__}")
         return RemoteFunction(self._function, merged)
@@ -107,7 +132,7 @@ class RemoteFunction(Generic[R]):
         return f"<RemoteFunction {self.__module__}.{self.__qualname__}>"
 
 
-def make(function: Any, given: dict[str, Any]) -> RemoteFunction[Any]:
+def make(function: Any, given: dict[str, Any]) -> RemoteFunction[..., Any]:
     """What @ray.remote(**given) makes of function."""
     name = getattr(function, "__name__", type(function).__name__)
     flags = getattr(getattr(function, "__code__", None), "co_flags", 0)

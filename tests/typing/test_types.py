@@ -1,0 +1,83 @@
+"""What type checkers make of programs that use ray, in their strict modes: right ones pass, wrong lines are found."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = Path(__file__).parent / "programs"
+_BESIDE = str(Path(sys.executable).parent)
+PYRIGHT = shutil.which("pyright") or shutil.which("basedpyright") or shutil.which("basedpyright", path=_BESIDE)
+
+
+def marked(program: str) -> list[int]:
+    """Lines that say of themselves that they are wrong."""
+    text = (PROGRAMS / f"{program}.py").read_text()
+    return [number for number, line in enumerate(text.splitlines(), 1) if line.endswith("# wrong")]
+
+
+@pytest.fixture(scope="module")
+def found_by_mypy(tmp_path_factory):
+    """{program: lines with errors}. One run for all of them: most of its time goes to ray's own files."""
+    folder = tmp_path_factory.mktemp("mypy")
+    settings = folder / "mypy.ini"
+    # As for a user, who has ray installed: errors are shown in the programs only.
+    settings.write_text("[mypy]\nplugins = ray.mypy_plugin\nstrict = True\nfollow_imports = silent\n")
+    programs = [str(PROGRAMS / f"{name}.py") for name in ("functions", "functions_wrong", "actors", "actors_wrong")]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", settings, "--cache-dir", folder / "cache", *programs],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin", "MYPYPATH": str(ROOT), "PYTHONPATH": str(ROOT), "HOME": str(folder)},
+        timeout=300,
+    )
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    found: dict[str, list[int]] = {}
+    for match in re.finditer(r"(\w+)\.py:(\d+): error: ", done.stdout):
+        found.setdefault(match[1], []).append(int(match[2]))
+    return found
+
+
+@pytest.mark.parametrize("program", ["functions", "actors"])
+def test_mypy_accepts_right_programs(found_by_mypy, program):
+    assert found_by_mypy.get(program, []) == []
+
+
+@pytest.mark.parametrize("program", ["functions_wrong", "actors_wrong"])
+def test_mypy_finds_each_wrong_line(found_by_mypy, program):
+    assert sorted(set(found_by_mypy[program])) == marked(program) != []
+
+
+@pytest.fixture(scope="module")
+def found_by_pyright():
+    if PYRIGHT is None:
+        pytest.skip("neither pyright nor basedpyright is installed")
+    programs = [str(PROGRAMS / f"{name}.py") for name in ("functions", "functions_wrong", "actors_plain")]
+    done = subprocess.run(
+        [PYRIGHT, "--outputjson", "--level", "error", "--pythonpath", sys.executable, *programs],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+    )
+    found: dict[str, list[int]] = {Path(program).stem: [] for program in programs}
+    for error in json.loads(done.stdout)["generalDiagnostics"]:
+        found[Path(error["file"]).stem].append(error["range"]["start"]["line"] + 1)
+    return found
+
+
+@pytest.mark.parametrize("program", ["functions", "actors_plain"])
+def test_pyright_accepts_right_programs(found_by_pyright, program):
+    assert found_by_pyright[program] == []
+
+
+def test_pyright_finds_each_wrong_line(found_by_pyright):
+    assert sorted(set(found_by_pyright["functions_wrong"])) == marked("functions_wrong") != []
