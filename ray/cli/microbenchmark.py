@@ -14,10 +14,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
+import secrets
+import socket
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Callable, NamedTuple
@@ -28,22 +33,76 @@ import ray
 Round = tuple[Callable[[], Any], float]
 BATCH = 1000
 CLIENTS = 4
+CLUSTER_START_S = 60.0
 LARGE_WORDS = 100 * 2**20  # 800 MB of int64
 MEDIUM_WORDS = 10 * 2**20
+
+
+@contextlib.contextmanager
+def session_of_its_own() -> Iterator[None]:
+    ray.init(
+        num_cpus=max(2, os.cpu_count() or 1),
+        resources={"custom": 100},
+        include_dashboard=False,
+        logging_level="error",
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def ray_client() -> Iterator[None]:
+    """A cluster of `ray start`, and this process its ray:// client."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [os.path.join(os.path.dirname(sys.executable), "ray"), "start", "--head", "--block"]
+    command += ["--num-cpus", "2", "--include-dashboard", "false", "--node-ip-address", "127.0.0.1"]
+    command += ["--ray-client-server-port", str(port)]
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex()
+    with tempfile.TemporaryDirectory(prefix="rb") as folder:  # not the cluster that its user may have running
+        environ = {**os.environ, "RAY_TMPDIR": folder}
+        cluster = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)
+        try:
+            _connect(f"ray://127.0.0.1:{port}", time.monotonic() + CLUSTER_START_S)
+            try:
+                yield
+            finally:
+                ray.shutdown()
+        finally:
+            cluster.terminate()
+            cluster.wait()
+
+
+def _connect(address: str, deadline: float) -> None:
+    while True:
+        try:
+            ray.init(address, logging_level="error")
+            return
+        except ConnectionError:  # its port isn't open yet, and nothing says when it will be
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 class Row(NamedTuple):
     name: str
     unit: str
     prepare: Callable[[], Round]
+    session: Callable[[], contextlib.AbstractContextManager[None]]
 
 
 ROWS: list[Row] = []
 
 
-def row(name: str, unit: str = "calls/s") -> Callable[[Callable[[], Round]], Callable[[], Round]]:
+def row(
+    name: str,
+    unit: str = "calls/s",
+    session: Callable[[], contextlib.AbstractContextManager[None]] = session_of_its_own,
+) -> Callable[[Callable[[], Round]], Callable[[], Round]]:
     def register(prepare: Callable[[], Round]) -> Callable[[], Round]:
-        ROWS.append(Row(name, unit, prepare))
+        ROWS.append(Row(name, unit, prepare, session))
         return prepare
 
     return register
@@ -320,6 +379,35 @@ def _() -> Round:
     return create_and_remove, 50
 
 
+@row("client: get calls", session=ray_client)
+def _() -> Round:
+    ref = ray.put(0)
+    return lambda: ray.get(ref), 1
+
+
+@row("client: put calls", session=ray_client)
+def _() -> Round:
+    return lambda: ray.put(0), 1
+
+
+@row("client: put gigabytes", "GB/s", session=ray_client)
+def _() -> Round:
+    import numpy as np
+
+    array = np.zeros(MEDIUM_WORDS, dtype=np.int64)
+    return lambda: ray.put(array), array.nbytes / 1e9
+
+
+@row("client: 1:1 actor calls sync", session=ray_client)
+def _() -> Round:
+    return one_by_one(Actor.remote())
+
+
+@row("client: 1:1 actor calls async", session=ray_client)
+def _() -> Round:
+    return in_batches(Actor.remote())
+
+
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
@@ -357,21 +445,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
     results: dict[str, float | None] = {}
-    for name, unit, prepare in chosen:
-        ray.init(
-            num_cpus=max(2, os.cpu_count() or 1),
-            resources={"custom": 100},
-            include_dashboard=False,
-            logging_level="error",
-        )
+    for name, unit, prepare, session in chosen:
         try:
-            results[name] = measure(prepare, options.seconds)
+            with session():
+                results[name] = measure(prepare, options.seconds)
             print(f"{name:48s} {results[name]:14.2f} {unit}", flush=True)
         except Exception as error:  # whatever the engine under test raises is this row's result
             results[name] = None
             print(f"{name:48s} FAILED {type(error).__name__}: {str(error)[:300]}", flush=True)
-        finally:
-            ray.shutdown()
     if options.json:
         with open(options.json, "w") as out:
             json.dump(results, out, indent=1)

@@ -35,16 +35,22 @@ CREATE_TIMEOUT_S = 10.0
 class Door:
     """One connection of the client's process. Ends with it; requests then under way are forgotten.
 
-    reach(tag): makes a socket of that name.
+    reach(tag): makes a socket of that name.  on_close(door): it has ended.
     """
 
     def __init__(
-        self, tunnel: Tunnel, sock: socket.socket, store: PlasmaClient, reach: Callable[[bytes], None]
+        self,
+        tunnel: Tunnel,
+        sock: socket.socket,
+        store: PlasmaClient,
+        reach: Callable[[bytes], None],
+        on_close: Callable[[Door], None],
     ) -> None:
         self._tunnel = tunnel
         self._sock = sock
         self._store = store
         self._reach = reach
+        self._on_close = on_close
         self._partial = b""
         self._unsent = bytearray()
         self.outgoing = objects.Outgoing(tunnel)
@@ -96,6 +102,8 @@ class Door:
         self._flush()
 
     def _flush(self) -> None:
+        if self._sock.fileno() < 0:
+            return  # closed: nobody wants the answer any more
         try:
             sent = self._sock.send(self._unsent)
         except BlockingIOError:
@@ -115,6 +123,7 @@ class Door:
         self._sock.close()
         self._asked.clear()
         self.outgoing.clear()
+        self._on_close(self)
 
     # -- from the server
 

@@ -33,6 +33,7 @@ from ray.client.server import read_exactly
 logger = logging.getLogger("ray.client")
 
 CONNECT_TIMEOUT_S = 10.0
+GOODBYE_TIMEOUT_S = 2.0
 RETRY_FIRST_S, RETRY_MAX_S = 0.05, 2.0
 
 
@@ -50,6 +51,7 @@ class LocalEnd(tunnel.Tunnel):
         self._dial = dial
         self._grace_s = grace_s
         self._announced = False
+        self._leaving = False
         self._listeners: list[socket.socket] = []
         self._doors: list[door.Door] = []
         self._redialling: asyncio.Task[None] | None = None
@@ -79,7 +81,7 @@ class LocalEnd(tunnel.Tunnel):
         self.loop.add_reader(listener, accept)
 
     def _open_door(self, sock: socket.socket) -> None:
-        self._doors.append(door.Door(self, sock, self._store, self._reach))
+        self._doors.append(door.Door(self, sock, self._store, self._reach, self._doors.remove))
 
     def _reach(self, tag: bytes) -> None:
         path = self._folder.core_socket(tag)
@@ -108,7 +110,7 @@ class LocalEnd(tunnel.Tunnel):
         if kind == tunnel.INFO:
             self.info.set_result(json.loads(bytes(payload)))
             return
-        for one in self._doors:
+        for one in list(self._doors):
             one.frame(kind, stream, payload)
 
     def may_produce(self) -> None:
@@ -118,6 +120,9 @@ class LocalEnd(tunnel.Tunnel):
     # -- the connection
 
     def lost(self, why: str) -> None:
+        if self._leaving:
+            self._end("")
+            return
         self._redialling = self.loop.create_task(self._redial(why))
 
     async def _redial(self, why: str) -> None:
@@ -145,16 +150,19 @@ class LocalEnd(tunnel.Tunnel):
             self.ended.set_result(why)
 
     def goodbye(self) -> None:
-        """The client's process has ended, or wants to."""
-        if self.sock is not None:
+        """The client's process has ended, or wants to. The server answers by closing: then its job has ended there."""
+        self.loop.remove_reader(sys.stdin.fileno())
+        self._leaving = True
+        if self.sock is None:
+            self._end("")
+        else:
             self.send(tunnel.GOODBYE, 0)
-            self._flush()
-        self._end("")
+            self.loop.call_later(GOODBYE_TIMEOUT_S, self._end, "")
 
     def close(self) -> None:
         if self._redialling is not None:
             self._redialling.cancel()
-        for one in self._doors:
+        for one in list(self._doors):
             one.close()
         for listener in self._listeners:
             self.loop.remove_reader(listener)
@@ -237,7 +245,6 @@ async def run(config: dict[str, Any], secret: bytes) -> str:
         return await end.ended
     finally:
         if end is not None:
-            loop.remove_reader(sys.stdin.fileno())
             end.close()
         store.terminate()
         store.wait()

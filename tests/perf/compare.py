@@ -51,11 +51,12 @@ START_ROWS = (
 def peer_python(folder: Path) -> str:
     """The interpreter of a virtual environment that holds the peer; made, from the network, if it isn't there."""
     python = folder / "bin" / "python"
-    check = [str(python), "-c", f"import ray; raise SystemExit(ray.__version__ != {PEER_VERSION!r})"]
+    check = [str(python), "-c", f"import grpc, ray; raise SystemExit(ray.__version__ != {PEER_VERSION!r})"]
     if not python.exists() or subprocess.run(check, cwd="/", check=False).returncode != 0:
         print(f"installing ray=={PEER_VERSION} into {folder}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", f"ray=={PEER_VERSION}", "numpy"], check=True)
+        wanted = [f"ray[client]=={PEER_VERSION}", "numpy"]
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *wanted], check=True)
     return str(python)
 
 
