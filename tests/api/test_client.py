@@ -108,7 +108,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         patch.setenv("RAY_AUTH_TOKEN", TOKEN)
         patch.setenv("RAY_CLIENT_OBJECT_STORE_BYTES", str(300 << 20))
         folder = tmp_path_factory.mktemp("c")
-        cluster = Cluster({"RAY_TMPDIR": str(folder), "RAY_CLIENT_RECONNECT_GRACE_PERIOD": "5"})
+        cluster = Cluster({"RAY_TMPDIR": str(folder), "RAY_CLIENT_RECONNECT_GRACE_PERIOD": "3"})
         yield cluster
         cluster.close()
 
