@@ -204,7 +204,7 @@ class ActorMethod:
         self._options = options
         returns, window = _options.returns_of(method.generator, options, f"method {method.name}")
         engine_options: dict[str, Any] = {"arity": method.signature.bounds, "check": method.signature.check}
-        engine_options["window"] = window
+        engine_options.update(window=window, generator=method.generator)
         for name, engine_name in _ENGINE_NAMES.items():
             if options.get(name) is not None:
                 engine_options[engine_name] = options[name]

@@ -117,8 +117,9 @@ class RemoteFunction(Generic[P, Out]):
 
         signature = Signature.of(self._function, self.__name__)
         engine_options = _options.task_template(self._options)
-        returns, window = _options.returns_of(_options.is_generator(self._function), self._options, self.__name__)
-        engine_options["num_returns"], engine_options["window"] = returns, window
+        generator = _options.is_generator(self._function)
+        returns, window = _options.returns_of(generator, self._options, self.__name__)
+        engine_options.update(num_returns=returns, window=window, generator=generator)
         engine_options["arity"] = signature.bounds
         engine_options["check"] = signature.check
         engine_options["runtime_env"] = _driver.effective_env(self._options.get("runtime_env"))

@@ -76,7 +76,7 @@ cdef class ActorLoop:
         parts = None
         if hasattr(value, "__await__"):
             value = await value
-        if is_generator(call, value):
+        if yields(call):
             value = await run_generator_in_loop(self, call, value)
         answer(self.executor, call, value)
         record(self.executor, call, "FINISHED")

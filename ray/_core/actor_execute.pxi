@@ -153,7 +153,7 @@ cdef int run_beside(Executor self, Call call) except -1:
         parts = self.arguments(call)
         value = parts[0](*parts[1], **(parts[2] or {}))
         parts = None
-        if is_generator(call, value):
+        if yields(call):
             value = run_generator(self, call, value)
         answer(self, call, value)
         record(self, call, "FINISHED")

@@ -114,7 +114,7 @@ cdef class Callee:
     cdef bytes definition         # payload of the FUNCTION frame after its number
     cdef list definition_refs
     cdef int num_returns
-    cdef uint8_t yields           # 0, or what becomes of a generator's items: Y_STREAM, Y_DYNAMIC
+    cdef uint8_t yields           # 0, or what becomes of what a generator yields: Y_STREAM, Y_DYNAMIC, Y_FIXED
     cdef uint32_t window          # items that may wait for us, 0 for no limit
     cdef int64_t max_retries
     cdef object retry_exceptions
@@ -394,7 +394,7 @@ cdef class Producer:
     cdef object room              # the asyncio future on which a coroutine waits for room
     cdef unsigned long room_thread
     cdef uint16_t wanted          # num_returns=n: values to be drawn
-    cdef list fixed               # of these, encoded; None for items
+    cdef list fixed               # Y_FIXED: these, encoded
 
 # ---------------------------------------------------------------- actor_execute.pxi
 cdef class ThreadGroup:

@@ -107,10 +107,12 @@ cdef enum:
     C_RECURSIVE = 2     # what it submitted, too
     C_STOP = 4          # no more items are wanted: the generator is closed at its next yield
 
-# A call's items (TaskHeader.flags): handed out as they come, or all together at its end.
+# What becomes of what a generator yields (TaskHeader.flags): items, handed out as they come; items, all together at the call's
+# end; the call's num_returns values.
 cdef enum:
     Y_STREAM = 1
     Y_DYNAMIC = 2
+    Y_FIXED = 3
 
 # How an object is given in a frame.
 cdef enum:
@@ -134,10 +136,6 @@ cdef enum:
     D_STUCK = 2
     D_HELLO = 3
     D_EVENTS = 4
-
-cdef extern from "Python.h":
-    bint PyGen_CheckExact(object value)
-    bint PyAsyncGen_CheckExact(object value)
 
 cdef Engine the_engine = None
 

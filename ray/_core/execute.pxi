@@ -277,7 +277,7 @@ cdef class Executor:
             value = (<object>parts[0])(*<tuple>parts[1], **<dict>parts[2]) if parts[2] is not None else \
                 (<object>parts[0])(*<tuple>parts[1])
             parts = None
-            if is_generator(call, value):
+            if yields(call):
                 value = run_generator(self, call, value)
             self.current = None  # from here on a cancel is too late
             if self.checkpoints is not None:

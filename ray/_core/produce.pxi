@@ -16,20 +16,21 @@ cdef inline TaskHeader* header_of(Call call) noexcept:
     return <TaskHeader*>PyBytes_AS_STRING(call.frame)
 
 
-cdef inline bint is_generator(Call call, object value) noexcept:
-    """The call's answer is in what the generator yields, and not the generator itself."""
-    return header_of(call).flags != 0 or PyGen_CheckExact(value) or PyAsyncGen_CheckExact(value)
+cdef inline bint yields(Call call) noexcept:
+    """What it is called for is what the generator yields that it returns."""
+    return header_of(call).flags != 0
 
 
 cdef Producer start_producer(Call call, object value):
     cdef Producer producer = Producer.__new__(Producer)
     cdef TaskHeader* header = header_of(call)
     if not (hasattr(value, "__next__") or hasattr(value, "__anext__")):
-        raise TypeError(f"{call.function.name}() was called with num_returns={'streaming' if header.flags == Y_STREAM else 'dynamic'!r} "
-                        f"and must return a generator, but returned a {type(value).__name__}")
+        returns = {Y_STREAM: "'streaming'", Y_DYNAMIC: "'dynamic'"}.get(header.flags, header.num_returns)
+        raise TypeError(f"{call.function.name}() was called with num_returns={returns} and must return a generator, but returned a "
+                        f"{type(value).__name__}")
     producer.first, producer.window, producer.taken = header.first_index, header.window, header.taken
     producer.wanted = header.num_returns
-    if header.flags == 0:
+    if header.flags == Y_FIXED:
         producer.fixed = []
     call.producer = producer
     return producer

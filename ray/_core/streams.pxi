@@ -65,17 +65,20 @@ cdef class Stream:
         return first
 
 
-cdef object open_stream(Engine self, Task task, ObjectRef done):
-    """What the call returns. Before the task is dispatched."""
+cdef object open_stream(Engine self, Task task, object returns):
+    """What a generator call gives its caller. Before the task is dispatched."""
     cdef ObjectRefGenerator generator
-    cdef Stream stream = Stream.__new__(Stream)
+    cdef Stream stream
+    if task.callee.yields == Y_FIXED:
+        return returns
+    stream = Stream.__new__(Stream)
     stream.window, stream.kind = task.callee.window, task.callee.yields
     task.stream = stream
     self.streams[task.seq] = task
     if stream.kind == Y_DYNAMIC:
-        return done
+        return returns
     generator = ObjectRefGenerator.__new__(ObjectRefGenerator)
-    generator.engine, generator.stream, generator.done = self, stream, done
+    generator.engine, generator.stream, generator.done = self, stream, <ObjectRef>returns
     return generator
 
 

@@ -299,8 +299,10 @@ cdef class Callee:
 
     cdef int set_options(self, dict options) except -1:
         returns = options.get("num_returns", 1)
-        self.yields = Y_STREAM if returns == "streaming" else Y_DYNAMIC if returns == "dynamic" else 0
-        self.num_returns = 1 if self.yields else returns
+        if type(returns) is str:
+            self.yields, self.num_returns = Y_STREAM if returns == "streaming" else Y_DYNAMIC, 1
+        else:
+            self.yields, self.num_returns = Y_FIXED if options.get("generator") else 0, returns
         self.window = options.get("window", 0)
         self.max_retries = options.get("max_retries", 0)
         self.retry_exceptions = options.get("retry_exceptions", False)
@@ -397,7 +399,9 @@ cdef class TaskTemplate(Callee):
         pool = lease.pool
         lease.in_flight -= 1
         lease.stuck = False
-        if pool.average_us < 0:
+        if task.stream is not None:
+            pass  # its time was its consumer's, too
+        elif pool.average_us < 0:
             pool.average_us = exec_us
         else:
             pool.average_us += (exec_us - pool.average_us) * 0.125

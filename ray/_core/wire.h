@@ -22,7 +22,7 @@ struct TaskHeader {
   uint16_t num_returns;
   uint16_t num_args;
   uint16_t num_keywords;  // the last num_keywords arguments carry names
-  uint8_t flags;    // 0, or how a generator's items are wanted: Y_STREAM, Y_DYNAMIC
+  uint8_t flags;    // 0, or how what a generator yields is wanted: Y_STREAM, Y_DYNAMIC, Y_FIXED
   uint8_t attempt;  // 0 for the first run
 };
 static_assert(sizeof(TaskHeader) == 32);

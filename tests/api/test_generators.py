@@ -530,10 +530,12 @@ def test_a_killed_actors_generator_ends_with_its_error(ray_shared, notes):
     generator = actor.noted.options(_generator_backpressure_num_objects=2).remote(notes.path, 10)
     notes.await_line("1")
     ray.kill(actor)
-    first, second, last = list(generator)
-    assert ray.get([first, second]) == [0, 1]
+    *refs, last = list(generator)
+    assert ray.get(refs) == list(range(len(refs))) and len(refs) < 10
     with pytest.raises(ActorDiedError):
         ray.get(last)
+    with pytest.raises(ActorDiedError):
+        ray.get(generator.completed())
 
 
 @ray.remote(max_retries=5)
@@ -664,6 +666,15 @@ def test_a_fixed_number_of_returns_is_drawn_from_the_generator(ray_shared):
     for ref in rest:
         with pytest.raises(ValueError, match="no further"):
             ray.get(ref)
+
+
+def test_a_generator_that_a_plain_function_returns_is_a_value_like_any_other(ray_shared):
+    @ray.remote
+    def plain():
+        return (i for i in range(3))
+
+    with pytest.raises(TypeError, match="can't pickle the value returned by plain"):
+        ray.get(plain.remote())
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
