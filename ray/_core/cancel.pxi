@@ -36,6 +36,8 @@ cdef int cancel_task(Engine self, Task task, uint8_t flags) except -1:
         if task.state == QUEUED and isinstance(task.callee, TaskTemplate):
             (<TaskTemplate>task.callee).pool.drop_cancelled()
         return fail_task(task, exceptions.TaskCancelledError(f"{task.callee.name}() was cancelled before it started"))
+    if task.link is None:
+        return 0  # its actor's worker has died, and it will fail with what the node says next
     if flags & C_FORCE and task.link.lease is not None:
         self.event("kill_worker", task.link.tag)
     else:

@@ -239,7 +239,7 @@ cdef list get_values(Engine self, list refs, object timeout):
         if ref.state == VALUE:
             out[i] = ref.value
         elif ref.state == PENDING:
-            raise AssertionError("an error was found among the refs, and then it was not")
+            out[i] = get_value(self, ref, timeout)  # found lost with one before it, and is being made again
         else:
             out[i] = value_of(self, ref)
     return out

@@ -240,7 +240,7 @@ cdef int lose_items(Engine self, Task task) except -1:
     if task.retries_left == 0:
         return fail_lost(task, 0, exceptions.ObjectReconstructionFailedMaxAttemptsExceededError(
             f"objects that {task.callee.name}() had yielded were lost from the object store, and it has no retries left"))
-    if task.state == SENT and stream.first_wanted() <= stream.reached:
+    if task.state == SENT and task.link is not None and stream.first_wanted() <= stream.reached:
         send_u64(task.link, F_CANCEL, C_STOP, task.seq)  # this run is past them; then it starts again
     task.cancelled = False  # it was, if the generator was dropped: now a part of it is wanted
     return 0
@@ -296,8 +296,8 @@ cdef int stop_stream(Engine self, Task task) except -1:
     if task.stream.lost:
         return 0  # somebody holds items that it has to make again
     if task.state == SENT:
-        task.cancelled = True  # if its worker dies now, it needs not run again
-        return send_u64(task.link, F_CANCEL, C_STOP, task.seq)
+        task.cancelled = True  # if its worker dies now (or has died), it needs not run again
+        return 0 if task.link is None else send_u64(task.link, F_CANCEL, C_STOP, task.seq)
     return cancel_task(self, task, 0)
 
 

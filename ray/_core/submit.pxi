@@ -203,6 +203,10 @@ cdef int on_returned(Engine self, Link link, Reader* r) except -1:
     for task in reversed(tasks):
         task.link = None
         task.state = QUEUED
+        if task.cancelled:
+            # The CANCEL and this have crossed.
+            fail_task(task, exceptions.TaskCancelledError(f"{task.callee.name}() was cancelled before it started"))
+            continue
         pool = (<TaskTemplate>task.callee).pool
         Py_INCREF(task)
         pool.queue.push_front(<void*>task)
