@@ -9,7 +9,7 @@ too: it accepts the value that asks for nothing, and otherwise says that it isn'
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Generic, TypeVar
 
 from ray import _aliases
@@ -161,14 +161,56 @@ def max_pending_calls(option: str, value: Any) -> int:
     return int(number)
 
 
-def strategy(option: str, value: Any) -> str | None:
-    if value in (None, "DEFAULT"):
+def strategy(option: str, value: Any) -> Any:
+    if value is None or value == "DEFAULT":
         return None
     if value == "SPREAD":
         return "SPREAD"
     if isinstance(value, str):
         raise wrong(ValueError, option, value, "'DEFAULT' or 'SPREAD'")
-    raise not_built(option, value, "placement by node, label or placement group")
+    from ray._placement import SchedulingStrategy
+
+    if not isinstance(value, SchedulingStrategy):
+        raise wrong(TypeError, option, value, "'DEFAULT', 'SPREAD' or one of ray.util.scheduling_strategies")
+    return value
+
+
+def label_selector(option: str, value: Any) -> Any:
+    """Canonical: ray/_scheduling/labels.py; None where nothing is selected."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise wrong(TypeError, option, value, "a dict such as {'ray.io/accelerator-type': 'in(A100, H100)'}")
+    from ray._scheduling import labels
+
+    try:
+        return labels.parse_selector(value) or None
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{option}: {error}") from None
+
+
+def fallback_strategy(option: str, value: Any) -> Any:
+    expected = "a list of dicts, each with a 'label_selector'"
+    if value is None:
+        return ()
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
+        raise wrong(TypeError, option, value, expected)
+    for one in value:
+        if not isinstance(one, Mapping) or set(one) != {"label_selector"}:
+            raise wrong(ValueError, option, value, expected)
+    selectors = (label_selector(f"{option}[{i}]", one["label_selector"]) for i, one in enumerate(value))
+    return tuple(selector or () for selector in selectors)
+
+
+def placement_group(option: str, value: Any) -> Any:
+    """ "default": the caller's, if that captures its children; None: in none."""
+    if value is None or value == "default":
+        return value
+    from ray._placement import PlacementGroup
+
+    if not isinstance(value, PlacementGroup):
+        raise wrong(TypeError, option, value, "a PlacementGroup, 'default' or None")
+    return value
 
 
 def runtime_env(option: str, value: Any) -> Any:
@@ -200,11 +242,11 @@ _COMMON: dict[str, Check] = {
     "name": optional(text),
     "scheduling_strategy": strategy,
     "runtime_env": runtime_env,
-    "label_selector": later("placement by node labels"),
-    "fallback_strategy": later("placement by node labels"),
-    "placement_group": later("placement in a placement group", "default"),
-    "placement_group_bundle_index": later("placement in a placement group", -1),
-    "placement_group_capture_child_tasks": later("placement in a placement group", False),
+    "label_selector": label_selector,
+    "fallback_strategy": fallback_strategy,
+    "placement_group": placement_group,
+    "placement_group_bundle_index": whole(-1, "the index of a bundle, or -1 for any"),
+    "placement_group_capture_child_tasks": optional(boolean),
     "enable_task_events": boolean,
     "_metadata": optional(mapping),
     "_labels": later("labels on tasks and actors"),
@@ -415,19 +457,19 @@ def task_template(options: Mapping[str, Any]) -> dict[str, Any]:
         # A GPU library keeps the GPU's memory until its process ends, so a worker runs one GPU task and goes.
         "max_calls": options.get("max_calls", 1 if "GPU" in resources else 0),
         "name": options.get("name"),
-        "strategy": options.get("scheduling_strategy"),
+        "strategy": placement(options),
     }
 
 
 def actor_template(options: Mapping[str, Any], is_async: bool) -> dict[str, Any]:
     """Options of ray._core.engine.ActorTemplate."""
-    held, placement = actor_resources(options)
+    held, to_be_placed = actor_resources(options)
     # Who wants the state to be kept wants the actor to come back: so it was when this was the only reason for restarts.
     restarts = -1 if options.get("checkpoint_interval", 0) > 0 else 0
     concurrency = options.get("max_concurrency")
     return {
         "resources": held,
-        "placement_resources": placement,
+        "placement_resources": to_be_placed,
         "max_restarts": options.get("max_restarts", restarts),
         "max_task_retries": options.get("max_task_retries", 0),
         "max_concurrency": concurrency or (ACTOR_CONCURRENCY_ASYNC if is_async else 1),
@@ -437,4 +479,32 @@ def actor_template(options: Mapping[str, Any], is_async: bool) -> dict[str, Any]
         "namespace": options.get("namespace"),
         "detached": options.get("lifetime") == "detached",
         "is_async": is_async,
+        "strategy": placement(options),
     }
+
+
+_PLACING = (
+    "scheduling_strategy", "label_selector", "fallback_strategy", "placement_group", "placement_group_bundle_index",
+    "placement_group_capture_child_tasks",
+)  # fmt: skip
+
+
+def placement(options: Mapping[str, Any]) -> Any:
+    """What the options say about where it runs, as the engine is told.
+
+    Raises: ValueError: two of them exclude each other.
+    """
+    if not any(name in options for name in _PLACING):
+        return None
+    from ray import _placement
+
+    return _placement.canonical(options)
+
+
+def check_placement(options: Mapping[str, Any], of: str, needs: Mapping[str, int]) -> None:
+    """Raises: ValueError: as `placement`, or what is asked for can never fit into the group that is named."""
+    if any(name in options for name in _PLACING):
+        from ray import _placement
+
+        _placement.canonical(options)
+        _placement.check_fits(of, options, needs)

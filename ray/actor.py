@@ -370,6 +370,7 @@ class ActorClass(Generic[T]):
         of, options = f"actor class {self.__name__}", self._options
         if options.get("get_if_exists") and not options.get("name"):
             raise ValueError(f"{of}: get_if_exists=True needs name=, by which the actor is looked up")
+        _options.check_placement(options, of, _options.actor_resources(options)[0])
         interval = options.get("checkpoint_interval", 0)
         decides = issubclass(self._class, Checkpointable)
         if interval <= 0 and not decides:

@@ -93,6 +93,7 @@ class RemoteFunction(Generic[P, Out]):
     def _variant(self, options: dict[str, Any]) -> RemoteFunction[P, Out]:
         merged = {**self._options, **_options.check(_options.TASK, options, f"remote function {self.__name__}")}
         _options.returns_of(_options.is_generator(self._function), merged, f"remote function {self.__name__}")
+        _options.check_placement(merged, f"remote function {self.__name__}", _options.task_resources(merged))
         return RemoteFunction(self._function, merged)
 
     def _remote(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
@@ -144,4 +145,5 @@ def make(function: Any, given: dict[str, Any]) -> RemoteFunction[..., Any]:
         )
     checked = _options.check(_options.TASK, given, f"remote function {name}")
     _options.returns_of(_options.is_generator(function), checked, f"remote function {name}")
+    _options.check_placement(checked, f"remote function {name}", _options.task_resources(checked))
     return RemoteFunction(function, checked)

@@ -134,7 +134,14 @@ class RuntimeContext:
 
     @property
     def should_capture_child_tasks_in_placement_group(self) -> bool:
-        return False
+        """Whether what this task submits goes into its placement group, unless it says otherwise."""
+        place = self._context()["place"]
+        return place is not None and bool(place[3])
+
+    def get_placement_group_id(self) -> str | None:
+        """Of the placement group that the caller runs in; None: in none."""
+        place = self._context()["place"]
+        return None if place is None else bytes(place[1]).hex()
 
     @property
     def gcs_address(self) -> str:

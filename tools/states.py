@@ -24,7 +24,9 @@ MACHINES = (
     ("Worker", "ray/_node/worker_pool.py", None),
     ("Runtime environment", "ray/_node/runtime_envs.py", None),
     ("Lease", "ray/_node/local_scheduler.py", "ray/_node/leases.py"),
+    ("Bundle", "ray/_node/bundles.py", None),
     ("Actor", "ray/_head/actor_directory.py", "ray/_head/actor_record.py"),
+    ("Placement group", "ray/_head/placement_groups.py", None),
 )
 HEADER = """# States
 

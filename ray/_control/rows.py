@@ -64,6 +64,7 @@ class ActorRow(NamedTuple):
     died_s: float = 0.0
     cause: str = ""
     error: bytes = b""  # what __init__ raised, encoded by the worker
+    strategy: Any = None  # as ray/_scheduling/strategy.py makes it plain
 
 
 class PlacementGroupRow(NamedTuple):
@@ -76,6 +77,8 @@ class PlacementGroupRow(NamedTuple):
     detached: bool = False
     bundles: list[dict[str, int]] = []
     nodes: list[str] = []  # of each bundle, hexadecimal; "" while it has none
+    created_s: float = 0.0
+    placed_s: float = 0.0  # when every bundle first had its place
 
 
 class ErrorRow(NamedTuple):

@@ -22,6 +22,8 @@ cdef int start_actor(Executor self) except -1:
     self.actor_id = actor_id
     self.incarnation = incarnation
     self.actor_resources = spec["resources"]
+    self.actor_place = spec["place"]
+    self.engine.capture = capture_of(self.actor_place)
     self.set_threads(threads_for(self.actor_resources))
     call = Call.__new__(Call)
     call.frame = spec["frame"]

@@ -38,6 +38,8 @@ cdef class ActorLine:
         if type(self.cause) is bytes:
             # What its __init__ raised.
             error = decode(self.cause, None)
+            if isinstance(error, (exceptions.ActorPlacementGroupRemoved, exceptions.ActorUnschedulableError)):
+                return error  # it never had a place
             died = exceptions.ActorDiedError(
                 f"the actor {self.class_name} (id {self.actor_id.hex()}) died in its constructor:\n{error}")
             died.cause = died.__cause__ = getattr(error, "cause", None) or error
@@ -360,6 +362,9 @@ cdef class ActorTemplate:
                 if ref.owned:
                     intern(ref)
         options = self.options
+        strategy = options.get("strategy")
+        if strategy is None:
+            strategy = self_engine.capture
         actor_id = os.urandom(16)
         handle = new_ref(make_id(self_engine, self_engine.next_seq, 0), True)
         self_engine.next_seq += 1
@@ -375,10 +380,10 @@ cdef class ActorTemplate:
             "class_name": self.name, "blob": self.blob, "refs": b"".join([(<ObjectRef>x).key() for x in self.refs or ()]),
             "frame": frame, "max_concurrency": options.get("max_concurrency", 0), "is_async": options.get("is_async", False),
             "resources": options.get("resources") or {}, "calls": calls, "handle": handle.key(),
-            "checkpoints": options.get("checkpoints", 0), "description": options.get("description")})
+            "checkpoints": options.get("checkpoints", 0), "description": options.get("description"), "place": place_of(strategy)})
         named = bool(options.get("name"))
         spec = {
-            "class_name": self.name, "resources": options.get("resources") or {},
+            "class_name": self.name, "resources": options.get("resources") or {}, "strategy": strategy,
             "placement_resources": options.get("placement_resources") or options.get("resources") or {},
             "runtime_env": options.get("runtime_env") or "",
             "max_restarts": options.get("max_restarts", 0), "max_task_retries": options.get("max_task_retries", 0),

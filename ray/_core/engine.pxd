@@ -122,6 +122,7 @@ cdef class Callee:
     cdef int arity_max            # -1: no bound
     cdef object check             # callable(args, kwargs) raising TypeError like a plain call, or None
     cdef int define(self) except -1
+    cdef Callee captured(self)                       # what is called instead where children follow their parent; None: this
     cdef int dispatch(self, Task task) except -1     # all arguments are there
     cdef int hold(self, Task task) except -1         # some aren't yet; dispatch follows
     cdef int finished(self, Task task, Link link, uint32_t exec_us, uint8_t flags) except -1
@@ -194,6 +195,8 @@ cdef class TaskTemplate(Callee):
     cdef object strategy
     cdef str runtime_env
     cdef int max_calls
+    cdef dict options
+    cdef dict twins               # strategy -> TaskTemplate: for children that follow their parent; None until there are any
 
 # ---------------------------------------------------------------- actors.pxi
 cdef class Countdown:
@@ -295,6 +298,8 @@ cdef class Engine:
     cdef readonly object on_log_lines
     cdef readonly object on_error
     # execution (workers)
+    cdef readonly set groups_created  # ids of placement groups made here that have their place
+    cdef object capture               # strategy of what is submitted without one; None: no placement group captures it
     cdef Executor executor
     cdef uint64_t current_seq         # main thread's task, 0 in a driver
 
@@ -316,6 +321,8 @@ cdef class Function:
     cdef list refs
     cdef object target            # the callable; for methods the name in the actor
     cdef dict resources           # that each call holds, in 1/10,000
+    cdef object place             # the strategy by which it runs in a placement group, or None
+    cdef object capture           # what its children inherit of that, or None
     cdef int threads              # what OMP_NUM_THREADS is to be for it
     cdef bint counted             # in executor.counted
     cdef uint32_t ended_well, failed, cancelled   # runs since the last report
@@ -362,6 +369,7 @@ cdef class Executor:
     cdef object actor             # the instance
     cdef readonly object actor_id
     cdef dict actor_resources
+    cdef object actor_place       # as Function.place
     cdef int incarnation          # 0 for the first process of an actor
     cdef dict bound               # method name -> bound method
     cdef ThreadGroup threads      # with max_concurrency > 1

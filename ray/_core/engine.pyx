@@ -18,6 +18,7 @@ Read in this order; each part is one idea, compiled together so that a call neve
     lease_pool.pxi  workers leased from the node
     lineage.pxi     making lost objects again
     streams.pxi     generators: the items that come of one call
+    placement.pxi   placement groups: children that follow their parent, leases that are refused
     actors.pxi      actor handles: ordered calls, restarts
     execute.pxi     the worker's side: tasks, and actors that run one call at a time
     reply.pxi       what a call answers
@@ -162,6 +163,7 @@ include "submit.pxi"
 include "lease_pool.pxi"
 include "lineage.pxi"
 include "streams.pxi"
+include "placement.pxi"
 include "actors.pxi"
 include "execute.pxi"
 include "reply.pxi"
@@ -205,11 +207,13 @@ cdef class Engine:
         self.method_numbers, self.actor_handles = {}, {}
         self.reporters, self.other_events, self.other_counts = [], [], {}
         self.info = {}
+        self.groups_created = set()
         self.handlers.update(
             lease_grant=self.on_lease_grant, lease_infeasible=self.on_lease_infeasible, lease_failed=self.on_lease_failed,
-            lease_wanted=self.on_lease_wanted, lease_lost=self.on_lease_lost, actor_state=self.on_actor_state,
-            log_lines=self.on_log_lines_event, error=self.on_error_event, store_died=self.on_store_died,
-            store_back=self.on_store_back, inspect=self.on_inspect)
+            lease_refused=self.on_lease_refused, lease_wanted=self.on_lease_wanted, lease_lost=self.on_lease_lost,
+            actor_state=self.on_actor_state, log_lines=self.on_log_lines_event, error=self.on_error_event,
+            store_died=self.on_store_died, store_back=self.on_store_back, inspect=self.on_inspect,
+            group_state=self.on_group_state)
 
     def connect(self, node_socket, info, on_log_lines=None, on_error=None, open_store=PlasmaClient, reach=None):
         """Listens, dials the node and registers. Blocks until the node has answered.
@@ -504,6 +508,16 @@ cdef class Engine:
         if pool is not None:
             lease_failed(self, pool, req_id, cause)
 
+    def on_lease_refused(self, req_id, kind, message):
+        refuse_lease(self, req_id, kind, message)
+
+    def on_group_state(self, group_id, created):
+        """Of a placement group made here: so that to ask whether it has its place costs no message."""
+        if created:
+            self.groups_created.add(group_id)
+        else:
+            self.groups_created.discard(group_id)
+
     def on_lease_wanted(self):
         """Others wait for resources: idle leases go back now, busy ones after what they have in hand."""
         cdef Lease lease
@@ -569,6 +583,18 @@ cdef class Engine:
         """Tells the node process something; no answer."""
         send_control(self.node, F_EVENT, (name, args))
 
+    def event_soon(self, str name, *args):
+        """The same, but it may travel with what is said next; nobody waits for it."""
+        cdef bytes data = pickle.dumps((name, args), 5)
+        if not self.node.alive:
+            raise self.node_died()
+        memcpy(self.node.begin(F_EVENT, 0, <uint32_t>PyBytes_GET_SIZE(data)), PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        self.node.later()
+
+    def promise(self, value, str method, *args):
+        """A ref that gets this value when the node has answered a request; its error, if it answers with one."""
+        return promise_of(self, value, method, args)
+
     def on_event(self, str name, handler):
         """handler(*args) runs for each such event from the node, in the receiving thread: it must not block."""
         self.handlers[name] = handler
@@ -600,7 +626,7 @@ cdef class Engine:
         out = {"job_id": self.info.get("job_id", bytes(4)), "node_id": self.info.get("node_id", bytes(16)),
                "worker_tag": self.tag, "is_driver": bool(self.is_driver), "namespace": self.info.get("namespace", ""),
                "runtime_env": self.info.get("runtime_env", ""), "task_id": None, "actor_id": None, "task_name": None,
-               "gpu_ids": [], "resources": {}}
+               "gpu_ids": [], "resources": {}, "place": None}
         if self.executor is not None:
             out.update(self.executor.context())
         return out

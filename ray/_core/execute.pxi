@@ -21,7 +21,10 @@ cdef int on_function(Engine self, Link link, Reader* r) except -1:
     cdef Function function = Function.__new__(Function)
     if not r.ok:
         return 0
-    function.resources = pickle.loads((<const char*>resources)[:resources_bytes]) if resources_bytes else {}
+    function.resources = {}
+    if resources_bytes:
+        function.resources, function.place = pickle.loads((<const char*>resources)[:resources_bytes])
+        function.capture = capture_of(function.place)
     function.threads = threads_for(function.resources)
     function.name = (<const char*>name)[:n].decode()
     function.function_id = (<const char*>digest)[:16]
@@ -268,6 +271,8 @@ cdef class Executor:
             self.engine.set_deadline(D_STUCK, NowNs() + STUCK_NS)
         if self.omp_threads != call.function.threads and self.omp_threads != 0 and self.actor is None:
             self.set_threads(call.function.threads)
+        if self.actor is None:
+            self.engine.capture = call.function.capture
         self.engine.current_seq = call.seq
         call.started_ns = NowNs()
         try:
@@ -391,5 +396,6 @@ cdef class Executor:
             out["task_id"] = call.link.tag + int(call.seq).to_bytes(8, "little")
             out["task_name"] = call.function.name
             out["resources"] = self.actor_resources if self.actor is not None else call.function.resources
+            out["place"] = self.actor_place if self.actor is not None else call.function.place
             out["attempt"] = (<TaskHeader*>PyBytes_AS_STRING(call.frame)).attempt
         return out

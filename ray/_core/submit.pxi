@@ -301,6 +301,9 @@ cdef class Callee:
     cdef int hold(self, Task task) except -1:
         return 0
 
+    cdef Callee captured(self):
+        return None
+
     cdef int set_options(self, dict options) except -1:
         returns = options.get("num_returns", 1)
         if type(returns) is str:
@@ -318,9 +321,14 @@ cdef class Callee:
     def submit(self, *args, **kwargs):
         """Makes the call; returns its ref (or refs) at once."""
         cdef Task task
+        cdef Callee other
         cdef Py_ssize_t n
         if self.engine is not the_engine or the_engine is None:
             self.define()
+        if self.engine.capture is not None:
+            other = self.captured()
+            if other is not None:
+                return other.submit(*args, **kwargs)
         if self.check is not None:
             n = PyTuple_GET_SIZE(args)
             if kwargs or n < self.arity_min or (self.arity_max >= 0 and n > self.arity_max):
@@ -358,7 +366,7 @@ cdef class TaskTemplate(Callee):
     """A remote function with one set of options; `submit` is what f.remote is."""
 
     def __init__(self, function, str name, dict options):
-        self.function, self.name = function, name
+        self.function, self.name, self.options = function, name, options
         self.resources = dict(options.get("resources") or {})
         self.strategy = options.get("strategy")
         self.max_calls = options.get("max_calls", 0)
@@ -375,7 +383,7 @@ cdef class TaskTemplate(Callee):
         ids = b"".join([(<ObjectRef>x).key() for x in refs or ()])
         for x in refs or ():
             intern(<ObjectRef>x)
-        held = pickle.dumps(self.resources)
+        held = pickle.dumps((self.resources, place_of(self.strategy)))
         self.definition = b"".join((b"\0", function_id, self.max_calls.to_bytes(4, "little"), len(name).to_bytes(4, "little"), name,
                                     len(held).to_bytes(4, "little"), held, (len(ids) // 28).to_bytes(4, "little"), ids, blob))
         self.definition_refs = refs
@@ -389,6 +397,9 @@ cdef class TaskTemplate(Callee):
         self.engine = engine
         engine.event("export_function", function_id, blob)
         return 0
+
+    cdef Callee captured(self):
+        return None if self.strategy is not None else twin_in(self, self.engine.capture)
 
     cdef int dispatch(self, Task task) except -1:
         if task.cancelled:

@@ -54,6 +54,7 @@ from ray._head.actor_messages import (
     SaveName,
     SaveRow,
     Subscribe,
+    Unplaceable,
     Unsubscribe,
     WorkerDied,
     WorkerStarted,
@@ -284,6 +285,13 @@ class ActorDirectory:
             return None  # it has a worker that came up: late news of an earlier try
         return self._dies(actor, RUNTIME_ENV_FAILED + event.cause)  # final: it would fail again
 
+    def _unplaceable(self, actor: Actor, event: Unplaceable, now: float) -> Step:
+        if actor.worker_tag:
+            self.late += 1  # it has its place
+            return None
+        actor.cause = event.error
+        return DEAD, [CancelPlacement(actor.actor_id)]
+
     def _exits(self, actor: Actor, event: Exiting, now: float) -> Step:
         actor.cause = event.why or "it exited by itself"
         return DEAD, [ExpectExit(actor.worker_tag, "its actor exits")]  # its death releases the resources
@@ -490,6 +498,7 @@ TRANSITIONS: dict[tuple[str, type], Row] = {
     (PENDING_PLACEMENT, Kill): _D._kill,
     (PENDING_PLACEMENT, OutOfScope): _D._out_of_scope,
     (PENDING_PLACEMENT, EnvFailed): _D._env_failed,
+    (PENDING_PLACEMENT, Unplaceable): _D._unplaceable,
     (PENDING_PLACEMENT, PlacementLost): _D._place_again,
     (PENDING_PLACEMENT, Placed): _D._to_creation,
     (PENDING_PLACEMENT, Subscribe): _D._join,
@@ -498,6 +507,7 @@ TRANSITIONS: dict[tuple[str, type], Row] = {
     (RESTARTING, Kill): _D._kill,
     (RESTARTING, OutOfScope): _D._out_of_scope,
     (RESTARTING, EnvFailed): _D._env_failed,
+    (RESTARTING, Unplaceable): _D._unplaceable,
     (RESTARTING, PlacementLost): _D._place_again,
     (RESTARTING, Placed): _D._to_creation,
     (RESTARTING, Subscribe): _D._join,
@@ -506,6 +516,7 @@ TRANSITIONS: dict[tuple[str, type], Row] = {
     (PENDING_CREATION, OwnerDied): _D._owner_died,
     (PENDING_CREATION, Kill): _D._kill,
     (PENDING_CREATION, OutOfScope): _D._out_of_scope,
+    (PENDING_CREATION, Unplaceable): _D._unplaceable,  # while no worker had been found, its group was removed
     (PENDING_CREATION, WorkerDied): _D._worker_died,
     (PENDING_CREATION, EnvFailed): _D._env_failed,
     (PENDING_CREATION, PlacementLost): _D._place_again,  # only while it has no worker
@@ -519,6 +530,7 @@ TRANSITIONS: dict[tuple[str, type], Row] = {
     (ALIVE, OwnerDied): _D._owner_died,
     (ALIVE, Kill): _D._kill,
     (ALIVE, OutOfScope): _D._out_of_scope,
+    (ALIVE, Unplaceable): _D._ignore,
     (ALIVE, WorkerDied): _D._worker_died,
     (ALIVE, PlacementLost): _D._ignore,  # the worker's death says it too
     (ALIVE, Exiting): _D._exits,
@@ -533,6 +545,7 @@ TRANSITIONS: dict[tuple[str, type], Row] = {
     (DEAD, OwnerDied): _D._ignore,
     (DEAD, Kill): _D._ignore,
     (DEAD, OutOfScope): _D._ignore,
+    (DEAD, Unplaceable): _D._ignore,
     (DEAD, PlacementLost): _D._ignore,
     (DEAD, Placed): _D._refuse_place,  # crossed our CancelPlacement
     (DEAD, WorkerStarted): _D._refuse_worker,

@@ -60,6 +60,13 @@ class EnvFailed(NamedTuple):
     cause: str
 
 
+class Unplaceable(NamedTuple):
+    """No node can ever take it: its placement group was removed, or the node that it is bound to is gone."""
+
+    actor_id: bytes
+    error: bytes  # encoded, for those who call it
+
+
 class Exiting(NamedTuple):
     """The worker leaves on purpose (exit_actor, SystemExit): no restart."""
 
@@ -120,8 +127,8 @@ class Unsubscribe(NamedTuple):
 
 
 Event = Union[
-    Created, Placed, PlacementLost, WorkerStarted, Ready, InitFailed, Exiting, WorkerDied, NodeDied, Kill, OutOfScope,
-    OwnerDied, CoreGone, JobEnded, Subscribe, Unsubscribe, EnvFailed,
+    Created, Placed, PlacementLost, WorkerStarted, Ready, InitFailed, Unplaceable, Exiting, WorkerDied, NodeDied, Kill,
+    OutOfScope, OwnerDied, CoreGone, JobEnded, Subscribe, Unsubscribe, EnvFailed,
 ]  # fmt: skip
 
 # -- actions ----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ray._control.rows import ActorRow
 from ray._head.actor_messages import Created
 from ray._scheduling.machine import Story
+from ray._scheduling.strategy import plain_strategy, strategy_of_plain
 
 PENDING_PLACEMENT = "PENDING_PLACEMENT"
 PENDING_CREATION = "PENDING_CREATION"
@@ -103,6 +104,7 @@ class Actor:
             died_s=self.died_s,
             cause=self.cause if isinstance(self.cause, str) else "its __init__ raised an exception",
             error=self.cause if isinstance(self.cause, bytes) else b"",
+            strategy=plain_strategy(spec.get("strategy")),
         )
 
     def __repr__(self) -> str:
@@ -116,6 +118,7 @@ class Actor:
     def from_row(cls, row: ActorRow, creation: bytes) -> Actor:
         """The record that an earlier head saved."""
         spec = {key: value for key, value in row._asdict().items() if key not in _OWN_FIELDS}
+        spec["strategy"] = strategy_of_plain(row.strategy)
         actor = cls(Created(row.actor_id, {**spec, "creation": creation}, row.job_id, row.owner_tag), row.created_s)
         actor.state, actor.incarnation, actor.restarts = row.state, row.incarnation, row.restarts
         actor.node_id, actor.worker_tag, actor.worker_pid = row.node_id, row.worker_tag, row.worker_pid

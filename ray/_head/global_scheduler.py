@@ -1,4 +1,4 @@
-"""Gives what a node cannot place itself - actors, later placement groups and spilled tasks - to a node. Pure.
+"""Gives what a node cannot place itself - actors, later spilled tasks - to a node. Pure.
 
 Runs in the head, on its loop's thread: `handle(event) -> actions`, no I/O, no clock. A request is in exactly one of
 
@@ -8,7 +8,7 @@ Runs in the head, on its loop's thread: `handle(event) -> actions`, no I/O, no c
 
 and is forgotten once it has ended. If a node leaves, its assignments are lost: whoever asked is told, and asks again.
 What is free on a node is what it last reported, less what was assigned since then; with no reports (one machine) that
-is its total.
+is its total. What placement groups hold is counted here too (`hold`): `placement_groups.py` decides about those.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from collections.abc import Mapping
 from typing import NamedTuple, Union
 
 from ray._protocol.resources import describe
-from ray._scheduling.policies import Default, NodeAffinity, NodeView, Spread, Strategy, choose
-
-UNKNOWN_STRATEGY = "scheduling_strategy must be None, 'DEFAULT', 'SPREAD' or a node affinity, not {!r}"
+from ray._scheduling import labels
+from ray._scheduling.policies import NodeView, choose
+from ray._scheduling.strategy import NodeAffinity, NodeLabels, Strategy
 
 
 class NodeJoined(NamedTuple):
     node_id: bytes
     total: Mapping[str, int]
+    labels: Mapping[str, str] = {}
 
 
 class NodeLeft(NamedTuple):
@@ -75,12 +76,14 @@ Action = Union[Assign, Infeasible, Unassign]
 
 
 class _Node:
-    __slots__ = ("assigned", "available", "total")
+    __slots__ = ("assigned", "available", "held", "labels", "total")
 
-    def __init__(self, total: Mapping[str, int]) -> None:
+    def __init__(self, total: Mapping[str, int], labels: Mapping[str, str]) -> None:
         self.total = dict(total)
         self.available = dict(total)
+        self.labels = dict(labels)
         self.assigned: dict[bytes, Mapping[str, int]] = {}
+        self.held: dict[bytes, dict[str, int]] = {}  # by placement group
 
 
 class GlobalScheduler:
@@ -100,7 +103,7 @@ class GlobalScheduler:
         if isinstance(event, NodeJoined):
             if event.node_id in self._nodes:
                 return []
-            self._nodes[event.node_id] = _Node(event.total)
+            self._nodes[event.node_id] = _Node(event.total, event.labels)
             waiting, self._waiting = self._waiting, {}
             return [action for request in waiting.values() for action in self._place(request, say_infeasible=False)]
         node = self._nodes.get(event.node_id)
@@ -118,9 +121,41 @@ class GlobalScheduler:
     def assigned_to(self, request_id: bytes) -> bytes | None:
         return self._assigned.get(request_id)
 
+    def views(self) -> list[NodeView]:
+        """What is known of each node, in the order they joined."""
+        return [NodeView(i, n.total, n.available, len(n.assigned), 0, n.labels) for i, n in self._nodes.items()]
+
+    def waiting(self) -> list[tuple[str, Mapping[str, int], str]]:
+        """(name, what it asks for, why no node will do) of each request that waits for a node to join."""
+        return [(r.name, r.ask, self._why_infeasible(r)) for r in self._waiting.values()]
+
+    def has(self, node_id: bytes) -> bool:
+        return node_id in self._nodes
+
+    def hold(self, group_id: bytes, node_id: bytes, amounts: Mapping[str, int]) -> None:
+        """A placement group takes so much of a node, on top of what it holds there."""
+        node = self._nodes[node_id]
+        held = node.held.setdefault(group_id, {})
+        for name, units in amounts.items():
+            held[name] = held.get(name, 0) + units
+            node.available[name] = node.available.get(name, 0) - units
+
+    def let_go(self, group_id: bytes, node_id: bytes, amounts: Mapping[str, int]) -> None:
+        """And gives so much of it back. Of a node that has left: nothing to do."""
+        node = self._nodes.get(node_id)
+        if node is None:
+            return
+        held = node.held[group_id]
+        for name, units in amounts.items():
+            held[name] -= units
+            if not held[name]:
+                del held[name]
+            node.available[name] = min(node.available[name] + units, node.total.get(name, 0))
+        if not held:
+            del node.held[group_id]
+
     def _place(self, request: Requested, say_infeasible: bool) -> list[Action]:
-        views = [NodeView(i, n.total, n.available, len(n.assigned)) for i, n in self._nodes.items()]
-        node_id = choose(views, request.ask, request.strategy)
+        node_id = choose(self.views(), request.ask, request.strategy)
         if node_id is None:
             self._waiting[request.request_id] = request
             return [Infeasible(request.request_id, self._why_infeasible(request))] if say_infeasible else []
@@ -144,6 +179,11 @@ class GlobalScheduler:
         what = f"{request.name or 'a request'} needs {describe(dict(request.ask))}"
         if isinstance(request.strategy, NodeAffinity) and request.strategy.node_id not in self._nodes:
             return f"{what} on node {request.strategy.node_id.hex()}, and there is no such node (any more)"
+        if isinstance(request.strategy, NodeLabels):
+            admitted = any(request.strategy.admits(node.labels) for node in self._nodes.values())
+            if not admitted:
+                wanted = " or ".join(labels.describe(selector) for selector in request.strategy.alternatives)
+                return f"{what} on a node with {wanted}, and no node has these labels. It stays queued until one joins"
         largest: dict[str, int] = {}
         for node in self._nodes.values():
             for name, units in node.total.items():
@@ -160,15 +200,9 @@ class GlobalScheduler:
         for node in self._nodes.values():
             assert all(units <= node.total.get(name, 0) for name, units in node.available.items()), node.available
 
-
-def parse_strategy(given: object) -> Strategy:
-    """Of what a core sent as `strategy`: None, "DEFAULT", "SPREAD" or ("node", node_id, soft).
-
-    Raises: ValueError: anything else."""
-    if given is None or given == "DEFAULT":
-        return Default()
-    if given == "SPREAD":
-        return Spread()
-    if isinstance(given, (tuple, list)) and len(given) == 3 and given[0] == "node" and isinstance(given[1], bytes):
-        return NodeAffinity(given[1], bool(given[2]))
-    raise ValueError(UNKNOWN_STRATEGY.format(given))
+    def check_holds(self, expected: Mapping[tuple[bytes, bytes], Mapping[str, int]]) -> None:
+        """That exactly this is held, by (group, node). Raises: AssertionError."""
+        held = {(group_id, i): amounts for i, node in self._nodes.items() for group_id, amounts in node.held.items()}
+        wanted = {key: dict(amounts) for key, amounts in expected.items() if any(amounts.values())}
+        wrong = [key for key in {**held, **wanted} if held.get(key) != wanted.get(key)]
+        assert not wrong, [(key, held.get(key), wanted.get(key)) for key in wrong[:4]]

@@ -12,10 +12,11 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ray._head import actor_messages as am
-from ray._head import events, global_scheduler, monitor
+from ray._head import events, monitor
 from ray._head.actor_record import DEAD, Actor
 from ray._protocol.frames import ACTOR_ID_BYTES, FUNCTION_ID_BYTES
 from ray._protocol.resources import UNITS
+from ray._scheduling.strategy import parse_strategy
 from ray.exceptions import ActorAlreadyExistsError
 
 if TYPE_CHECKING:
@@ -110,6 +111,15 @@ class Requests:
     def _on_actor_unsubscribe(self, caller: Caller, actor_id: bytes) -> None:
         self._tell(am.Unsubscribe(actor_id, caller.tag))
 
+    def _on_create_group(self, caller: Caller, group_id: bytes, spec: dict[str, Any]) -> None:
+        self._head.groups.create(caller, group_id, spec)
+
+    async def _rpc_create_group(self, caller: Caller, group_id: bytes, spec: dict[str, Any]) -> None:
+        self._head.groups.create(caller, group_id, spec)
+
+    def _on_remove_group(self, caller: Caller, group_id: bytes) -> None:
+        self._head.groups.remove(caller, group_id)
+
     def _on_export_function(self, caller: Caller, function_id: bytes, blob: bytes) -> None:
         _check_id("function_id", function_id, FUNCTION_ID_BYTES)
         if not isinstance(blob, bytes):
@@ -173,6 +183,21 @@ class Requests:
     async def _rpc_named_actors(self, caller: Caller, all_namespaces: bool = False) -> list[tuple[str, str]]:
         """(namespace, name) of each that lives, or is being made."""
         return [key for key in self._head.actors.names() if all_namespaces or key[0] == caller.namespace]
+
+    async def _rpc_group_wait(self, caller: Caller, group_id: bytes, timeout_s: float | None) -> bool:
+        return await self._head.groups.wait(group_id, timeout_s)
+
+    async def _rpc_group_ready(self, caller: Caller, group_id: bytes) -> None:
+        await self._head.groups.ready(group_id)
+
+    async def _rpc_group_named(
+        self, caller: Caller, name: str, namespace: str | None = None
+    ) -> tuple[bytes, list[dict[str, int]]] | None:
+        group = self._head.groups.groups.named(name, namespace or caller.namespace)
+        return None if group is None else (group.group_id, group.bundles)
+
+    async def _rpc_groups(self, caller: Caller, group_id: bytes | None = None) -> list[dict[str, Any]]:
+        return self._head.groups.table(group_id)
 
     async def _rpc_actors(self, caller: Caller) -> list[dict[str, Any]]:
         return [_readable(actor.row()) for actor in self._head.actors.all()]
@@ -265,17 +290,17 @@ _R = Requests
 _RPC_HANDLERS: dict[str, Callable[..., Awaitable[Any]]] = {
     name: getattr(_R, "_rpc_" + name)
     for name in (
-        "actor_by_name", "actor_checkpoint", "actors", "create_actor", "errors", "function", "head_stats", "jobs",
-        "kv_del", "kv_exists", "kv_get", "kv_keys", "kv_put", "named_actors", "nodes", "object_locations",
-        "save_actor_checkpoint", "task_history", "task_table",
-        "node_table",
+        "actor_by_name", "actor_checkpoint", "actors", "create_actor", "create_group", "errors", "function",
+        "group_named", "group_ready", "group_wait", "groups", "head_stats", "jobs", "kv_del", "kv_exists", "kv_get",
+        "kv_keys", "kv_put", "named_actors", "node_table", "nodes", "object_locations", "save_actor_checkpoint",
+        "task_history", "task_table",
     )
 }  # fmt: skip
 _EVENT_HANDLERS: dict[str, Callable[..., None]] = {
     name: getattr(_R, "_on_" + name)
     for name in (
         "actor_exiting", "actor_failed", "actor_out_of_scope", "actor_ready", "actor_subscribe", "actor_unsubscribe",
-        "create_actor", "export_function", "kill_actor", "push_error", "task_events",
+        "create_actor", "create_group", "export_function", "kill_actor", "push_error", "remove_group", "task_events",
     )
 }  # fmt: skip
 RPCS = frozenset(_RPC_HANDLERS)
@@ -305,7 +330,7 @@ def _check_spec(spec: object) -> None:
         amounts = spec.get(field) or {}
         if not isinstance(amounts, dict) or not all(isinstance(u, int) and u >= 0 for u in amounts.values()):
             raise ValueError(f"create_actor: spec[{field!r}] must be a dict of units >= 0, not {amounts!r}")
-    global_scheduler.parse_strategy(spec.get("strategy"))
+    parse_strategy(spec.get("strategy"))
 
 
 def _kv_bytes(what: str, given: object) -> bytes:

@@ -26,11 +26,15 @@ from ray._control.store import Store
 from ray._control.tables import Tables
 from ray._head import actor_messages as am
 from ray._head import events, global_scheduler, jobs, monitor
+from ray._head import placement_groups as pg
 from ray._head.actor_directory import ActorDirectory
 from ray._head.actor_record import DEAD, Actor
 from ray._head.errors import ErrorLog
 from ray._head.function_cache import FunctionCache
+from ray._head.group_service import GroupService
 from ray._head.requests import EVENTS, RPCS, Caller, Requests
+from ray._scheduling.strategy import InGroup, NodeAffinity, parse_strategy
+from ray.exceptions import ActorUnschedulableError
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +80,21 @@ class Port(Protocol):
     def job_over(self, job_id: bytes) -> None:
         """Its driver is gone and its last actor dead: its workers have nothing to do any more."""
 
+    def prepare_bundles(self, order: pg.PrepareBundles) -> None:
+        """Have that node hold these together. Answered by `bundles_prepared` or `bundles_refused`."""
+
+    def commit_bundles(self, node_id: bytes, group_id: bytes) -> None:
+        """What that node has prepared for the group may be used."""
+
+    def return_bundles(self, node_id: bytes, group_id: bytes, indexes: list[int], why: str) -> None:
+        """These come back, whatever state they are in; what runs inside ends."""
+
+    def group_removed(self, group_id: bytes, why: str) -> None:
+        """To every node: a request that names the group is refused."""
+
+    def group_state(self, core_tag: bytes, group_id: bytes, created: bool) -> None:
+        """The event of that name, to that core."""
+
     def error(self, job_id: bytes, kind: str, message: str, extra: dict[str, Any]) -> None:
         """The event `error`, to the drivers of that job."""
 
@@ -92,7 +111,7 @@ class HeadService:
         errors_kept: int = 1000,
         task_events_kept: int = 10_000,
     ) -> None:
-        self._port = port
+        self.port = port
         self._store = store
         self.tables = Tables(store, errors_kept) if store is not None else None
         self._clock = clock
@@ -102,6 +121,7 @@ class HeadService:
         self.events = events.TaskEventLog(task_events_kept)
         self.monitor = monitor.NodeMonitor(NODE_PERIOD_S)
         self.placing = global_scheduler.GlobalScheduler()
+        self.groups = GroupService(self)
         self.functions = FunctionCache(self.tables.functions if self.tables is not None else None)
         self._queue: collections.deque[Callable[[], Iterable[Any]]] = collections.deque()
         self._running = False
@@ -134,23 +154,24 @@ class HeadService:
             labels=dict(given.get("labels") or {}),
             pid=int(given.get("pid") or 0),
         )
-        self._run(lambda: self.monitor.handle(monitor.NodeUp(row, watched=True), self._clock()))
-        self._run(lambda: self.placing.handle(global_scheduler.NodeJoined(node_id, row.resources)))
+        self.run(lambda: self.monitor.handle(monitor.NodeUp(row, watched=True), self._clock()))
+        self.run(lambda: self.placing.handle(global_scheduler.NodeJoined(node_id, row.resources, row.labels)))
+        self.groups.handle(pg.NodesChanged())
 
     def node_down(self, node_id: bytes, cause: str) -> None:
         """Its process said goodbye or died: its actors restart elsewhere."""
-        self._run(lambda: self.monitor.handle(monitor.NodeGone(node_id, cause), self._clock()))
+        self.run(lambda: self.monitor.handle(monitor.NodeGone(node_id, cause), self._clock()))
 
     def register_driver(self, tag: bytes, pid: int, info: Mapping[str, Any]) -> bytes:
         """Returns the job's id. Said twice, the same again."""
-        self._run(lambda: self.jobs.handle(jobs.DriverRegistered(tag, pid, info), self._clock()))
+        self.run(lambda: self.jobs.handle(jobs.DriverRegistered(tag, pid, info), self._clock()))
         job_id = self.jobs.of_driver(tag)
         assert job_id is not None
         return job_id
 
     def driver_gone(self, tag: bytes, cause: str, intended: bool) -> None:
         """Ends its job and its actors; with the last of these, every key of the job. intended: it called shutdown()."""
-        self._run(lambda: self.jobs.handle(jobs.DriverGone(tag, cause, intended), self._clock()))
+        self.run(lambda: self.jobs.handle(jobs.DriverGone(tag, cause, intended), self._clock()))
         self.core_gone(tag, cause)
 
     def core_gone(self, tag: bytes, cause: str) -> None:
@@ -175,7 +196,7 @@ class HeadService:
 
     def actor_placement_lost(self, actor_id: bytes, cause: str) -> None:
         """Answer to `place_actor`: it came to nothing, or was lost before a worker was there."""
-        self._run(lambda: self.placing.handle(global_scheduler.Ended(actor_id)))
+        self.run(lambda: self.placing.handle(global_scheduler.Ended(actor_id)))
         self.actor_event(am.PlacementLost(actor_id, cause))
 
     def actor_infeasible(self, actor_id: bytes, message: str) -> None:
@@ -186,8 +207,26 @@ class HeadService:
 
     def actor_env_failed(self, actor_id: bytes, cause: str) -> None:
         """Answer to `place_actor`: its runtime environment can't be set up, and so it never will be."""
-        self._run(lambda: self.placing.handle(global_scheduler.Ended(actor_id)))
+        self.run(lambda: self.placing.handle(global_scheduler.Ended(actor_id)))
         self.actor_event(am.EnvFailed(actor_id, cause))
+
+    def actor_refused(self, actor_id: bytes, error: Exception) -> None:
+        """Answer to `place_actor`: it can never be had there, nor anywhere else."""
+        self.run(lambda: self.placing.handle(global_scheduler.Ended(actor_id)))
+        self.actor_unplaceable(actor_id, error)
+
+    def actor_unplaceable(self, actor_id: bytes, error: Exception) -> None:
+        """Its calls fail with this error."""
+        from ray._native.serialization import encode_error  # rare, and nothing else of this process needs it
+
+        blob = encode_error(error).to_bytes()
+        self.actor_event(am.Unplaceable(actor_id, blob))
+
+    def bundles_prepared(self, node_id: bytes, group_id: bytes, attempt: int) -> None:
+        self.groups.handle(pg.Prepared(group_id, node_id, attempt))
+
+    def bundles_refused(self, node_id: bytes, group_id: bytes, attempt: int, available: Mapping[str, int]) -> None:
+        self.groups.handle(pg.Refused(group_id, node_id, attempt, available))
 
     def report_error(self, job_id: bytes, kind: str, message: str, extra: Mapping[str, Any], pid: int = 0) -> None:
         """Keeps an error and shows it to the job's driver."""
@@ -198,13 +237,13 @@ class HeadService:
             return
         if self.tables is not None and self.job_lives(job_id):
             self.tables.errors.add(row, entry_id)
-        self._port.error(job_id, row.kind, row.message, row.extra)
+        self.port.error(job_id, row.kind, row.message, row.extra)
 
     def _tell_hidden(self) -> None:
         self._hidden_timer = None
         for job_id, count in self.errors.take_hidden():
             text = f"{count} further errors of this job are not shown; ray.errors() has the newest"
-            self._port.error(job_id, "errors", text, {"not_shown": count})
+            self.port.error(job_id, "errors", text, {"not_shown": count})
 
     def job_lives(self, job_id: bytes) -> bool:
         """Whether anything may still be kept for this job. After its end, a late word of a worker must not bring its
@@ -221,7 +260,7 @@ class HeadService:
         logger.error("%s", text)
         for job_id in self.jobs.in_state(jobs.RUNNING):
             row, _ = self.errors.push(job_id, "control_plane", text, {}, 0, self._clock())  # for memory only
-            self._port.error(job_id, row.kind, row.message, row.extra)
+            self.port.error(job_id, row.kind, row.message, row.extra)
 
     # -- what cores ask and tell --------------------------------------------------------------------------------------
 
@@ -236,9 +275,9 @@ class HeadService:
     # -- carrying out -------------------------------------------------------------------------------------------------
 
     def actor_event(self, event: am.Event) -> None:
-        self._run(lambda: self.actors.handle(event, self._clock()))
+        self.run(lambda: self.actors.handle(event, self._clock()))
 
-    def _run(self, decide: Callable[[], Iterable[Any]]) -> None:
+    def run(self, decide: Callable[[], Iterable[Any]]) -> None:
         """One event of one machine, and its actions, after those that came before it."""
         self._queue.append(decide)
         if self._running:
@@ -256,24 +295,41 @@ class HeadService:
         finally:
             self._running = False
 
-    def _do_place(self, action: am.Place) -> None:
+    def now(self) -> float:
+        return self._clock()
+
+    def _do_group(self, action: Any) -> None:
+        self.groups.carry_out(action)
+
+    def place(self, action: am.Place) -> None:
         spec = action.spec
+        strategy = parse_strategy(spec.get("strategy"))
+        if isinstance(strategy, InGroup):
+            self.groups.place_actor(action, strategy)
+            return
+        if isinstance(strategy, NodeAffinity) and not strategy.soft and not self.placing.has(strategy.node_id):
+            self.actor_unplaceable(action.actor_id, _no_such_node(spec, action.actor_id, strategy.node_id))
+            return
         hold, to_place = spec.get("resources") or {}, spec.get("placement_resources") or {}
         ask = {name: max(hold.get(name, 0), to_place.get(name, 0)) for name in {**hold, **to_place}}
         request = global_scheduler.Requested(
             action.actor_id,
             ask,
-            global_scheduler.parse_strategy(spec.get("strategy")),
+            strategy,
             f"actor {spec.get('class_name', '?')} ({action.actor_id.hex()})",
             hold,
         )
-        self._run(lambda: self.placing.handle(request))
+        self.run(lambda: self.placing.handle(request))
 
     def _do_assign(self, action: global_scheduler.Assign) -> None:
-        actor = self.actors.get(action.request_id)
+        self.assign_actor(action.request_id, action.node_id)
+
+    def assign_actor(self, actor_id: bytes, node_id: bytes) -> None:
+        """That node is to find it a worker."""
+        actor = self.actors.get(actor_id)
         if actor is not None and actor.state != DEAD:
-            spec = {**actor.spec, "creation": actor.creation, "job_id": actor.job_id, "node_id": action.node_id}
-            self._port.place_actor(actor.actor_id, spec, actor.incarnation)
+            spec = {**actor.spec, "creation": actor.creation, "job_id": actor.job_id, "node_id": node_id}
+            self.port.place_actor(actor.actor_id, spec, actor.incarnation)
 
     def _do_infeasible(self, action: global_scheduler.Infeasible) -> None:
         self.actor_infeasible(action.request_id, action.message)
@@ -283,27 +339,28 @@ class HeadService:
 
     def _do_cancel_placement(self, action: am.CancelPlacement) -> None:
         self.placing.handle(global_scheduler.Ended(action.actor_id))
-        self._port.cancel_placement(action.actor_id)
+        self.groups.drop_actor(action.actor_id)
+        self.port.cancel_placement(action.actor_id)
         self._look_at_job(self.actors.get(action.actor_id))
 
     def _do_become(self, action: am.Become) -> None:
-        self._port.become_actor(*action)
+        self.port.become_actor(*action)
 
     def _do_publish(self, action: am.Publish) -> None:
-        self._port.actor_state(*action)
+        self.port.actor_state(*action)
 
     def _do_kill_worker(self, action: am.KillWorker) -> None:
-        self._port.kill_worker(*action)
+        self.port.kill_worker(*action)
 
     def _do_ask_to_exit(self, action: am.AskToExit) -> None:
-        self._port.ask_to_exit(*action)
+        self.port.ask_to_exit(*action)
 
     def _do_expect_exit(self, action: am.ExpectExit) -> None:
-        self._port.expect_exit(*action)
+        self.port.expect_exit(*action)
 
     def _do_release(self, action: am.Release) -> None:
         self.placing.handle(global_scheduler.Ended(action.actor_id))
-        self._port.release_actor(action.actor_id)
+        self.port.release_actor(action.actor_id)
         self._look_at_job(self.actors.get(action.actor_id))
 
     def _do_save_row(self, action: am.SaveRow) -> None:
@@ -338,13 +395,14 @@ class HeadService:
 
     def _do_end_actors(self, action: jobs.EndActors) -> None:
         self.actor_event(am.JobEnded(action.job_id, action.cause))
-        self._run(lambda: self._emptied(action.job_id))
+        self.groups.handle(pg.JobEnded(action.job_id))
+        self.run(lambda: self._emptied(action.job_id))
 
     def _look_at_job(self, actor: Actor | None) -> None:
         """An actor has left for good: was it the last that held up the end of its job?"""
         if actor is not None and actor.state == DEAD:
             job_id = actor.job_id
-            self._run(lambda: self._emptied(job_id))
+            self.run(lambda: self._emptied(job_id))
 
     def _emptied(self, job_id: bytes) -> Iterable[Any]:
         row = self.jobs.get(job_id)
@@ -359,7 +417,7 @@ class HeadService:
         self.functions.forget_job(action.job_id)
         if self.tables is not None:
             self.tables.forget_job(action.job_id)
-        self._port.job_over(action.job_id)
+        self.port.job_over(action.job_id)
 
     def _do_save_node(self, action: monitor.SaveNode) -> None:
         if self.tables is not None:
@@ -370,7 +428,8 @@ class HeadService:
             self.tables.nodes.remove(action.node_id)
 
     def _do_node_dead(self, action: monitor.NodeDead) -> None:
-        self._run(lambda: self.placing.handle(global_scheduler.NodeLeft(action.node_id, action.cause)))
+        self.run(lambda: self.placing.handle(global_scheduler.NodeLeft(action.node_id, action.cause)))
+        self.groups.handle(pg.NodeDied(action.node_id))
         self.actor_event(am.NodeDied(action.node_id, f"its node died: {action.cause}"))
 
     def keep_task_events(self, job_id: bytes, batch: list[Any]) -> None:
@@ -406,7 +465,8 @@ class HeadService:
         self.monitor.restore(await tables.nodes.all(), {}, now)
         for node in self.monitor.all():
             if node.state != monitor.DEAD:
-                self.placing.handle(global_scheduler.NodeJoined(node.node_id, node.resources))
+                self.placing.handle(global_scheduler.NodeJoined(node.node_id, node.resources, node.labels))
+        self.groups.restore(await tables.placement_groups.all())
         for row in job_rows:
             self.errors.restore(await tables.errors.all(row.job_id))
 
@@ -415,9 +475,9 @@ class HeadService:
         cores = set(living_cores)
         for row in [row for row in self.jobs.all() if row.state == jobs.RUNNING and row.driver_tag not in cores]:
             self.driver_gone(row.driver_tag, "it died while the head was away", False)
-        self._run(lambda: self.actors.reconcile(living_workers, cores, self._clock()))
+        self.run(lambda: self.actors.reconcile(living_workers, cores, self._clock()))
         for job_id in self.jobs.in_state(jobs.ENDING):
-            self._run(lambda job_id=job_id: self._emptied(job_id))  # type: ignore[misc]
+            self.run(lambda job_id=job_id: self._emptied(job_id))  # type: ignore[misc]
 
     def _write_anew(self, shard: int) -> None:
         """Redis is back, and writes were dropped while it was away: everything that memory holds is written again."""
@@ -432,6 +492,7 @@ class HeadService:
             tables.nodes.put(node)
         for job in self.jobs.all():
             tables.jobs.put(job)
+        self.groups.write_anew()
         for actor in self.actors.all():
             row: ActorRow = actor.row()
             tables.actors.put(row)
@@ -443,6 +504,7 @@ class HeadService:
     async def close(self, drain_s: float = 0.0) -> None:
         """Ends the connection to Redis. On one machine the tables go with the session: nothing is waited for."""
         self.flush_events()
+        self.groups.flush()
         if self._hidden_timer is not None:
             self._hidden_timer.cancel()
             self._tell_hidden()
@@ -457,12 +519,14 @@ class HeadService:
         self.jobs.check()
         self.monitor.check()
         self.placing.check()
+        self.groups.groups.check()
 
     def stats(self) -> dict[str, Any]:
         """actors by state, jobs, functions, task_events, malformed, bugs, and the store's connections."""
         return {
             "actors": self.actors.stats(),
             "jobs": dict(collections.Counter(row.state for row in self.jobs.all())),
+            "placement_groups": self.groups.groups.stats(),
             "functions": self.functions.stats(),
             "task_events": self.events.stats(),
             "malformed": self._requests.malformed,
@@ -476,7 +540,7 @@ class HeadService:
 
 _H = HeadService
 _ACTION_HANDLERS: dict[type, Callable[[HeadService, Any], None]] = {
-    am.Place: _H._do_place,
+    am.Place: _H.place,
     am.CancelPlacement: _H._do_cancel_placement,
     am.Become: _H._do_become,
     am.Publish: _H._do_publish,
@@ -499,4 +563,15 @@ _ACTION_HANDLERS: dict[type, Callable[[HeadService, Any], None]] = {
     global_scheduler.Assign: _H._do_assign,
     global_scheduler.Infeasible: _H._do_infeasible,
     global_scheduler.Unassign: _H._do_unassign,
+    **dict.fromkeys([pg.PrepareBundles, pg.CommitBundles, pg.ReturnBundles, pg.GroupInfeasible], _H._do_group),
+    **dict.fromkeys([pg.GroupCreated, pg.GroupLost, pg.GroupRemoved, pg.SaveGroup, pg.DropGroup], _H._do_group),
 }
+
+
+def _no_such_node(spec: Mapping[str, Any], actor_id: bytes, node_id: bytes) -> ActorUnschedulableError:
+    name = spec.get("class_name", "?")
+    return ActorUnschedulableError(
+        f"actor {name} can't be scheduled: it is bound to node {node_id.hex()}, and there is no such node (any more)",
+        actor_id=actor_id.hex(),
+        class_name=name,
+    )

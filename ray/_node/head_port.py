@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ray._scheduling.strategy import InGroup, parse_strategy
+
 from . import lease_messages as lm
 from . import worker_messages as wm
 
 if TYPE_CHECKING:
+    from ray._head.placement_groups import PrepareBundles
+
     from .shell import Node
 
 
@@ -22,12 +26,14 @@ class HeadPort:
     def place_actor(self, actor_id: bytes, spec: dict[str, Any], incarnation: int) -> None:
         node = self._node
         self._placed.add(actor_id)
+        strategy = parse_strategy(spec.get("strategy"))
         request = lm.ActorRequested(
             actor_id,
             spec["job_id"],
             spec.get("resources") or {},
             spec.get("placement_resources") or {},
             f"actor {spec.get('class_name', '')}",
+            place=strategy if isinstance(strategy, InGroup) else None,
         )
         node.envs.request(("actor", actor_id), spec.get("runtime_env") or "", request)
 
@@ -71,6 +77,27 @@ class HeadPort:
 
     def job_over(self, job_id: bytes) -> None:
         self._node.job_over(job_id)
+
+    def prepare_bundles(self, order: PrepareBundles) -> None:
+        # There is one node yet, so whatever is for a node is for this one.
+        asked = lm.PrepareBundles(
+            order.group_id, order.attempt, order.bundles, order.job_id, order.name, order.may_wait
+        )  # fmt: skip
+        self._node.feed(self._node.scheduler, asked)
+
+    def commit_bundles(self, node_id: bytes, group_id: bytes) -> None:
+        self._node.feed(self._node.scheduler, lm.CommitBundles(group_id))
+
+    def return_bundles(self, node_id: bytes, group_id: bytes, indexes: list[int], why: str) -> None:
+        self._node.feed(self._node.scheduler, lm.ReturnBundles(group_id, indexes, why))
+
+    def group_removed(self, group_id: bytes, why: str) -> None:
+        self._node.feed(self._node.scheduler, lm.GroupRemoved(group_id, why))
+
+    def group_state(self, core_tag: bytes, group_id: bytes, created: bool) -> None:
+        core = self._node.cores.by_tag.get(core_tag)
+        if core is not None:
+            core.tell("group_state", group_id, created)
 
     def error(self, job_id: bytes, kind: str, message: str, extra: dict[str, Any]) -> None:
         for core in self._node.cores.drivers_of(job_id):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
+
+from ray._scheduling.strategy import DEFAULT, InGroup, Strategy
 
 # -- events ---------------------------------------------------------------------------------------------------
 
@@ -24,6 +26,7 @@ class LeaseRequested(NamedTuple):
     name: str = ""
     exclusive: bool = False
     env: str = ""  # name of the runtime environment, which is ready
+    strategy: Strategy = DEFAULT
 
 
 class LeaseCancelled(NamedTuple):
@@ -69,6 +72,7 @@ class ActorRequested(NamedTuple):
     placement_resources: Mapping[str, int]
     name: str = ""
     env: str = ""
+    place: InGroup | None = None  # everything else about where it runs was the head's to decide
 
 
 class EnvBroken(NamedTuple):  # from the pool: no worker comes up in this environment
@@ -83,6 +87,30 @@ class ActorStarted(NamedTuple):  # its __init__ is over, well or not
 
 class ActorReleased(NamedTuple):
     actor_id: bytes
+
+
+class PrepareBundles(NamedTuple):  # from the head: hold these together for a placement group
+    group_id: bytes
+    attempt: int
+    bundles: Mapping[int, Mapping[str, int]]
+    job_id: bytes
+    name: str = ""
+    may_wait: bool = True  # in line, until there is room; else refused at once
+
+
+class CommitBundles(NamedTuple):  # from the head: what was prepared may be used
+    group_id: bytes
+
+
+class ReturnBundles(NamedTuple):  # from the head: give these back, whatever state they are in
+    group_id: bytes
+    indexes: Iterable[int]
+    why: str
+
+
+class GroupRemoved(NamedTuple):  # from the head: nobody need wait for it
+    group_id: bytes
+    why: str
 
 
 class Tick(NamedTuple):
@@ -112,6 +140,20 @@ class LeaseFailed(NamedTuple):  # its environment can't be set up: its owner's t
     tag: bytes
     req_id: int
     cause: str
+
+
+class LeaseRefused(NamedTuple):
+    """It will never be granted: its group was removed (GROUP_REMOVED), or its node is not there (UNSCHEDULABLE)."""
+
+    tag: bytes
+    req_id: int
+    kind: str
+    message: str
+
+
+class Stuck(NamedTuple):  # what waits, of this job, waits for what nothing that runs will free
+    job_id: bytes
+    message: str
 
 
 class LeaseWanted(NamedTuple):
@@ -176,3 +218,23 @@ class ActorEnvBroken(NamedTuple):
 class ActorLost(NamedTuple):
     actor_id: bytes
     cause: str
+
+
+class ActorRefused(NamedTuple):  # as LeaseRefused
+    actor_id: bytes
+    kind: str
+    message: str
+
+
+class BundlesPrepared(NamedTuple):
+    group_id: bytes
+    attempt: int
+
+
+class BundlesRefused(NamedTuple):
+    group_id: bytes
+    attempt: int
+    available: Mapping[str, int]
+
+
+GROUP_REMOVED, UNSCHEDULABLE = "group_removed", "unschedulable"

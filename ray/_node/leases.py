@@ -6,20 +6,41 @@ No I/O, no decisions: `local_scheduler.py` alone changes them.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ray._protocol.resources import Shape
 from ray._scheduling.machine import Story
 from ray._scheduling.node_resources import Allocation
+from ray._scheduling.strategy import InGroup
+
+if TYPE_CHECKING:
+    from .bundles import Bundle
 
 QUEUED, STAFFING, HELD, ENDING, GONE = "QUEUED", "STAFFING", "HELD", "ENDING", "GONE"
+
+TASK, ACTOR, BUNDLES = "task", "actor", "bundles"
+# Where a QUEUED lease waits: in the line of its class; aside, since it can never be met; for its group to be placed; or
+# nowhere yet: it has just come.
+IN_LINE, INFEASIBLE, FOR_GROUP, NOWHERE = "in line", "infeasible", "for its group", "nowhere"
+
+
+class ClassKey(NamedTuple):
+    """What those who wait in one class have in common."""
+
+    shape: Shape
+    kind: str = TASK  # | ACTOR | BUNDLES
+    env: str = ""  # name of the runtime environment
+    group_id: bytes = b""  # of the placement group they are to run in; b"": on the node itself
+    bundle: int = -1
+    parts: tuple[Shape, ...] = ()  # of BUNDLES: that are to be taken together
 
 
 class Lease:
     """One request and what became of it. `tag` is its owner's; an actor's lease has the actor id there instead."""
 
     __slots__ = (
-        "actor_starting", "allocation", "asked_at", "env", "exclusive", "feasible", "is_actor", "job_id", "lease_id",
-        "name", "req_id", "shape", "state", "story", "tag", "worker_id",
+        "actor_starting", "allocation", "asked_at", "blocked", "bundle", "env", "exclusive", "is_actor", "job_id",
+        "lease_id", "name", "pid", "place", "req_id", "shape", "state", "story", "tag", "waits", "why", "worker_id",
     )  # fmt: skip
 
     def __init__(
@@ -37,10 +58,27 @@ class Lease:
         self.exclusive = False
         self.is_actor = False
         self.actor_starting = False  # counts against actors_starting_max
-        self.feasible = True
+        self.waits = NOWHERE
+        self.why = ""  # INFEASIBLE: what was said of it
+        self.blocked = False  # its worker waits in ray.get or ray.wait
+        self.place: InGroup | None = None  # in a placement group
+        self.bundle: Bundle | None = None  # from which it has its allocation; None: from the node
         self.allocation: Allocation | None = None
         self.worker_id = -1
+        self.pid = 0  # of the worker
         self.story = Story()
+
+    @property
+    def key(self) -> ClassKey:
+        kind = ACTOR if self.is_actor else TASK
+        if self.place is None:
+            return ClassKey(self.shape, kind, self.env)
+        return ClassKey(self.shape, kind, self.env, self.place.group_id, self.place.bundle)
+
+    @property
+    def line(self) -> bytes:
+        """Actors of one job stand in one line: each has an id of its own and would otherwise be an owner of its own."""
+        return self.job_id if self.is_actor else self.tag
 
     def __repr__(self) -> str:
         return f"Lease({self.lease_id}, {self.state}, {self.name!r}, {dict(self.shape)}, {self.story})"
@@ -56,34 +94,55 @@ class Holder:
         self.held: dict[int, Lease] = {}  # by lease_id: HELD
 
 
+class Waiter(Protocol):
+    """What stands in a line: a Lease, or a Reservation of bundles."""
+
+    asked_at: float
+    job_id: bytes
+    name: str
+
+    @property
+    def line(self) -> bytes: ...
+
+    @property
+    def key(self) -> ClassKey: ...
+
+
 class SchedulingClass:
-    """All queued leases of one shape and environment: a line for each owner, the owners in turn."""
+    """All that wait for the same: a line for each owner, the owners in turn."""
 
-    __slots__ = ("actor_starts", "env", "lines", "shape")
+    __slots__ = ("key", "lines")
 
-    def __init__(self, shape: Shape, actor_starts: bool, env: str) -> None:
-        self.shape = shape
-        self.env = env
-        self.actor_starts = actor_starts
-        self.lines: OrderedDict[bytes, deque[Lease]] = OrderedDict()
+    def __init__(self, key: ClassKey) -> None:
+        self.key = key
+        self.lines: OrderedDict[bytes, deque[Waiter]] = OrderedDict()
 
-    def add(self, lease: Lease) -> None:
-        # actors of one job stand in one line: each has an id of its own and would otherwise be an owner of its own
-        self.lines.setdefault(lease.job_id if lease.is_actor else lease.tag, deque()).append(lease)
+    @property
+    def shape(self) -> Shape:
+        return self.key.shape
 
-    def remove(self, lease: Lease) -> None:
-        key = lease.job_id if lease.is_actor else lease.tag
-        line = self.lines[key]
-        line.remove(lease)
+    def add(self, waiter: Waiter) -> None:
+        self.lines.setdefault(waiter.line, deque()).append(waiter)
+
+    def remove(self, waiter: Waiter) -> None:
+        line = self.lines[waiter.line]
+        line.remove(waiter)
         if not line:
-            del self.lines[key]
+            del self.lines[waiter.line]
 
-    def pop(self) -> Lease:
+    def first(self) -> Waiter:
+        return next(iter(self.lines.values()))[0]
+
+    def pop(self) -> Waiter:
+        """The first; its owner is the last in turn now."""
         key, line = self.lines.popitem(last=False)
-        lease = line.popleft()
+        waiter = line.popleft()
         if line:
-            self.lines[key] = line  # to the end: the next owner comes first now
-        return lease
+            self.lines[key] = line
+        return waiter
 
     def oldest(self) -> float:
         return min(line[0].asked_at for line in self.lines.values())
+
+    def count(self) -> int:
+        return sum(map(len, self.lines.values()))

@@ -11,39 +11,72 @@ of
 
 If an owner dies, all its leases end; if a worker dies, its lease is lost and the owner is told. Requests of one
 scheduling class (the same shape and environment) wait together; classes take turns, and inside a class the owners
-take turns, so one process with a million tasks does not shut out another with one. A request that can never be met
-stays queued and its owner is told why. Somebody waiting makes every other holder be asked to give back leases it has
-no work for.
+take turns (`lines.py`), so one process with a million tasks does not shut out another with one. A request that can
+never be met stays queued and its owner is told why. Somebody waiting makes every other holder be asked to give back
+leases it has no work for.
 
-A large request could wait forever behind a stream of small ones: one that has waited long gets windows of time
-(`_holding_back`) in which nobody else may take what it lacks. Windows, not a reservation: what it waits for may
-itself need a small task to finish first.
+A lease may name a placement group: then it draws from one of the group's bundles here (`bundles.py`), waits until there
+is one, and ends with the group. A reservation of bundles stands in line like a lease, but takes what it needs only when
+it can take all of it.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ray._protocol.resources import Resources, Shape, describe, describe_one, shape_of
+from ray._protocol.resources import Resources, Shape, shape_of
 from ray._scheduling.machine import InvalidTransition
-from ray._scheduling.node_resources import NodeResources
+from ray._scheduling.node_resources import Allocation, NodeResources
+from ray._scheduling.strategy import InGroup, NodeAffinity, NodeLabels, Strategy
 
 from . import lease_messages as lm
-from .leases import ENDING, GONE, HELD, QUEUED, STAFFING, Holder, Lease, SchedulingClass
+from . import pending
+from .bundles import Bundles, Reservation
+from .leases import (
+    ACTOR,
+    BUNDLES,
+    ENDING,
+    FOR_GROUP,
+    GONE,
+    HELD,
+    IN_LINE,
+    INFEASIBLE,
+    QUEUED,
+    STAFFING,
+    ClassKey,
+    Holder,
+    Lease,
+    SchedulingClass,
+)
+from .lines import Lines
 
 
 class LocalScheduler:
     """The leases of one node. Call from one thread."""
 
-    def __init__(self, resources: NodeResources, *, starvation_s: float = 2.0, actors_starting_max: int = 8) -> None:
+    def __init__(
+        self,
+        resources: NodeResources,
+        *,
+        starvation_s: float = 2.0,
+        stuck_after_s: float = 10.0,
+        actors_starting_max: int = 8,
+        node_id: bytes = b"",
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
         self.resources = resources
-        self._starvation_s = starvation_s
+        self.bundles = Bundles(resources)
+        self.node_id = node_id
+        self.labels = dict(labels or {})
         self._actors_starting_max = actors_starting_max
         self._cores: dict[bytes, Holder] = {}
-        self._classes: OrderedDict[ClassKey, SchedulingClass] = OrderedDict()  # feasible ones, longest unserved first
+        self._stuck_after_s = stuck_after_s
+        self._look_at: float | None = None  # for those that wait for what nobody will give up; None: nobody waits
+        self._told_stuck: set[ClassKey] = set()
+        self._lines = Lines(resources, self.bundles, starvation_s)
         self._infeasible: dict[int, Lease] = {}
+        self._for_group: dict[int, Lease] = {}  # wait for a bundle of theirs to be placed
         self._leases: dict[int, Lease] = {}
         self._staffing: dict[int, Lease] = {}
         self._by_worker: dict[int, Lease] = {}  # HELD and ENDING
@@ -51,7 +84,6 @@ class LocalScheduler:
         self._actors_starting = 0
         self._wanted_told: set[bytes] = set()  # asked to give back idle leases since their last grant
         self._next_id = 1
-        self._hold_until: float | None = None
         self._actions: list[Any] = []
         self.ignored = 0  # events about leases that are not, or not the sender's: late, repeated or forged
 
@@ -61,12 +93,13 @@ class LocalScheduler:
         """One event in, the actions it causes out, in order."""
         HANDLERS[type(event)](self, event, now)
         self._dispatch(now)
+        self._look_for_stuck(now)
         actions, self._actions = self._actions, []
         return actions
 
     def deadline(self) -> float | None:
         """When to send a lm.Tick, or None: nothing depends on time alone."""
-        return self._hold_until
+        return min((at for at in (self._lines.hold_until, self._look_at) if at is not None), default=None)
 
     def _go(self, lease: Lease, event: str, now: float) -> None:
         """The one gate through which a lease changes state."""
@@ -102,15 +135,25 @@ class LocalScheduler:
         lease = self._new(event.tag, event.req_id, core.job_id, shape_of(event.resources), event.name, now)
         lease.exclusive, lease.env = event.exclusive, event.env
         core.requests[event.req_id] = lease
-        missing = self.resources.missing(lease.shape)
-        if missing:
-            lease.feasible = False
-            self._infeasible[lease.lease_id] = lease
-            self._actions.append(
-                lm.Infeasible(event.tag, event.req_id, self._explain(lease.name, lease.shape, missing))
-            )
+        if isinstance(event.strategy, InGroup):
+            self._enter_group(lease, event.strategy, now)
+            return
+        refusal = self._not_this_node(event.strategy, lease.name)
+        if refusal and refusal[0]:
+            self._actions.append(lm.LeaseRefused(event.tag, event.req_id, lm.UNSCHEDULABLE, refusal[1]))
+            self._go(lease, "Refused", now)
+        elif refusal:
+            self._set_aside(lease, refusal[1])
         else:
-            self._enqueue(lease)
+            self._enqueue_or_set_aside(lease, lease.shape)
+
+    def _not_this_node(self, strategy: Strategy, name: str) -> tuple[bool, str] | None:
+        """(whether for good, why) a request can't run here for what it says about nodes; None: it can."""
+        if isinstance(strategy, NodeAffinity) and not strategy.soft and strategy.node_id != self.node_id:
+            return True, pending.no_such_node(name, strategy.node_id)
+        if isinstance(strategy, NodeLabels) and not strategy.admits(self.labels):
+            return False, pending.no_such_labels(name, strategy, self.labels)
+        return None
 
     def _lease_cancelled(self, event: lm.LeaseCancelled, now: float) -> None:
         core = self._cores.get(event.tag)
@@ -137,9 +180,9 @@ class LocalScheduler:
         if lease is None:  # given up while the pool's answer was on its way
             self._actions.append(lm.ReleaseWorker(event.worker_id, True))
             return
-        lease.worker_id = event.worker_id
+        lease.worker_id, lease.pid = event.worker_id, event.worker_pid
         self._go(lease, "WorkerAssigned", now)
-        gpu_ids = self.resources.gpu_ids_of(lease.allocation) if lease.allocation else []
+        gpu_ids = self._ledger(lease).gpu_ids_of(lease.allocation) if lease.allocation else []
         if lease.is_actor:
             self._actions.append(
                 lm.ActorWorker(lease.tag, event.worker_id, event.worker_tag, event.worker_pid, gpu_ids)
@@ -183,7 +226,8 @@ class LocalScheduler:
         if lease is None or lease.allocation is None:
             self.ignored += 1
             return
-        self.resources.lend_cpu(lease.allocation)
+        lease.blocked = True
+        self._ledger(lease).lend_cpu(lease.allocation)
         if lease.actor_starting:  # an __init__ that waits for others must not keep those from starting
             self._actor_start_over(lease)
 
@@ -192,7 +236,8 @@ class LocalScheduler:
         if lease is None or lease.allocation is None:
             self.ignored += 1
             return
-        self.resources.reclaim_cpu(lease.allocation)
+        lease.blocked = False
+        self._ledger(lease).reclaim_cpu(lease.allocation)
 
     def _env_broken(self, event: lm.EnvBroken, now: float) -> None:
         """Only those that wait for a worker now: resources come back, their owners hear why."""
@@ -215,16 +260,13 @@ class LocalScheduler:
         lease.is_actor = lease.exclusive = True
         lease.env = event.env
         self._actors[event.actor_id] = lease
+        if event.place is not None:
+            self._enter_group(lease, event.place, now)
+            return
         # What is needed to be placed must exist on the node, what is needed to run must be free: an actor that runs on
         # no CPU must not wait behind tasks that run for hours. Starts are throttled by actors_starting_max instead.
         placement = shape_of({**event.resources, **_at_least(event.placement_resources, event.resources)})
-        missing = self.resources.missing(placement)
-        if missing:
-            lease.feasible = False
-            self._infeasible[lease.lease_id] = lease
-            self._actions.append(lm.ActorInfeasible(event.actor_id, self._explain(lease.name, placement, missing)))
-        else:
-            self._enqueue(lease)
+        self._enqueue_or_set_aside(lease, placement)
 
     def _actor_started(self, event: lm.ActorStarted, now: float) -> None:
         lease = self._actors.get(event.actor_id)
@@ -239,6 +281,90 @@ class LocalScheduler:
             self._go(lease, "Returned", now)
         elif lease.state != ENDING:
             self._go(lease, "Cancelled", now)
+
+    # -- events of placement groups ---------------------------------------------------------------------------
+
+    def _prepare_bundles(self, event: lm.PrepareBundles, now: float) -> None:
+        reservation = self.bundles.reserve(
+            event.group_id, event.attempt, event.bundles, event.job_id, event.name, now
+        )  # fmt: skip
+        if reservation is None:
+            self.ignored += 1
+        elif event.may_wait and not self.resources.missing(reservation.key.shape):
+            self._lines.add(reservation)
+        else:
+            allocations = self.resources.take_all(reservation.key.parts)
+            if allocations is None:
+                self.bundles.give_back(event.group_id, event.bundles, now)
+                free = dict(self.resources.available)
+                self._actions.append(lm.BundlesRefused(event.group_id, event.attempt, free))
+            else:
+                self._prepared(reservation, allocations, now)
+
+    def _prepared(self, reservation: Reservation, allocations: list[Allocation], now: float) -> None:
+        self.bundles.prepare(reservation, allocations, now)
+        self._actions.append(lm.BundlesPrepared(reservation.group_id, reservation.attempt))
+
+    def _commit_bundles(self, event: lm.CommitBundles, now: float) -> None:
+        if not self.bundles.commit(event.group_id, now):
+            self.ignored += 1  # it crossed with the group's end
+            return
+        for lease in list(self.bundles.groups[event.group_id].leases.values()):
+            if lease.lease_id in self._for_group:
+                del self._for_group[lease.lease_id]
+                self._seek_bundle(lease)
+
+    def _return_bundles(self, event: lm.ReturnBundles, now: float) -> None:
+        withdrawn, inside = self.bundles.give_back(event.group_id, event.indexes, now)
+        if withdrawn is not None:
+            self._lines.remove(withdrawn)
+        for lease in inside:
+            self._evict(lease, event.why, now)
+
+    def _group_removed(self, event: lm.GroupRemoved, now: float) -> None:
+        for lease in self.bundles.forget_group(event.group_id, event.why):
+            if lease.state in (QUEUED, STAFFING):
+                self._refuse_removed(lease, event.why, now)
+
+    def _enter_group(self, lease: Lease, place: InGroup, now: float) -> None:
+        lease.place = place
+        self.bundles.enter(lease)
+        why = self.bundles.why_removed(place.group_id)
+        if why is not None:
+            self._refuse_removed(lease, why, now)
+        else:
+            self._seek_bundle(lease)
+
+    def _seek_bundle(self, lease: Lease) -> None:
+        """Into the line for its bundle; or aside, until there is one, or since none could hold it."""
+        assert lease.place is not None
+        usable = self.bundles.usable(lease.place.group_id, lease.place.bundle)
+        if not usable:
+            lease.waits = FOR_GROUP
+            self._for_group[lease.lease_id] = lease
+        elif all(bundle.ledger is not None and bundle.ledger.missing(lease.shape) for bundle in usable):
+            self._set_aside(lease, self.bundles.explain(lease.name, lease.place, lease.shape))
+        else:
+            self._lines.add(lease)
+
+    def _refuse_removed(self, lease: Lease, why: str, now: float) -> None:
+        text = pending.group_removed(lease, why)
+        if lease.is_actor:
+            self._actions.append(lm.ActorRefused(lease.tag, lm.GROUP_REMOVED, text))
+        else:
+            self._actions.append(lm.LeaseRefused(lease.tag, lease.req_id, lm.GROUP_REMOVED, text))
+        self._go(lease, "Refused", now)
+
+    def _evict(self, lease: Lease, why: str, now: float) -> None:
+        """Its bundle is given back: what has a worker loses it, what has none yet is refused."""
+        if lease.state == STAFFING:
+            self._refuse_removed(lease, why, now)
+        elif lease.state == HELD:
+            self._go(lease, "Evicted", now)
+            cause = f"the placement group that it ran in is gone: {why}"
+            if not lease.is_actor:
+                self._actions.append(lm.LeaseLost(lease.tag, lease.lease_id, cause))
+            self._actions.append(lm.KillWorker(lease.worker_id, cause))
 
     def _tick(self, event: lm.Tick, now: float) -> None:
         return  # the dispatch after every event does the rest
@@ -264,28 +390,27 @@ class LocalScheduler:
         return HELD
 
     def _dequeue(self, lease: Lease, now: float) -> str:
-        if lease.feasible:
-            key = _class_of(lease)
-            self._classes[key].remove(lease)
-            if not self._classes[key].lines:
-                del self._classes[key]
-        else:
+        if lease.waits == IN_LINE:
+            self._lines.remove(lease)
+        elif lease.waits == INFEASIBLE:
             del self._infeasible[lease.lease_id]
-        return self._forget(lease)
+        elif lease.waits == FOR_GROUP:
+            del self._for_group[lease.lease_id]
+        return self._forget(lease, now)
 
     def _unstaff(self, lease: Lease, now: float) -> str:
         del self._staffing[lease.lease_id]
         self._actions.append(lm.CancelAcquire(lease.lease_id))
-        return self._forget(lease)
+        return self._forget(lease, now)
 
     def _give_back(self, lease: Lease, now: float) -> str:
         del self._by_worker[lease.worker_id]
         self._actions.append(lm.ReleaseWorker(lease.worker_id, not lease.exclusive))
-        return self._forget(lease)
+        return self._forget(lease, now)
 
     def _lose(self, lease: Lease, now: float) -> str:
         del self._by_worker[lease.worker_id]
-        return self._forget(lease)
+        return self._forget(lease, now)
 
     def _end(self, lease: Lease, now: float) -> str:
         """Its owner is gone: whatever the worker does for it has no reader. But objects that the worker made for others
@@ -297,9 +422,18 @@ class LocalScheduler:
             self._actions.append(lm.ReclaimWorker(lease.worker_id, lease.tag, why))
         return ENDING
 
-    def _forget(self, lease: Lease) -> str:
+    def _part(self, lease: Lease, now: float) -> str:
+        """As `_end`, but its owner is there and is told; nothing that its worker made is worth waiting for."""
+        if not lease.is_actor:
+            del self._cores[lease.tag].held[lease.lease_id]
+        return ENDING
+
+    def _forget(self, lease: Lease, now: float) -> str:
         """The resources come back before anybody asks for them again, then no index knows the lease any more."""
-        if lease.allocation is not None:
+        if lease.place is not None:
+            self.bundles.leave(lease, now)
+            lease.allocation = None
+        elif lease.allocation is not None:
             self.resources.give_back(lease.allocation)
             lease.allocation = None
         if lease.actor_starting:
@@ -319,78 +453,63 @@ class LocalScheduler:
     # -- dispatch ---------------------------------------------------------------------------------------------
 
     def _dispatch(self, now: float) -> None:
-        """Gives what is free to who waits, one lease a class in each round; then asks holders for the rest."""
-        self._hold_until = None
-        if not self._classes:
-            self._wanted_told.clear()
-            return
-        starving, hold_until = self._holding_back(now)
-        served = True
-        while served:
-            served = False
-            for key in list(self._classes):
-                waiting = self._classes[key]
-                if waiting.actor_starts and self._actors_starting >= self._actors_starting_max:
-                    continue
-                if starving and key != starving[0] and any(name in starving[1] for name, _ in waiting.shape):
-                    if not self.resources.lacking(waiting.shape):
-                        self._hold_until = hold_until  # it would fit: look again when the window is over
-                    continue
-                allocation = self.resources.take(waiting.shape)
-                if allocation is None:
-                    continue
-                lease = waiting.pop()
-                lease.allocation = allocation
-                self._go(lease, "Fits", now)
-                served = True
-                if waiting.lines:
-                    self._classes.move_to_end(key)
-                else:
-                    del self._classes[key]
-                if starving and key == starving[0]:
-                    starving, hold_until = self._holding_back(now)
+        """Gives what is free to who waits; then asks holders for the rest."""
+        self._lines.serve(now, self._may_start, self._serve)
         self._ask_holders()
 
-    def _holding_back(self, now: float) -> tuple[tuple[ClassKey, list[str]] | None, float]:
-        """The class that may gather resources now, with what it lacks; and until when.
+    def _may_start(self, key: ClassKey) -> bool:
+        return key.kind != ACTOR or self._actors_starting < self._actors_starting_max
 
-        A class that has waited for age a does so while a is in [s, 1.5 s), [2 s, 3 s), [4 s, 6 s), ... for
-        s = starvation_s: half of the time, in ever longer stretches.
-        """
-        oldest, chosen = now - self._starvation_s, None
-        for key, waiting in self._classes.items():
-            asked_at = waiting.oldest()
-            if asked_at <= oldest:
-                lacking = self.resources.lacking(waiting.shape)
-                if lacking:
-                    oldest, chosen = asked_at, (key, lacking)
-        if chosen is None:
-            return None, 0.0
-        start = self._starvation_s
-        while start * 2 <= now - oldest:
-            start *= 2
-        end = oldest + start * 1.5
-        return (chosen, end) if now < end else (None, 0.0)
+    def _serve(self, waiting: SchedulingClass, now: float) -> bool:
+        """Gives the first of a class what it waits for; False: there is no room."""
+        if waiting.key.kind == BUNDLES:
+            allocations = self.resources.take_all(waiting.key.parts)
+            if allocations is None:
+                return False
+            reservation = waiting.pop()
+            assert isinstance(reservation, Reservation)
+            self._prepared(reservation, allocations, now)
+            return True
+        lease = waiting.first()
+        assert isinstance(lease, Lease)
+        allocation = self.resources.take(lease.shape) if lease.place is None else self.bundles.draw(lease, lease.shape)
+        if allocation is None:
+            return False
+        waiting.pop()
+        lease.allocation = allocation
+        self._go(lease, "Fits", now)
+        return True
+
+    def _look_for_stuck(self, now: float) -> None:
+        """Says once of each class that it waits for what no running task will free. Looked at now and then, while
+        anybody waits, and not at each event: it means to go through all leases."""
+        classes = self._lines.classes
+        if not classes:
+            self._look_at = None
+            self._told_stuck.clear()
+        elif self._look_at is None:
+            self._look_at = now + self._stuck_after_s
+        elif now >= self._look_at:
+            self._look_at = now + self._stuck_after_s
+            self._told_stuck &= classes.keys()
+            for key, waiting in classes.items():
+                if key not in self._told_stuck and now - waiting.oldest() >= self._stuck_after_s:
+                    text = pending.stuck(self, waiting, now)
+                    if text:
+                        self._told_stuck.add(key)
+                        self._actions.append(lm.Stuck(waiting.first().job_id, text))
 
     def _ask_holders(self) -> None:
         """LeaseWanted to every core holding what another class or another core waits for; once until its next grant."""
-        if not self._classes:
+        if not self._lines.classes:
             self._wanted_told.clear()
             return
         for tag, core in self._cores.items():
             if not core.held or tag in self._wanted_told:
                 continue
-            if any(
-                self._is_wanted(lease, waiting) for lease in core.held.values() for waiting in self._classes.values()
-            ):
+            if any(self._lines.want(lease) for lease in core.held.values()):
                 self._wanted_told.add(tag)
                 self._actions.append(lm.LeaseWanted(tag))
-
-    def _is_wanted(self, lease: Lease, waiting: SchedulingClass) -> bool:
-        if (waiting.shape, waiting.env) == (lease.shape, lease.env) and list(waiting.lines) == [lease.tag]:
-            return False  # only the holder itself waits, for more of the same: it has no idle lease, or soon uses it
-        held = lease.allocation.units if lease.allocation else {}
-        return any(name in held for name, _ in waiting.shape)
 
     def _new(self, tag: bytes, req_id: int, job_id: bytes, shape: Shape, name: str, now: float) -> Lease:
         lease = Lease(self._next_id, tag, req_id, job_id, shape, name, now)
@@ -398,30 +517,41 @@ class LocalScheduler:
         self._leases[lease.lease_id] = lease
         return lease
 
-    def _enqueue(self, lease: Lease) -> None:
-        key = _class_of(lease)
-        if key not in self._classes:
-            self._classes[key] = SchedulingClass(lease.shape, lease.is_actor, lease.env)
-        self._classes[key].add(lease)
+    def _enqueue_or_set_aside(self, lease: Lease, needed: Shape) -> None:
+        missing = self.resources.missing(needed)
+        if missing:
+            self._set_aside(lease, pending.infeasible(lease.name, needed, missing, self.resources.total))
+        else:
+            self._lines.add(lease)
 
-    def _explain(self, name: str, shape: Shape, missing: list[str]) -> str:
-        ask, total = dict(shape), self.resources.total
-        parts = []
-        for resource in missing:
-            if total.get(resource):
-                parts.append(f"it asks for {describe_one(resource, ask[resource])}, "
-                             f"and this node has {describe_one(resource, total[resource])} in all")  # fmt: skip
-            else:
-                parts.append(f"it asks for {describe_one(resource, ask[resource])}, and this node has no {resource!r}")
-        return (
-            f"{name or 'a task'} can't be scheduled: {'; '.join(parts)}. The node has {describe(total)}. It stays "
-            "queued until a node with enough of it joins; cancel it, or ask for less."
-        )
+    def _set_aside(self, lease: Lease, why: str) -> None:
+        """It can never be met as things are: it stays queued, in nobody's way, and its owner is told."""
+        lease.waits, lease.why = INFEASIBLE, why
+        self._infeasible[lease.lease_id] = lease
+        if lease.is_actor:
+            self._actions.append(lm.ActorInfeasible(lease.tag, why))
+        else:
+            self._actions.append(lm.Infeasible(lease.tag, lease.req_id, why))
+
+    def _ledger(self, lease: Lease) -> NodeResources:
+        """From which its allocation is."""
+        if lease.bundle is None:
+            return self.resources
+        assert lease.bundle.ledger is not None
+        return lease.bundle.ledger
 
     # -- for tests, tools and error messages ------------------------------------------------------------------
 
     def lease_of_worker(self, worker_id: int) -> Lease | None:
         return self._by_worker.get(worker_id)
+
+    def why_pending(self, now: float) -> list[dict[str, Any]]:
+        """What waits here, and why: see `pending.waiting`."""
+        return pending.waiting(self, now)
+
+    @property
+    def classes(self) -> Iterable[SchedulingClass]:
+        return self._lines.classes.values()
 
     def leases(self) -> Iterable[Lease]:
         return self._leases.values()
@@ -434,10 +564,12 @@ class LocalScheduler:
         return {
             "leases": counts,
             "waiting": [
-                {"resources": dict(waiting.shape), "count": sum(map(len, waiting.lines.values()))}
-                for waiting in self._classes.values()
+                {"resources": dict(waiting.shape), "count": waiting.count(), "kind": waiting.key.kind}
+                for waiting in self._lines.classes.values()
             ],
             "infeasible": len(self._infeasible),
+            "waiting_for_group": len(self._for_group),
+            "bundles": sum(len(here.bundles) for here in self.bundles.groups.values()),
             "total": dict(self.resources.total),
             "available": dict(self.resources.available),
             "ignored": self.ignored,
@@ -445,17 +577,24 @@ class LocalScheduler:
 
     def check(self) -> None:
         """Re-derives every index from the leases. Raises: AssertionError."""
-        self.resources.check(lease.allocation for lease in self._leases.values() if lease.allocation)
+        drawn = [lease.allocation for lease in self._leases.values() if lease.allocation and lease.bundle is None]
+        self.resources.check([*drawn, *self.bundles.allocations()])
+        self.bundles.check()
         states: dict[str, set[int]] = {QUEUED: set(), STAFFING: set(), HELD: set(), ENDING: set()}
         for lease in self._leases.values():
             states[lease.state].add(lease.lease_id)
             assert (lease.allocation is None) == (lease.state == QUEUED), lease
             assert lease.is_actor or lease.state == ENDING or lease.tag in self._cores, lease
-        queued = {lease.lease_id for c in self._classes.values() for line in c.lines.values() for lease in line}
-        assert all(line for c in self._classes.values() for line in c.lines.values())
-        assert all(c.lines for c in self._classes.values())
-        assert not queued & self._infeasible.keys()
-        assert states[QUEUED] == queued | self._infeasible.keys()
+        in_lines = [waiter for c in self._lines.classes.values() for line in c.lines.values() for waiter in line]
+        queued = {waiter.lease_id for waiter in in_lines if isinstance(waiter, Lease)}
+        reservations = {id(waiter) for waiter in in_lines if isinstance(waiter, Reservation)}
+        here = self.bundles.groups.values()
+        assert reservations == {id(group.reservation) for group in here if group.reservation is not None}
+        self._lines.check()
+        assert not queued & self._infeasible.keys() and not queued & self._for_group.keys()
+        assert states[QUEUED] == queued | self._infeasible.keys() | self._for_group.keys()
+        named = {lease.lease_id for lease in self._leases.values() if lease.place is not None}
+        assert named == {lease_id for group in here for lease_id in group.leases}
         assert states[STAFFING] == self._staffing.keys()
         assert states[HELD] | states[ENDING] == {lease.lease_id for lease in self._by_worker.values()}
         assert all(lease.worker_id == worker_id for worker_id, lease in self._by_worker.items())
@@ -470,13 +609,6 @@ class LocalScheduler:
         return f"LocalScheduler({self.stats()})"
 
 
-ClassKey = tuple[Shape, bool, str]
-
-
-def _class_of(lease: Lease) -> ClassKey:
-    return lease.shape, lease.is_actor, lease.env
-
-
 def _at_least(wanted: Mapping[str, int], floor: Mapping[str, int]) -> Resources:
     return {name: max(units, floor.get(name, 0)) for name, units in wanted.items()}
 
@@ -486,11 +618,14 @@ _Step = Callable[[LocalScheduler, Lease, float], str]
 TRANSITIONS: dict[tuple[str, str], _Step] = {
     (QUEUED, "OwnerLeft"): LocalScheduler._dequeue,
     (QUEUED, "Cancelled"): LocalScheduler._dequeue,
+    (QUEUED, "Refused"): LocalScheduler._dequeue,
     (STAFFING, "OwnerLeft"): LocalScheduler._unstaff,
     (STAFFING, "Cancelled"): LocalScheduler._unstaff,
     (STAFFING, "EnvBroken"): LocalScheduler._unstaff,
+    (STAFFING, "Refused"): LocalScheduler._unstaff,
     (HELD, "WorkerLost"): LocalScheduler._lose,
     (HELD, "OwnerLeft"): LocalScheduler._end,
+    (HELD, "Evicted"): LocalScheduler._part,
     (ENDING, "WorkerLost"): LocalScheduler._lose,
     (ENDING, "Reclaimed"): LocalScheduler._give_back,
     (QUEUED, "Fits"): LocalScheduler._staff,
@@ -513,5 +648,9 @@ HANDLERS: dict[type, Callable[[LocalScheduler, Any, float], None]] = {
     lm.ActorRequested: LocalScheduler._actor_requested,
     lm.ActorStarted: LocalScheduler._actor_started,
     lm.ActorReleased: LocalScheduler._actor_released,
+    lm.PrepareBundles: LocalScheduler._prepare_bundles,
+    lm.CommitBundles: LocalScheduler._commit_bundles,
+    lm.ReturnBundles: LocalScheduler._return_bundles,
+    lm.GroupRemoved: LocalScheduler._group_removed,
     lm.Tick: LocalScheduler._tick,
 }

@@ -8,11 +8,14 @@ asker; no machine sees it.
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from ray._protocol.frames import ROLE_DRIVER, ROLE_TOOL, ROLE_WORKER, TAG_BYTES
+from ray._scheduling.strategy import parse_strategy
 
 from . import lease_messages as lm
+from . import pending
 from . import worker_messages as wm
 from .cores import Core
 from .tool_requests import ToolRequests
@@ -82,6 +85,13 @@ class Requests:
         # CPUs taken back from a task that was blocked may be overdrawn for a while: that is none, to a user
         return {name: max(0, units) for name, units in self._node.scheduler.resources.available.items()}
 
+    def rpc_why_pending(self, core: Core) -> list[dict[str, Any]]:
+        """What waits, and why: requests here, actors that no node can hold, placement groups. See pending.py."""
+        here = self._node.scheduler.why_pending(time.monotonic())
+        groups = [row for row in self._node.head.groups.table() if row["state"] in ("PENDING", "RESCHEDULING")]
+        actors = [pending.of_actor(*found) for found in self._node.head.placing.waiting()]
+        return here + actors + [pending.of_group(row, time.time()) for row in groups]
+
     async def rpc_stats(self, core: Core) -> dict[str, Any]:
         return self._node.stats()
 
@@ -130,7 +140,12 @@ class Requests:
             if not isinstance(name, str) or not isinstance(units, int) or units < 0:
                 raise ValueError(f"lease_request: resources must be units >= 0 by name, not {name!r}: {units!r}")
         request = lm.LeaseRequested(
-            core.tag, int(req_id), resources, str(info.get("name", "")), bool(info.get("exclusive_worker"))
+            core.tag,
+            int(req_id),
+            resources,
+            str(info.get("name", "")),
+            bool(info.get("exclusive_worker")),
+            strategy=parse_strategy(info.get("strategy")),
         )
         self._node.envs.request(("task", core.tag, int(req_id)), str(info.get("runtime_env") or ""), request)
 

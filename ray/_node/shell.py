@@ -24,6 +24,7 @@ from typing import Any
 from ray._config import Settings
 from ray._launch.session import Session
 from ray._scheduling.node_resources import NodeResources
+from ray.exceptions import ActorPlacementGroupRemoved, ActorUnschedulableError
 
 from . import children, detect
 from . import env_messages as em
@@ -72,6 +73,8 @@ class Node:
             resources,
             starvation_s=settings.lease_starvation_s,
             actors_starting_max=settings.actors_starting_max or 4 * cpus,
+            node_id=node_id,
+            labels=config.get("labels"),
         )
         self.cores = Cores()
         self.founder: Core | None = None  # the driver that started the session and ends it by its own end
@@ -103,6 +106,8 @@ class Node:
         self._carry_out: dict[type, Callable[[Any], None]] = {
             lm.Grant: self._grant,
             lm.Infeasible: lambda a: self.tell(a.tag, "lease_infeasible", a.req_id, a.message),
+            lm.LeaseRefused: lambda a: self.tell(a.tag, "lease_refused", a.req_id, a.kind, a.message),
+            lm.Stuck: lambda a: self.head.report_error(a.job_id, "pending", a.message, {}),
             lm.LeaseWanted: lambda a: self.tell(a.tag, "lease_wanted"),
             lm.LeaseFailed: lambda a: self.tell(a.tag, "lease_failed", a.req_id, a.cause),
             lm.LeaseLost: lambda a: self.tell(a.tag, "lease_lost", a.lease_id, a.cause),
@@ -115,6 +120,9 @@ class Node:
             lm.ActorWorker: self._actor_worker,
             lm.ActorInfeasible: lambda a: self.head.actor_infeasible(a.actor_id, a.message),
             lm.ActorEnvBroken: lambda a: self.head.actor_env_failed(a.actor_id, a.cause),
+            lm.ActorRefused: self._actor_refused,
+            lm.BundlesPrepared: lambda a: self.head.bundles_prepared(self.node_id, a.group_id, a.attempt),
+            lm.BundlesRefused: lambda a: self.head.bundles_refused(self.node_id, a.group_id, a.attempt, a.available),
             lm.ActorLost: lambda a: None,  # the head hears of the worker's death itself, by its tag
             wm.StartWorker: self._start_worker,
             wm.Assigned: lambda a: self.feed(
@@ -190,6 +198,10 @@ class Node:
 
     def _actor_worker(self, action: lm.ActorWorker) -> None:
         self.head.actor_worker_started(action.actor_id, action.worker_tag, action.worker_pid, action.gpu_ids)
+
+    def _actor_refused(self, action: lm.ActorRefused) -> None:
+        kind = ActorPlacementGroupRemoved if action.kind == lm.GROUP_REMOVED else ActorUnschedulableError
+        self.head.actor_refused(action.actor_id, kind(action.message, actor_id=action.actor_id.hex()))
 
     def _start_worker(self, action: wm.StartWorker) -> None:
         job = self.cores.jobs[action.job_id]

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ray._protocol.resources import to_numbers
 from ray._version import __version__
 
+from .leases import INFEASIBLE
+
 if TYPE_CHECKING:
     from .shell import Node
 
@@ -72,7 +74,7 @@ class ToolRequests:
         waiting = [(w["resources"], w["count"], True) for w in scheduler.stats()["waiting"]]
         never: dict[Any, int] = {}
         for lease in scheduler.leases():
-            if not lease.feasible:
+            if lease.waits == INFEASIBLE:
                 never[lease.shape] = never.get(lease.shape, 0) + 1
         waiting += [(dict(shape), count, False) for shape, count in never.items()]
         return [{"resources": to_numbers(r), "count": count, "feasible": feasible} for r, count, feasible in waiting]

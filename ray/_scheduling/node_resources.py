@@ -4,6 +4,9 @@ Invariant: for every resource, total = available + what the living allocations h
 are lent out (its task is blocked in ray.get) holds none. Taking lent CPUs back happens at once, so available CPUs
 may be below zero for a while; nothing else ever is. GPUs are counted twice over: as an amount like everything else,
 and as slots, one a GPU, since half of one GPU and half of another are no whole GPU.
+
+A bundle of a placement group is an allocation that is a ledger of its own (`ledger_of`): what runs in the bundle draws
+from that, and the node's ledger does not change.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ class Allocation:
 class NodeResources:
     """The ledger of one node."""
 
-    __slots__ = ("available", "gpu_free", "gpu_ids", "total")
+    __slots__ = ("available", "gpu_free", "gpu_ids", "gpu_total", "total")
 
     def __init__(self, total: Mapping[str, int], gpu_ids: Sequence[int | str] = ()) -> None:
         """Args: gpu_ids: what a user sees for slot 0, 1, ...; as many as total has whole GPUs, or empty: 0, 1, ..."""
@@ -42,7 +45,18 @@ class NodeResources:
         self.gpu_ids: list[int | str] = list(gpu_ids) if gpu_ids else list(range(gpus // UNITS))
         if len(self.gpu_ids) != gpus // UNITS:
             raise ValueError(f"{len(self.gpu_ids)} GPU ids given for {gpus // UNITS} GPUs")
-        self.gpu_free: list[int] = [UNITS] * len(self.gpu_ids)
+        self.gpu_total: list[int] = [UNITS] * len(self.gpu_ids)
+        self.gpu_free: list[int] = list(self.gpu_total)
+
+    def ledger_of(self, allocation: Allocation) -> NodeResources:
+        """What an allocation of this node holds, as a ledger from which others may take."""
+        ledger = NodeResources.__new__(NodeResources)
+        ledger.total = dict(allocation.units)
+        ledger.available = dict(allocation.units)
+        ledger.gpu_ids = self.gpu_ids_of(allocation)
+        ledger.gpu_total = [units for _, units in allocation.gpu_slots]
+        ledger.gpu_free = list(ledger.gpu_total)
+        return ledger
 
     def missing(self, ask: Shape) -> list[str]:
         """Resources of which the node can never have as much as asked, even when empty."""
@@ -75,6 +89,18 @@ class NodeResources:
             self.gpu_free[slot] -= units
         return Allocation(dict(ask), slots)
 
+    def take_all(self, asks: Iterable[Shape]) -> list[Allocation] | None:
+        """An allocation of each, or None, and nothing taken, if they don't all fit now."""
+        taken: list[Allocation] = []
+        for ask in asks:
+            allocation = self.take(ask)
+            if allocation is None:
+                for earlier in taken:
+                    self.give_back(earlier)
+                return None
+            taken.append(allocation)
+        return taken
+
     def give_back(self, allocation: Allocation) -> None:
         """Ends an allocation; it is empty afterwards, so giving back twice is harmless."""
         for name, units in allocation.units.items():
@@ -105,7 +131,7 @@ class NodeResources:
 
     def check(self, allocations: Iterable[Allocation]) -> None:
         """Re-derives what is free from the living allocations. Raises: AssertionError."""
-        free, gpu_free = dict(self.total), [UNITS] * len(self.gpu_free)
+        free, gpu_free = dict(self.total), list(self.gpu_total)
         for allocation in allocations:
             for name, units in allocation.units.items():
                 if not (name == CPU and allocation.cpu_lent):
@@ -115,7 +141,7 @@ class NodeResources:
             assert sum(units for _, units in allocation.gpu_slots) == allocation.units.get(GPU, 0), allocation
         assert free == self.available, f"available {self.available}, but the allocations leave {free}"
         assert gpu_free == self.gpu_free, f"GPUs free {self.gpu_free}, but the allocations leave {gpu_free}"
-        assert all(0 <= units <= UNITS for units in self.gpu_free), self.gpu_free
+        assert all(0 <= free <= total for free, total in zip(self.gpu_free, self.gpu_total)), self.gpu_free
         assert all(units >= 0 for name, units in free.items() if name != CPU), free
 
     def _choose_gpus(self, units: int) -> tuple[tuple[int, int], ...] | None:

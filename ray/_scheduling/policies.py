@@ -8,7 +8,13 @@ go to the node that joined first, so that a choice depends on nothing but the ar
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Union
+from typing import NamedTuple
+
+from ray._scheduling import labels
+from ray._scheduling.strategy import Default as Default
+from ray._scheduling.strategy import NodeAffinity as NodeAffinity
+from ray._scheduling.strategy import NodeLabels, Strategy
+from ray._scheduling.strategy import Spread as Spread
 
 PACK_UNTIL = 0.5  # a node below this is as good as an empty one: pack, and keep the others free for large requests
 
@@ -21,24 +27,7 @@ class NodeView(NamedTuple):
     available: Mapping[str, int]
     assigned: int = 0  # placements given to it by the chooser and not yet ended
     holds: int = 0  # bytes of the request's arguments that it has
-
-
-class Default(NamedTuple):
-    """Pack to half full, then spread; the node that holds the arguments first."""
-
-
-class Spread(NamedTuple):
-    """Wherever the fewest are."""
-
-
-class NodeAffinity(NamedTuple):
-    """On this node. soft: elsewhere by the default if it is not there or can never hold it."""
-
-    node_id: bytes
-    soft: bool = False
-
-
-Strategy = Union[Default, Spread, NodeAffinity]
+    labels: Mapping[str, str] = {}
 
 
 def feasible(node: NodeView, ask: Mapping[str, int]) -> bool:
@@ -69,6 +58,8 @@ def choose(nodes: Iterable[NodeView], ask: Mapping[str, int], strategy: Strategy
         if not strategy.soft:
             return None
         strategy = Default()
+    if isinstance(strategy, NodeLabels):
+        candidates = _by_labels(candidates, strategy)
     if not candidates:
         return None
     roomy = [node for node in candidates if fits(node, ask)]
@@ -77,3 +68,12 @@ def choose(nodes: Iterable[NodeView], ask: Mapping[str, int], strategy: Strategy
     if not roomy:
         return min(candidates, key=lambda node: (load(node, ask), node.assigned)).node_id
     return min(roomy, key=lambda node: (-node.holds, max(load(node, ask), PACK_UNTIL))).node_id
+
+
+def _by_labels(candidates: list[NodeView], strategy: NodeLabels) -> list[NodeView]:
+    """Those that the first selector with any admits; only the preferred among them, if there are such."""
+    for selector in strategy.alternatives:
+        admitted = [node for node in candidates if labels.matches(node.labels, selector)]
+        if admitted:
+            return [node for node in admitted if labels.matches(node.labels, strategy.preferred)] or admitted
+    return []

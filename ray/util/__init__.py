@@ -1,10 +1,13 @@
 """Small libraries beside the core, each a module of its own, loaded on first use.
 
-No module here has the name of a public function: importing it would put the module in the function's place.
+One module has the name of a public function, as users expect both: `_Package` sees to it that
+`ray.util.placement_group` is the function, also when the module of that name has been imported.
 """
 
 from __future__ import annotations
 
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +18,13 @@ if TYPE_CHECKING:
     from ray.util.executor import RayExecutor
     from ray.util.helpers import as_completed, map_unordered
     from ray.util.node_address import get_node_ip_address
+    from ray.util.placement_group import (
+        get_current_placement_group,
+        get_placement_group,
+        placement_group,
+        placement_group_table,
+        remove_placement_group,
+    )
     from ray.util.serialization import deregister_serializer, register_serializer
 
 __all__ = [
@@ -24,11 +34,16 @@ __all__ = [
     "connect",
     "deregister_serializer",
     "disconnect",
+    "get_current_placement_group",
     "get_node_ip_address",
+    "get_placement_group",
     "inspect_serializability",
     "list_named_actors",
     "map_unordered",
+    "placement_group",
+    "placement_group_table",
     "register_serializer",
+    "remove_placement_group",
 ]
 
 _HOME = {
@@ -38,6 +53,11 @@ _HOME = {
     "connect": "ray.util.client_connect",
     "disconnect": "ray.util.client_connect",
     "get_node_ip_address": "ray.util.node_address",
+    "get_current_placement_group": "ray.util.placement_group",
+    "get_placement_group": "ray.util.placement_group",
+    "placement_group": "ray.util.placement_group",
+    "placement_group_table": "ray.util.placement_group",
+    "remove_placement_group": "ray.util.placement_group",
     "inspect_serializability": "ray.util.check_serialize",
     "list_named_actors": "ray.actor",
     "map_unordered": "ray.util.helpers",
@@ -56,3 +76,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME})
+
+
+class _Package(types.ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The import system sets a package's attribute once it has loaded the module of that name.
+        if name in _HOME and isinstance(value, types.ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

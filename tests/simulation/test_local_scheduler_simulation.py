@@ -83,6 +83,9 @@ class World:
         assert (a.tag, a.req_id) in self.requests
         assert "TPU" in a.message or "CPU: 9" in a.message
 
+    def do_Stuck(self, a: lm.Stuck) -> None:
+        assert a.job_id in JOBS and "nothing that runs will free" in a.message
+
     def do_LeaseWanted(self, a: lm.LeaseWanted) -> None:
         assert a.tag in self.cores
 

@@ -385,7 +385,7 @@ class World:
         elif choice < 0.66:
             self.tell(am.Kill(rng.choice(actors), rng.random() < 0.5))
         elif choice < 0.70:
-            self.tell(am.OutOfScope(rng.choice(actors)))
+            self.tell(am.OutOfScope(rng.choice(actors[-12:])))  # most of the older are dead
         elif choice < 0.80:
             self.tell(am.Subscribe(rng.choice(actors), rng.choice(self.cores)))
         elif choice < 0.84:
@@ -404,6 +404,8 @@ class World:
             )
         elif choice < 0.93:
             self.node_dies()
+        elif choice < 0.95:
+            self.tell(am.Unplaceable(rng.choice(actors), b"e"))
 
     def create(self) -> None:
         self.count += 1
@@ -413,6 +415,7 @@ class World:
             "max_restarts": self.rng.choice((0, 0, 1, 3, -1)),
             "name": self.rng.choice(("", "", "x", "y")),
             "detached": self.rng.random() < 0.2,
+            "strategy": self.rng.choice((None, "SPREAD", ("node", b"n" * 16, True), ("group", b"g" * 16, 1, False))),
         }
         self.specs[actor_id] = spec
         self.held[actor_id] = 0

@@ -7,8 +7,9 @@ import random
 import pytest
 
 from ray._head import global_scheduler as gs
-from ray._head.global_scheduler import Assign, Ended, GlobalScheduler, NodeJoined, NodeLeft, Requested, parse_strategy
+from ray._head.global_scheduler import Assign, Ended, GlobalScheduler, NodeJoined, NodeLeft, Requested
 from ray._scheduling.policies import Default, NodeAffinity, NodeView, Spread, choose
+from ray._scheduling.strategy import parse_strategy
 
 CPU = 10_000
 

@@ -107,8 +107,7 @@ def test_an_unknown_option_is_an_error_with_a_hint(table, option, hint):
 @pytest.mark.parametrize(
     "table, option, value",
     [
-        (TASK, "scheduling_strategy", object()),
-        (TASK, "label_selector", {"zone": "a"}),
+        (TASK, "_labels", {"zone": "a"}),
         (TASK, "timeout_s", 5),
         (ACTOR, "concurrency_groups", {"io": 2}),
     ],

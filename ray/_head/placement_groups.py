@@ -1,0 +1,534 @@
+"""Which placement groups there are, and on which nodes their bundles lie. Pure: `handle(event, now) -> actions`.
+
+Runs in the head (on one machine: in the node process), on its loop's thread; no I/O, no clock. A group reserves
+resources in bundles, all of them or none, in two phases: each node that is to hold some is asked to *prepare* them, and
+only when all have, all are told to *commit*. A group is in exactly one of
+
+    PENDING       holds nothing; found in `_waiting`, tried again whenever a node joins or reports, or a group goes
+    RESERVING     nodes have been asked to prepare; `asked` says which, `prepared` which of them have
+    CREATED       every bundle is held by its node and may be used
+    RESCHEDULING  some of its bundles died with their node; those that are left stay in use; found in `_waiting`
+    REMOVED       for ever; in `_removed`, oldest forgotten first
+
+If a node dies, a group that was being reserved there gives everything back and waits; one that lay there is
+rescheduled: only what was lost is placed anew. If the job that made a group ends, so does the group, unless it is
+detached. Answers carry the number of the attempt they belong to: one from an earlier attempt is late, and is dropped.
+
+Where all bundles go to one node, that node may let the request wait in its line, in turn with its leases: a take of
+all at once holds nothing while it waits, so no two groups can wait for each other. Where several nodes are needed, each
+must have room at once, or the attempt is given up.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Union
+
+from ray._control.rows import PlacementGroupRow
+from ray._head.global_scheduler import GlobalScheduler
+from ray._protocol.resources import describe
+from ray._scheduling import bundle_policies
+from ray._scheduling.machine import InvalidTransition, Story
+
+PENDING, RESERVING, CREATED = "PENDING", "RESERVING", "CREATED"
+RESCHEDULING, REMOVED = "RESCHEDULING", "REMOVED"
+STATES = (PENDING, RESERVING, CREATED, RESCHEDULING, REMOVED)
+
+REMOVED_KEPT = 1000  # that the table still shows; a later question hears that the group is not known
+
+
+class Create(NamedTuple):
+    group_id: bytes
+    job_id: bytes
+    bundles: list[dict[str, int]]
+    strategy: str = bundle_policies.PACK
+    name: str = ""
+    namespace: str = ""
+    detached: bool = False
+
+
+class Prepared(NamedTuple):
+    """A node holds the bundles that it was asked for."""
+
+    group_id: bytes
+    node_id: bytes
+    attempt: int
+
+
+class Refused(NamedTuple):
+    """A node has no room for them, and holds nothing."""
+
+    group_id: bytes
+    node_id: bytes
+    attempt: int
+    available: Mapping[str, int]
+
+
+class Remove(NamedTuple):
+    group_id: bytes
+    why: str = "remove_placement_group() was called"
+
+
+class JobEnded(NamedTuple):
+    job_id: bytes
+
+
+class NodeDied(NamedTuple):
+    """The nodes of the global scheduler no longer have it."""
+
+    node_id: bytes
+
+
+class NodesChanged(NamedTuple):
+    """A node has joined, or has more free than before: groups that wait may fit now."""
+
+
+class _Placed(NamedTuple):
+    """Made by `_try`: nodes have been chosen for the bundles that lie nowhere."""
+
+    nodes: bundle_policies.Placement
+    may_wait: bool
+
+
+class PrepareBundles(NamedTuple):
+    group_id: bytes
+    node_id: bytes
+    attempt: int
+    bundles: dict[int, dict[str, int]]
+    job_id: bytes
+    name: str
+    may_wait: bool  # in the node's line, until there is room; else it refuses
+
+
+class CommitBundles(NamedTuple):
+    group_id: bytes
+    node_id: bytes
+
+
+class ReturnBundles(NamedTuple):
+    """What the node holds or prepares of them comes back; leases inside end, with this cause."""
+
+    group_id: bytes
+    node_id: bytes
+    indexes: list[int]
+    why: str
+
+
+class GroupRemoved(NamedTuple):
+    """Whoever waits for it, or for a place in it, waits for nothing."""
+
+    group_id: bytes
+    why: str
+
+
+class GroupCreated(NamedTuple):
+    group_id: bytes
+
+
+class GroupLost(NamedTuple):
+    """Some of its bundles are gone with their node: it is CREATED no more, until they have a new place."""
+
+    group_id: bytes
+
+
+class GroupInfeasible(NamedTuple):
+    """It waits for a node that may never come; said once per group."""
+
+    group_id: bytes
+    message: str
+
+
+class SaveGroup(NamedTuple):
+    group_id: bytes
+
+
+class DropGroup(NamedTuple):
+    group_id: bytes
+
+
+Event = Union[Create, Prepared, Refused, Remove, JobEnded, NodeDied, NodesChanged]
+Action = Union[
+    PrepareBundles,
+    CommitBundles,
+    ReturnBundles,
+    GroupRemoved,
+    GroupCreated,
+    GroupLost,
+    GroupInfeasible,
+    SaveGroup,
+    DropGroup,
+]
+
+
+class Group:
+    """One placement group. Written by PlacementGroups only."""
+
+    __slots__ = (
+        "asked", "attempt", "bundles", "created_s", "detached", "group_id", "job_id", "name", "namespace", "nodes",
+        "placed_s", "prepared", "said_infeasible", "state", "story", "strategy", "why",
+    )  # fmt: skip
+
+    def __init__(self, event: Create, now: float) -> None:
+        self.group_id = event.group_id
+        self.job_id = event.job_id
+        self.bundles = event.bundles
+        self.strategy = event.strategy
+        self.name = event.name
+        self.namespace = event.namespace
+        self.detached = event.detached
+        self.state = PENDING
+        self.nodes: dict[int, bytes] = {}  # bundle -> node that holds it, committed
+        self.asked: dict[bytes, list[int]] = {}  # node -> bundles it is asked to prepare, while RESERVING
+        self.prepared: set[bytes] = set()
+        self.attempt = 0
+        self.said_infeasible = False
+        self.created_s = now
+        self.placed_s = 0.0
+        self.why = ""  # it was removed
+        self.story = Story()
+
+    def missing(self) -> dict[int, dict[str, int]]:
+        return {i: bundle for i, bundle in enumerate(self.bundles) if i not in self.nodes}
+
+    def title(self) -> str:
+        name = f" {self.name!r}" if self.name else ""
+        return f"placement group{name} ({self.group_id.hex()})"
+
+    def row(self) -> PlacementGroupRow:
+        return PlacementGroupRow(
+            group_id=self.group_id,
+            state=self.state,
+            job_id=self.job_id,
+            name=self.name,
+            namespace=self.namespace,
+            strategy=self.strategy,
+            detached=self.detached,
+            bundles=self.bundles,
+            nodes=[self.nodes.get(i, b"").hex() for i in range(len(self.bundles))],
+            created_s=self.created_s,
+            placed_s=self.placed_s,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Group {self.group_id.hex()} {self.strategy} {self.state} bundles={len(self.bundles)}>"
+
+
+Step = tuple[str, list[Action]]  # the next state and what to do
+
+
+class PlacementGroups:
+    """All placement groups of a cluster. `handle` is the only way in.
+
+    Args: placing: the ledger of nodes that actors are placed by, too: what groups hold is held there.
+    """
+
+    def __init__(self, placing: GlobalScheduler) -> None:
+        self.late = 0  # events about groups, or attempts, that are no more
+        self._placing = placing
+        self._groups: dict[bytes, Group] = {}
+        self._waiting: dict[bytes, None] = {}  # PENDING and RESCHEDULING, in the order they came
+        self._by_name: dict[tuple[str, str], bytes] = {}
+        self._removed: collections.deque[bytes] = collections.deque()
+
+    # -- questions ----------------------------------------------------------------------------------------------------
+
+    def get(self, group_id: bytes) -> Group | None:
+        return self._groups.get(group_id)
+
+    def named(self, name: str, namespace: str) -> Group | None:
+        """The group of that name that has not been removed."""
+        group_id = self._by_name.get((namespace, name))
+        return None if group_id is None else self._groups[group_id]
+
+    def all(self) -> list[Group]:
+        return list(self._groups.values())
+
+    def of_job(self, job_id: bytes) -> list[Group]:
+        return [g for g in self._groups.values() if g.job_id == job_id and g.state != REMOVED]
+
+    def why_waiting(self, group: Group) -> str:
+        """For a person: what a group that is not CREATED lacks."""
+        views = self._placing.views()
+        missing = group.missing()
+        if bundle_policies.possible(views, missing, group.strategy, group.nodes) is None:
+            return self._why_infeasible(group)
+        free = "; ".join(f"node {view.node_id.hex()[:8]} has {describe(_above_zero(view.available))}" for view in views)
+        asks = describe(bundle_policies.total_of(missing))
+        return (
+            f"{group.title()} waits for resources: its {len(missing)} bundles that lie nowhere need {asks} "
+            f"({group.strategy}), and free of what groups and actors hold: {free}"
+        )
+
+    # -- events in ----------------------------------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Raises: InvalidTransition: a bug of the head's own."""
+        if isinstance(event, Create):
+            return self._create(event, now)
+        if isinstance(event, NodesChanged):
+            return self._try_waiting(now)
+        if isinstance(event, NodeDied):
+            touched = [
+                g for g in self._groups.values() if event.node_id in g.asked or event.node_id in g.nodes.values()
+            ]
+            actions = [action for group in touched for action in self._step(group, event, now)]
+            return actions + self._try_waiting(now)
+        if isinstance(event, JobEnded):
+            going = [g for g in self.of_job(event.job_id) if not g.detached]
+            why = "the job that created it has ended"
+            actions = [action for g in going for action in self._step(g, Remove(g.group_id, why), now)]
+            return actions + self._try_waiting(now)
+        group = self._groups.get(event.group_id)
+        if group is None:
+            self.late += 1
+            return []
+        if isinstance(event, (Prepared, Refused)) and (event.attempt != group.attempt or group.state != RESERVING):
+            self.late += 1  # the node was told since to give them back
+            return []
+        freed = isinstance(event, Remove) and group.state != REMOVED
+        actions = self._step(group, event, now)
+        return actions + self._try_waiting(now) if freed and self._waiting else actions
+
+    def _step(self, group: Group, event: Any, now: float) -> list[Action]:
+        """The one gate: looks the row up, lets it act, changes the state, keeps story and indexes."""
+        before = group.state
+        row = TRANSITIONS.get((before, type(event)))
+        if row is None:
+            raise InvalidTransition(f"no row for {event!r} in {before}: {group!r}; its story: {group.story}")
+        after, actions = row(self, group, event, now)
+        group.state = after
+        group.story.add(now, before, type(event).__name__, after)
+        if after in (PENDING, RESCHEDULING):
+            self._waiting[group.group_id] = None
+        else:
+            self._waiting.pop(group.group_id, None)
+        if after == REMOVED and before != REMOVED:
+            actions += self._buried(group)
+        elif after != before:
+            actions.append(SaveGroup(group.group_id))
+        return actions
+
+    def _create(self, event: Create, now: float) -> list[Action]:
+        if event.group_id in self._groups:
+            self.late += 1  # a repetition
+            return []
+        group = self._groups[event.group_id] = Group(event, now)
+        if group.name:
+            self._by_name[group.namespace, group.name] = group.group_id
+        group.story.add(now, "-", "Create", PENDING)
+        self._waiting[group.group_id] = None
+        return [SaveGroup(group.group_id), *self._try(group, now)]
+
+    def _try_waiting(self, now: float) -> list[Action]:
+        return [action for group_id in list(self._waiting) for action in self._try(self._groups[group_id], now)]
+
+    def _try(self, group: Group, now: float) -> list[Action]:
+        """Chooses nodes for what lies nowhere; if there are none, says once why that may take for ever."""
+        missing, views = group.missing(), self._placing.views()
+        nodes = bundle_policies.place(views, missing, group.strategy, group.nodes)
+        if nodes is None:
+            nodes = bundle_policies.possible(views, missing, group.strategy, group.nodes)
+            if nodes is None:
+                if group.said_infeasible:
+                    return []
+                group.said_infeasible = True
+                return [GroupInfeasible(group.group_id, self._why_infeasible(group))]
+            if len(set(nodes.values())) > 1:
+                return []  # a node's report, or another group's end, brings us here again
+        return self._step(group, _Placed(nodes, may_wait=len(set(nodes.values())) == 1), now)
+
+    def _why_infeasible(self, group: Group) -> str:
+        views = self._placing.views()
+        asks = ", ".join("{" + describe(bundle) + "}" for bundle in group.bundles[:8])
+        asks += f" and {len(group.bundles) - 8} more" if len(group.bundles) > 8 else ""
+        what = f"{group.title()} can't be placed: it asks for {len(group.bundles)} bundles, {asks}, {group.strategy}"
+        if group.strategy == bundle_policies.STRICT_SPREAD and len(group.bundles) > len(views):
+            why = f"each on a node of its own, and the cluster has {len(views)}"
+        else:
+            largest: dict[str, int] = {}
+            for view in views:
+                for name, units in view.total.items():
+                    largest[name] = max(largest.get(name, 0), units)
+            asked = {name for bundle in group.bundles for name in bundle}
+            offer = {name: largest.get(name, 0) for name in sorted(asked)}
+            why = f"and of these the largest of the cluster's {len(views)} node(s) has {describe(offer)} in all"
+        return f"{what}; {why}. It stays pending until more or larger nodes join; remove it, or ask for less"
+
+    # -- rows of TRANSITIONS ------------------------------------------------------------------------------------------
+
+    def _reserve(self, group: Group, event: _Placed, now: float) -> Step:
+        group.attempt += 1
+        group.asked, group.prepared = {}, set()
+        for index, node_id in sorted(event.nodes.items()):
+            group.asked.setdefault(node_id, []).append(index)
+        actions: list[Action] = []
+        for node_id, indexes in group.asked.items():
+            bundles = {index: group.bundles[index] for index in indexes}
+            self._placing.hold(group.group_id, node_id, bundle_policies.total_of(bundles))
+            actions.append(
+                PrepareBundles(
+                    group.group_id, node_id, group.attempt, bundles, group.job_id, group.title(), event.may_wait
+                )
+            )
+        return RESERVING, actions
+
+    def _prepared(self, group: Group, event: Prepared, now: float) -> Step:
+        if event.node_id not in group.asked:
+            self.late += 1
+            return RESERVING, []
+        group.prepared.add(event.node_id)
+        if len(group.prepared) < len(group.asked):
+            return RESERVING, []
+        # All hold what they were asked for, and none can refuse any more: only its death can undo a commit.
+        actions: list[Action] = [CommitBundles(group.group_id, node_id) for node_id in group.asked]
+        for node_id, indexes in group.asked.items():
+            group.nodes.update(dict.fromkeys(indexes, node_id))
+        group.asked, group.prepared, group.placed_s = {}, set(), now
+        return CREATED, [*actions, GroupCreated(group.group_id)]
+
+    def _refused(self, group: Group, event: Refused, now: float) -> Step:
+        """Tried again at the next change and not now: the same nodes would be chosen."""
+        actions = self._given_up(group, "another node had no room for its part", but=event.node_id)
+        return self._waits(group), actions
+
+    def _node_died_reserving(self, group: Group, event: NodeDied, now: float) -> Step:
+        actions = self._given_up(group, "a node that was to hold a part of it died", but=event.node_id)
+        self._lose(group, event.node_id)
+        return self._waits(group), actions
+
+    def _node_died(self, group: Group, event: NodeDied, now: float) -> Step:
+        was_whole = not group.missing()
+        self._lose(group, event.node_id)
+        return RESCHEDULING, [GroupLost(group.group_id)] if was_whole else []
+
+    def _remove(self, group: Group, event: Remove, now: float) -> Step:
+        group.why = event.why
+        actions = self._given_up(group, event.why)
+        by_node: dict[bytes, list[int]] = {}
+        for index, node_id in group.nodes.items():
+            by_node.setdefault(node_id, []).append(index)
+        for node_id, indexes in by_node.items():
+            self._let_go(group, node_id, indexes)
+            actions.append(ReturnBundles(group.group_id, node_id, indexes, event.why))
+        group.nodes = {}
+        return REMOVED, [*actions, GroupRemoved(group.group_id, event.why)]
+
+    def _already(self, group: Group, event: Remove, now: float) -> Step:
+        return REMOVED, []
+
+    # -- steps shared by the rows -------------------------------------------------------------------------------------
+
+    def _waits(self, group: Group) -> str:
+        return RESCHEDULING if group.placed_s else PENDING
+
+    def _given_up(self, group: Group, why: str, but: bytes = b"") -> list[Action]:
+        """The nodes that were asked to prepare give it back; but one, which holds nothing."""
+        actions: list[Action] = []
+        for node_id, indexes in group.asked.items():
+            self._let_go(group, node_id, indexes)
+            if node_id != but:
+                actions.append(ReturnBundles(group.group_id, node_id, indexes, why))
+        group.asked, group.prepared = {}, set()
+        return actions
+
+    def _let_go(self, group: Group, node_id: bytes, indexes: Iterable[int]) -> None:
+        self._placing.let_go(group.group_id, node_id, bundle_policies.total_of({i: group.bundles[i] for i in indexes}))
+
+    def _lose(self, group: Group, node_id: bytes) -> None:
+        group.nodes = {index: node for index, node in group.nodes.items() if node != node_id}
+
+    def _buried(self, group: Group) -> list[Action]:
+        """Frees the name; forgets the oldest beyond REMOVED_KEPT. Its row goes at once: nobody reads it back."""
+        if self._by_name.get((group.namespace, group.name)) == group.group_id:
+            del self._by_name[group.namespace, group.name]
+        self._removed.append(group.group_id)
+        if len(self._removed) > REMOVED_KEPT:
+            del self._groups[self._removed.popleft()]
+        return [DropGroup(group.group_id)]
+
+    # -- a head that restarts, and proofs -----------------------------------------------------------------------------
+
+    def restore(self, rows: Iterable[PlacementGroupRow], now: float) -> list[Action]:
+        """Takes what an earlier head wrote. Bundles that lay on nodes that are there still do; a reservation that was
+        under way is given up everywhere and begun anew."""
+        assert not self._groups
+        alive = {view.node_id for view in self._placing.views()}
+        actions: list[Action] = []
+        for row in rows:
+            made = Create(
+                row.group_id, row.job_id, row.bundles, row.strategy, row.name, row.namespace, row.detached
+            )  # fmt: skip
+            group = self._groups[row.group_id] = Group(made, row.created_s)
+            group.placed_s = row.placed_s
+            lying = {i: bytes.fromhex(node) for i, node in enumerate(row.nodes) if node}
+            group.nodes = {i: node for i, node in lying.items() if node in alive}
+            for node_id in set(group.nodes.values()):
+                held = {i: group.bundles[i] for i, node in group.nodes.items() if node == node_id}
+                self._placing.hold(group.group_id, node_id, bundle_policies.total_of(held))
+            if row.state == RESERVING:
+                unsure = list(group.missing())
+                actions += [ReturnBundles(row.group_id, n, unsure, "the head restarted") for n in sorted(alive)]
+            group.state = CREATED if not group.missing() else self._waits(group)
+            group.story.add(now, "-", "Restored", group.state)
+            if group.name:
+                self._by_name[group.namespace, group.name] = group.group_id
+            if group.state != CREATED:
+                self._waiting[group.group_id] = None
+        return actions + self._try_waiting(now)
+
+    def check(self) -> None:
+        """Re-derives every index from the groups. Raises: AssertionError."""
+        groups = self._groups.values()
+        assert set(self._waiting) == {g.group_id for g in groups if g.state in (PENDING, RESCHEDULING)}
+        assert set(self._removed) == {g.group_id for g in groups if g.state == REMOVED}
+        named = {(g.namespace, g.name): g.group_id for g in groups if g.name and g.state != REMOVED}
+        assert self._by_name == named
+        held: dict[tuple[bytes, bytes], dict[str, int]] = {}
+        for group in groups:
+            indexes = range(len(group.bundles))
+            assert group.state in STATES and set(group.nodes) <= set(indexes), group
+            assert bool(group.asked) == (group.state == RESERVING), group
+            assert group.prepared <= group.asked.keys(), group
+            if group.state == CREATED:
+                assert not group.missing(), group
+            if group.state == REMOVED:
+                assert not group.nodes, group
+            if group.strategy == bundle_policies.STRICT_SPREAD:
+                assert len(set(group.nodes.values())) == len(group.nodes), group
+            if group.strategy == bundle_policies.STRICT_PACK:
+                assert len(set(group.nodes.values())) <= 1, group
+            on = {**group.nodes, **{i: node for node, indexes in group.asked.items() for i in indexes}}
+            for node_id in set(on.values()):
+                there = {i: group.bundles[i] for i, node in on.items() if node == node_id}
+                held[group.group_id, node_id] = bundle_policies.total_of(there)
+        self._placing.check_holds(held)
+
+    def stats(self) -> dict[str, int]:
+        counts = collections.Counter(group.state for group in self._groups.values())
+        return {**{state: counts[state] for state in STATES}, "late": self.late}
+
+
+def _above_zero(amounts: Mapping[str, int]) -> dict[str, int]:
+    return {name: max(0, units) for name, units in amounts.items()}
+
+
+Row = Callable[[PlacementGroups, Group, Any, float], Step]
+_P = PlacementGroups
+
+TRANSITIONS: dict[tuple[str, type], Row] = {
+    # A node dies or the group goes: drawn first, since they may come at any time.
+    (RESERVING, NodeDied): _P._node_died_reserving,
+    (CREATED, NodeDied): _P._node_died,
+    (RESCHEDULING, NodeDied): _P._node_died,
+    (PENDING, Remove): _P._remove,
+    (RESERVING, Remove): _P._remove,
+    (CREATED, Remove): _P._remove,
+    (RESCHEDULING, Remove): _P._remove,
+    (REMOVED, Remove): _P._already,
+    # The way to a place: chosen, prepared by every node, committed.
+    (PENDING, _Placed): _P._reserve,
+    (RESCHEDULING, _Placed): _P._reserve,
+    (RESERVING, Refused): _P._refused,
+    (RESERVING, Prepared): _P._prepared,
+}

@@ -1,0 +1,407 @@
+"""The head's machine of placement groups, and bundles in the local scheduler, event by event."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ray._head import global_scheduler as gs
+from ray._head import placement_groups as pg
+from ray._node import lease_messages as lm
+from ray._node.local_scheduler import LocalScheduler
+from ray._protocol.resources import UNITS
+from ray._scheduling.node_resources import NodeResources
+from ray._scheduling.strategy import (
+    InGroup,
+    NodeAffinity,
+    NodeLabels,
+    parse_strategy,
+    plain_strategy,
+    strategy_of_plain,
+)
+
+JOB, OTHER_JOB = b"\1\0\0\0", b"\2\0\0\0"
+G, H = b"g" * 16, b"h" * 16
+A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
+CPU = {"CPU": UNITS}
+
+
+class Head:
+    def __init__(self, *nodes: bytes, cpus: int = 4) -> None:
+        self.placing = gs.GlobalScheduler()
+        self.groups = pg.PlacementGroups(self.placing)
+        for node in nodes:
+            self.join(node, cpus)
+
+    def join(self, node: bytes, cpus: int = 4) -> list[pg.Action]:
+        self.placing.handle(gs.NodeJoined(node, {"CPU": cpus * UNITS}))
+        return self(pg.NodesChanged())
+
+    def die(self, node: bytes) -> list[pg.Action]:
+        self.placing.handle(gs.NodeLeft(node, "killed"))
+        return self(pg.NodeDied(node))
+
+    def __call__(self, event: pg.Event) -> list[pg.Action]:
+        actions = self.groups.handle(event, 1.0)
+        self.groups.check()
+        self.placing.check()
+        return actions
+
+    def create(self, *bundles: dict[str, int], strategy: str = "PACK", **more: Any) -> list[pg.Action]:
+        return self(pg.Create(more.pop("id", G), more.pop("job", JOB), list(bundles), strategy, **more))
+
+    def state(self, group_id: bytes = G) -> str:
+        group = self.groups.get(group_id)
+        assert group is not None
+        return group.state
+
+
+def asked(actions: list[pg.Action]) -> dict[bytes, list[int]]:
+    return {a.node_id: sorted(a.bundles) for a in actions if isinstance(a, pg.PrepareBundles)}
+
+
+def returned(actions: list[pg.Action]) -> set[bytes]:
+    return {a.node_id for a in actions if isinstance(a, pg.ReturnBundles)}
+
+
+def of_kind(actions: list[Any], kind: type) -> list[Any]:
+    return [action for action in actions if isinstance(action, kind)]
+
+
+# --- the head ----------------------------------------------------------------------------------------------------
+
+
+def test_all_nodes_prepare_before_any_is_told_to_commit() -> None:
+    head = Head(A, B)
+    assert asked(head.create(CPU, CPU, strategy="STRICT_SPREAD")) == {A: [0], B: [1]}
+    assert head.state() == "RESERVING"
+    assert head(pg.Prepared(G, A, 1)) == []
+    actions = head(pg.Prepared(G, B, 1))
+    assert {a.node_id for a in of_kind(actions, pg.CommitBundles)} == {A, B}
+    assert of_kind(actions, pg.GroupCreated) and head.state() == "CREATED"
+
+
+def test_a_node_without_room_ends_the_attempt_everywhere() -> None:
+    head = Head(A, B)
+    head.create(CPU, CPU, strategy="STRICT_SPREAD")
+    head(pg.Prepared(G, A, 1))
+    actions = head(pg.Refused(G, B, 1, {"CPU": 0}))
+    assert returned(actions) == {A} and head.state() == "PENDING"
+    assert asked(head(pg.NodesChanged())) == {A: [0], B: [1]}
+    assert head(pg.Prepared(G, A, 1)) == [] and head.groups.late == 1  # of the first attempt
+
+
+def test_a_node_that_dies_while_it_is_asked_ends_the_attempt_too() -> None:
+    head = Head(A, B, C)
+    head.create(CPU, CPU, strategy="STRICT_SPREAD")
+    actions = head.die(A)
+    assert returned(actions) == {B}
+    assert asked(actions) == {B: [0], C: [1]} or asked(actions) == {B: [1], C: [0]}  # at once, on what is left
+    assert head.state() == "RESERVING"
+
+
+def test_only_what_was_lost_with_a_node_is_placed_anew() -> None:
+    head = Head(A, B)
+    head.create(CPU, CPU, strategy="STRICT_SPREAD")
+    head(pg.Prepared(G, A, 1))
+    head(pg.Prepared(G, B, 1))
+    actions = head.die(B)
+    assert of_kind(actions, pg.GroupLost) and not returned(actions) and head.state() == "RESCHEDULING"
+    assert asked(head.join(C)) == {C: [1]}
+    head(pg.Prepared(G, C, 2))
+    assert head.state() == "CREATED"
+
+
+def test_a_second_node_may_die_while_the_group_is_rescheduled() -> None:
+    head = Head(A, B, C)
+    head.create(CPU, CPU, CPU, strategy="STRICT_SPREAD")
+    for node in (A, B, C):
+        head(pg.Prepared(G, node, 1))
+    head.die(A)
+    assert head.state() == "RESCHEDULING"
+    assert head.die(B) == [pg.SaveGroup(G)] or head.state() == "RESCHEDULING"
+    assert not head.groups.get(G).missing().keys() & {2}  # type: ignore[union-attr]
+    head.join(A)
+    actions = head.join(B)
+    assert {index for indexes in asked(actions).values() for index in indexes} == {0, 1}
+
+
+def test_strict_pack_moves_as_a_whole() -> None:
+    head = Head(A, B)
+    head.create(CPU, CPU, strategy="STRICT_PACK")
+    head(pg.Prepared(G, A, 1))
+    assert asked(head.die(A)) == {B: [0, 1]}
+
+
+def test_removal_while_nodes_are_asked_takes_everything_back() -> None:
+    head = Head(A, B)
+    head.create(CPU, CPU, strategy="STRICT_SPREAD")
+    head(pg.Prepared(G, A, 1))
+    actions = head(pg.Remove(G))
+    assert returned(actions) == {A, B} and of_kind(actions, pg.GroupRemoved) and head.state() == "REMOVED"
+    assert head(pg.Prepared(G, B, 1)) == []
+    assert head(pg.Remove(G)) == []
+
+
+def test_a_removed_group_makes_room_for_one_that_waits() -> None:
+    head = Head(A, B, cpus=1)
+    head.create(CPU, CPU, strategy="STRICT_SPREAD")
+    head(pg.Prepared(G, A, 1))
+    head(pg.Prepared(G, B, 1))
+    assert asked(head.create(CPU, CPU, strategy="STRICT_SPREAD", id=H)) == {}
+    assert head.state(H) == "PENDING"
+    assert asked(head(pg.Remove(G))) == {A: [0], B: [1]}
+
+
+def test_on_one_node_the_request_may_wait_in_the_nodes_own_line() -> None:
+    head = Head(A, cpus=1)
+    head.create(CPU)
+    (order,) = of_kind(head.create(CPU, id=H), pg.PrepareBundles)
+    assert order.may_wait and head.state(H) == "RESERVING"
+
+
+def test_a_group_that_can_never_be_placed_says_so_once() -> None:
+    head = Head(A)
+    (said,) = of_kind(head.create(CPU, CPU, strategy="STRICT_SPREAD"), pg.GroupInfeasible)
+    assert "each on a node of its own, and the cluster has 1" in said.message
+    assert head(pg.NodesChanged()) == [] and head.state() == "PENDING"
+    assert asked(head.join(B)) == {A: [0], B: [1]}
+
+
+def test_the_end_of_a_job_removes_its_groups_but_for_detached_ones() -> None:
+    head = Head(A)
+    head.create(CPU)
+    head.create(CPU, id=H, detached=True)
+    head.create(CPU, id=b"i" * 16, job=OTHER_JOB)
+    head(pg.JobEnded(JOB))
+    assert [head.state(i) for i in (G, H, b"i" * 16)] == ["REMOVED", "RESERVING", "RESERVING"]
+
+
+def test_a_name_is_free_again_when_its_group_is_removed() -> None:
+    head = Head(A)
+    head.create(CPU, name="mine", namespace="n")
+    assert head.groups.named("mine", "n") is head.groups.get(G) and head.groups.named("mine", "m") is None
+    head(pg.Remove(G))
+    assert head.groups.named("mine", "n") is None
+
+
+def test_a_head_that_restarts_reads_its_groups_back() -> None:
+    head = Head(A, B)
+    head.create(CPU, CPU, strategy="STRICT_SPREAD", name="mine")
+    head(pg.Prepared(G, A, 1))
+    head(pg.Prepared(G, B, 1))
+    head.create(CPU, id=H)
+    rows = [group.row() for group in head.groups.all()]
+    after = Head(A, B)
+    actions = after.groups.restore(rows, 1.0)
+    after.groups.check()
+    assert after.state() == "CREATED" and after.groups.named("mine", "") is not None
+    assert returned(actions) == {A, B} and asked(actions)  # the reservation that was under way begins anew
+    lost = Head(A)
+    lost.groups.restore(rows[:1], 1.0)
+    assert lost.state() == "RESCHEDULING"
+    assert asked(lost.join(C)) == {C: [1]}
+
+
+# --- the node ----------------------------------------------------------------------------------------------------
+
+
+class Node:
+    def __init__(self, **total: int) -> None:
+        self.resources = NodeResources({name: units * UNITS for name, units in (total or {"CPU": 4}).items()})
+        self.scheduler = LocalScheduler(self.resources, node_id=A, labels={"zone": "x"})
+        self(lm.CoreJoined(b"core", JOB))
+        self.worker = 0
+
+    def __call__(self, event: Any, now: float = 0.0) -> list[Any]:
+        actions = self.scheduler.handle(event, now)
+        self.scheduler.check()
+        return actions
+
+    def free(self, name: str = "CPU") -> float:
+        return self.resources.available[name] / UNITS
+
+    def prepare(self, *bundles: dict[str, int], id: bytes = G, may_wait: bool = True, attempt: int = 1) -> list[Any]:
+        return self(lm.PrepareBundles(id, attempt, dict(enumerate(bundles)), JOB, "group", may_wait))
+
+    def group(self, *bundles: dict[str, int], id: bytes = G) -> None:
+        assert of_kind(self.prepare(*bundles, id=id), lm.BundlesPrepared)
+        self(lm.CommitBundles(id))
+
+    def lease(self, req_id: int, place: Any = None, **shape: float) -> list[Any]:
+        """Asked, and given a worker if it has its resources."""
+        units = {name: round(amount * UNITS) for name, amount in (shape or {"CPU": 1}).items()}
+        actions = self(lm.LeaseRequested(b"core", req_id, units, "f", strategy=place if place else InGroup(G)))
+        return actions + self.staff(actions)
+
+    def staff(self, actions: list[Any]) -> list[Any]:
+        out = []
+        for acquire in of_kind(actions, lm.AcquireWorker):
+            self.worker += 1
+            out += self(lm.WorkerAssigned(acquire.ticket, self.worker, b"w%015d" % self.worker, self.worker))
+        return out
+
+
+def granted(actions: list[Any]) -> list[int]:
+    return [a.req_id for a in of_kind(actions, lm.Grant)]
+
+
+def test_bundles_are_taken_together_or_not_at_all() -> None:
+    node = Node(CPU=3)
+    node.lease(1, NodeAffinity(A), CPU=2)
+    assert of_kind(node.prepare(CPU, CPU, may_wait=False), lm.BundlesRefused)
+    assert node.free() == 1 and not node.scheduler.bundles.groups
+    assert node.prepare(CPU, CPU) == [lm.LeaseWanted(b"core")]  # waits in line
+    actions = node(lm.LeaseReturned(b"core", 1, True))
+    assert of_kind(actions, lm.BundlesPrepared) and node.free() == 1
+
+
+def test_what_is_prepared_may_not_be_used_before_it_is_committed() -> None:
+    node = Node()
+    node.prepare(CPU)
+    assert granted(node.lease(1)) == []
+    actions = node(lm.CommitBundles(G))
+    assert granted(node.staff(actions)) == [1]
+
+
+def test_leases_draw_from_their_bundle_and_the_rest_of_the_node_is_untouched() -> None:
+    node = Node(CPU=4)
+    node.group(CPU, {"CPU": 2 * UNITS})
+    assert node.free() == 1
+    assert granted(node.lease(1, InGroup(G, 0))) == [1]
+    assert granted(node.lease(2, InGroup(G, 0))) == []
+    assert granted(node.lease(3, InGroup(G))) == [3]
+    assert granted(node.lease(4, InGroup(G))) == [4]
+    assert granted(node.lease(5, InGroup(G))) == []
+    assert node.free() == 1
+    actions = node(lm.LeaseReturned(b"core", 1, True))
+    assert granted(node.staff(actions)) == [2]
+
+
+def test_a_blocked_lease_lends_its_cpu_inside_its_bundle_only() -> None:
+    node = Node(CPU=2)
+    node.group({"CPU": 2 * UNITS})
+    node.lease(1, CPU=2)
+    outside = node.lease(2, NodeAffinity(A))
+    inside = node.lease(3, CPU=2)
+    assert granted(outside) == granted(inside) == []
+    assert granted(node.staff(node(lm.Blocked(1)))) == [3]
+    assert node.free() == 0
+
+
+def test_a_bundle_with_half_a_gpu_shows_that_gpu_and_no_other() -> None:
+    node = Node(CPU=4, GPU=2)
+    node.lease(1, NodeAffinity(A), GPU=1)
+    node.group({"GPU": UNITS // 2}, {"GPU": UNITS // 2})
+    (first,) = of_kind(node.lease(2, InGroup(G, 0), GPU=0.5), lm.Grant)
+    (second,) = of_kind(node.lease(3, InGroup(G, 1), GPU=0.25), lm.Grant)
+    assert first.gpu_ids == second.gpu_ids == [1]
+
+
+def test_a_returned_bundle_holds_its_resources_until_what_runs_inside_is_dead() -> None:
+    node = Node(CPU=2)
+    node.group({"CPU": 2 * UNITS})
+    node.lease(1, CPU=1)
+    waits = node.lease(2, CPU=2)
+    assert granted(waits) == []
+    actions = node(lm.ReturnBundles(G, [0], "removed")) + node(lm.GroupRemoved(G, "removed"))
+    assert of_kind(actions, lm.KillWorker) and of_kind(actions, lm.LeaseLost)
+    (refused,) = of_kind(actions, lm.LeaseRefused)
+    assert (refused.req_id, refused.kind) == (2, lm.GROUP_REMOVED)
+    assert node.free() == 0
+    node(lm.WorkerLost(1, "killed"))
+    assert node.free() == 2 and not node.scheduler.bundles.groups
+
+
+def test_a_lease_that_names_a_removed_group_is_refused_at_once() -> None:
+    node = Node()
+    node.group(CPU)
+    node(lm.ReturnBundles(G, [0], "removed"))
+    node(lm.GroupRemoved(G, "removed"))
+    assert of_kind(node.lease(1), lm.LeaseRefused)
+    actor = node(lm.ActorRequested(b"x" * 16, JOB, CPU, CPU, "actor A", place=InGroup(G)))
+    assert of_kind(actor, lm.ActorRefused)
+    assert node.prepare(CPU, attempt=2) == [] and node.free() == 4  # late
+
+
+def test_a_lease_waits_for_a_group_that_is_not_here_yet() -> None:
+    node = Node()
+    assert node.lease(1) == []
+    node.prepare(CPU)
+    assert granted(node.staff(node(lm.CommitBundles(G)))) == [1]
+
+
+def test_a_lease_that_no_bundle_can_hold_stays_aside_and_says_so() -> None:
+    node = Node()
+    node.group(CPU)
+    (said,) = of_kind(node.lease(1, CPU=2), lm.Infeasible)
+    assert "asks for CPU: 2, and bundle 0 has CPU: 1" in said.message
+    assert of_kind(node(lm.GroupRemoved(G, "removed")), lm.LeaseRefused)
+
+
+def test_an_actor_in_a_group_needs_only_what_it_holds_there() -> None:
+    node = Node()
+    node.group(CPU)
+    node.lease(1, CPU=1)
+    actions = node(lm.ActorRequested(b"x" * 16, JOB, {}, CPU, "actor A", place=InGroup(G)))
+    assert of_kind(actions, lm.ActorPlaced)
+
+
+def test_a_group_that_waits_long_gets_what_small_tasks_would_take() -> None:
+    node = Node(CPU=2)
+    node.lease(1, NodeAffinity(A))
+    node.lease(2, NodeAffinity(A))
+    node.prepare({"CPU": 2 * UNITS})
+    node(lm.LeaseRequested(b"core", 3, CPU, "f"))
+    node(lm.LeaseReturned(b"core", 1, True), 2.5)  # a window has begun in which nobody else takes a CPU
+    assert node.free() == 1
+    assert of_kind(node(lm.LeaseReturned(b"core", 2, True), 2.6), lm.BundlesPrepared)
+
+
+# --- nodes and labels --------------------------------------------------------------------------------------------
+
+
+def test_a_lease_bound_to_another_node_is_refused_unless_it_is_soft() -> None:
+    node = Node()
+    (refused,) = of_kind(node.lease(1, NodeAffinity(B)), lm.LeaseRefused)
+    assert refused.kind == lm.UNSCHEDULABLE and B.hex() in refused.message
+    assert granted(node.lease(2, NodeAffinity(B, soft=True))) == [2]
+    assert granted(node.lease(3, NodeAffinity(A))) == [3]
+
+
+def test_a_lease_that_asks_for_other_labels_waits_and_says_for_which() -> None:
+    node = Node()
+    zone = lambda *values: (("zone", "in", values),)  # noqa: E731
+    assert granted(node.lease(1, NodeLabels((zone("x", "y"),)))) == [1]
+    assert granted(node.lease(2, NodeLabels((zone("y"), zone("x"))))) == [2]
+    (said,) = of_kind(node.lease(3, NodeLabels((zone("y"),))), lm.Infeasible)
+    assert "a node with zone = y, and this node's labels are {'zone': 'x'}" in said.message
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        "SPREAD",
+        ("node", A, True),
+        ("group", G, -1, False),
+        ("labels", ((("zone", "in", ("x",)),), ()), (("gpu", "exists", ()),)),
+    ],
+)
+def test_a_strategy_survives_its_row(given: Any) -> None:
+    assert parse_strategy(strategy_of_plain(plain_strategy(given))) == parse_strategy(given)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        ("group", G, -2, False),
+        ("group", b"g", 0, False),
+        ("group", G, 0),
+        ("labels", ((("zone", "like", ("x",)),),), ()),
+    ],
+)
+def test_a_malformed_strategy_is_a_value_error(bad: Any) -> None:
+    with pytest.raises(ValueError, match="scheduling_strategy"):
+        parse_strategy(bad)
