@@ -556,6 +556,21 @@ def test_items_lost_with_the_store_are_made_again(ray_start, notes):
     wait_until(lambda: not stored(), what="the items to be freed")
 
 
+def test_one_get_waits_for_items_that_are_found_lost_while_it_reads(ray_start, notes):
+    """Reading the first sends all that are lost back to PENDING, and they come again one by one."""
+
+    @ray.remote
+    def slower_each_time(path):
+        run = note(path, "started")
+        for i in range(4):
+            time.sleep(0.05 * (run - 1))
+            yield np.full(BIG, i, np.uint8)
+
+    refs = list(slower_each_time.remote(notes.path))
+    kill("plasma_store")
+    assert [int(value[0]) for value in ray.get(refs, timeout=20)] == [0, 1, 2, 3]
+
+
 def test_items_lost_while_their_generator_runs_are_made_again(ray_start, notes):
     generator = arrays.options(_generator_backpressure_num_objects=3).remote(notes.path, 8)
     first = next(generator)
