@@ -67,8 +67,10 @@ class GroupService:
     async def wait(self, group_id: bytes, timeout_s: float | None) -> bool:
         """Whether every bundle has its place before timeout_s have passed. False at once if the group is removed."""
         group = self.groups.get(group_id)
-        if group is not None and group.state in (pg.CREATED, pg.REMOVED):
-            return group.state == pg.CREATED
+        if group is not None and group.state == pg.CREATED:
+            return True
+        if self.groups.was_removed(group_id):
+            return False
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
         waiters = self._waiters.setdefault(group_id, [])
@@ -112,7 +114,7 @@ class GroupService:
     def place_actor(self, action: am.Place, place: InGroup) -> None:
         """On the node of its bundle, now or when there is one."""
         group = self.groups.get(place.group_id)
-        if group is not None and group.state == pg.REMOVED:
+        if self.groups.was_removed(place.group_id):
             self._refuse_actor(action.actor_id, place.group_id)
             return
         nodes = []

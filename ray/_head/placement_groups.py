@@ -35,7 +35,8 @@ PENDING, RESERVING, CREATED = "PENDING", "RESERVING", "CREATED"
 RESCHEDULING, REMOVED = "RESCHEDULING", "REMOVED"
 STATES = (PENDING, RESERVING, CREATED, RESCHEDULING, REMOVED)
 
-REMOVED_KEPT = 1000  # that the table still shows; a later question hears that the group is not known
+REMOVED_KEPT = 1000  # that the table still shows
+FORGOTTEN_KEPT = 20_000  # ids of older ones: who asks for one of these need not wait for it
 
 
 class Create(NamedTuple):
@@ -230,6 +231,7 @@ class PlacementGroups:
         self._waiting: dict[bytes, None] = {}  # PENDING and RESCHEDULING, in the order they came
         self._by_name: dict[tuple[str, str], bytes] = {}
         self._removed: collections.deque[bytes] = collections.deque()
+        self._forgotten: collections.OrderedDict[bytes, None] = collections.OrderedDict()
 
     # -- questions ----------------------------------------------------------------------------------------------------
 
@@ -240,6 +242,11 @@ class PlacementGroups:
         """The group of that name that has not been removed."""
         group_id = self._by_name.get((namespace, name))
         return None if group_id is None else self._groups[group_id]
+
+    def was_removed(self, group_id: bytes) -> bool:
+        """A group that is not known at all, on the other hand, may be on its way from the process that makes it."""
+        group = self._groups.get(group_id)
+        return group_id in self._forgotten if group is None else group.state == REMOVED
 
     def all(self) -> list[Group]:
         return list(self._groups.values())
@@ -444,7 +451,11 @@ class PlacementGroups:
             del self._by_name[group.namespace, group.name]
         self._removed.append(group.group_id)
         if len(self._removed) > REMOVED_KEPT:
-            del self._groups[self._removed.popleft()]
+            forgotten = self._removed.popleft()
+            del self._groups[forgotten]
+            self._forgotten[forgotten] = None
+            if len(self._forgotten) > FORGOTTEN_KEPT:
+                self._forgotten.popitem(last=False)
         return [DropGroup(group.group_id)]
 
     # -- a head that restarts, and proofs -----------------------------------------------------------------------------

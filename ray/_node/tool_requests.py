@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 # Of what drivers may ask, what only looks and is nobody's in particular: `ray list`, `ray timeline`, ...
 LOOKS = frozenset(
     (
-        *("actors", "available_resources", "cluster_resources", "errors", "head_stats", "inspect", "jobs", "metrics"),
-        *("node_table", "nodes", "stats", "task_history", "workers"),
+        *("actors", "available_resources", "cluster_resources", "errors", "groups", "head_stats", "inspect", "jobs"),
+        *("metrics", "node_table", "nodes", "stats", "task_history", "why_pending", "workers"),
     )
 )
 

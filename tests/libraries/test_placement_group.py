@@ -222,6 +222,19 @@ def test_a_group_can_be_pickled_and_compared(group):
     assert group != PlacementGroup.empty() and PlacementGroup.empty().is_empty
 
 
+def test_the_state_api_lists_groups(group):
+    from ray.util.state import get_placement_group as get_group_state
+    from ray.util.state import list_placement_groups
+
+    listed = list_placement_groups(filters=[("placement_group_id", "=", group.id.hex())], detail=True)
+    assert [(row.state, row.is_detached, row.name) for row in listed] == [("CREATED", False, "")]
+    node_id = ray.get_runtime_context().get_node_id()
+    assert listed[0].bundles == [
+        {"bundle_index": i, "unit_resources": {"CPU": 1.0}, "node_id": node_id} for i in range(2)
+    ]
+    assert get_group_state(group.id.hex()).placement_group_id == group.id.hex()
+
+
 # --- running in one ----------------------------------------------------------------------------------------------
 
 

@@ -178,6 +178,17 @@ def test_the_end_of_a_job_removes_its_groups_but_for_detached_ones() -> None:
     assert [head.state(i) for i in (G, H, b"i" * 16)] == ["REMOVED", "RESERVING", "RESERVING"]
 
 
+def test_a_group_that_was_removed_long_ago_is_still_known_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pg, "REMOVED_KEPT", 1)
+    head = Head(A)
+    head.create(CPU)
+    head(pg.Remove(G))
+    head.create(CPU, id=H)
+    head(pg.Remove(H))
+    assert head.groups.get(G) is None and head.groups.was_removed(G) and head.groups.was_removed(H)
+    assert not head.groups.was_removed(b"i" * 16)
+
+
 def test_a_name_is_free_again_when_its_group_is_removed() -> None:
     head = Head(A)
     head.create(CPU, name="mine", namespace="n")

@@ -170,6 +170,25 @@ def jobs(session: _inspect.Source, timeout_s: float) -> Found:
     return Found(rows, len(rows), [])
 
 
+def placement_groups(session: _inspect.Source, timeout_s: float) -> Found:
+    rows = [
+        {
+            "placement_group_id": row["group_id"].hex(),
+            "name": row["name"],
+            "creator_job_id": row["job_id"].hex(),
+            "state": "PENDING" if row["state"] == "RESERVING" else row["state"],
+            "bundles": [
+                {"bundle_index": index, "unit_resources": _numbers(bundle), "node_id": node_id or None}
+                for index, (bundle, node_id) in enumerate(zip(row["bundles"], row["nodes"]))
+            ],
+            "is_detached": row["detached"],
+            "stats": {"scheduling_attempt": row["attempts"], "strategy": row["strategy"], "why": row["why"]},
+        }
+        for row in session.rpc("groups", timeout=timeout_s)
+    ]
+    return Found(rows, len(rows), [])
+
+
 def objects(session: _inspect.Source, timeout_s: float) -> Found:
     answers = _inspect.ask(session, "objects", timeout_s)
     stored = _inspect.stored_objects(session)
@@ -247,4 +266,5 @@ SOURCES: dict[str, Callable[[_inspect.Source, float], Found]] = {
     "nodes": nodes,
     "workers": workers,
     "jobs": jobs,
+    "placement_groups": placement_groups,
 }
