@@ -39,7 +39,9 @@ def effective(env: Mapping[str, Any] | None, parent: str, session_dir: str | Non
     """The text of env laid over its parent's; "" if neither asks for anything.
 
     Args: session_dir: where packages go; None: on another machine, where nothing can be put.
-    Raises: NotImplementedError: a package would have to be put there. ValueError: something that it names is not there, or too large.
+    Raises:
+        ValueError: something that it names is not there, or too large.
+        NotImplementedError: a package would have to be put on another machine.
     """
     if not env:
         return parent
@@ -102,8 +104,8 @@ def _refuse_packages(env: Mapping[str, Any]) -> None:
     hook = env.get("worker_process_setup_hook")
     if local or callable(hook):
         raise NotImplementedError(
-            f"runtime_env: {local[0] if local else hook!r} would have to be sent to the cluster, which is not built yet "
-            "for ray:// in this version of ray; give the URI of an archive, or 'module.function'"
+            f"runtime_env: {local[0] if local else hook!r} would have to be sent to the cluster, which is not built "
+            "yet for ray:// in this version of ray; give the URI of an archive, or 'module.function'"
         )
 
 
