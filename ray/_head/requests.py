@@ -7,6 +7,7 @@ back what was forgotten.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# How long a subscription to an actor that is not known waits for its creation, which may come later though it was sent
+# earlier: a process that was handed the handle asks over a connection of its own. Then the actor is long dead.
+EARLY_SUBSCRIPTION_S = 1.0
 MALFORMED_LOGGED_MAX = 100  # then they are only counted: a core gone mad must not fill the disk
 KV_BYTES_MAX = 512 * 1024 * 1024  # Redis's bound of a value
 
@@ -44,6 +48,7 @@ class Requests:
     def __init__(self, head: HeadService) -> None:
         self._head = head
         self.malformed = 0  # events that made no sense
+        self._early: dict[bytes, set[bytes]] = {}  # actor -> cores that have subscribed to it before its creation came
 
     async def rpc(self, caller: Caller, method: str, args: tuple[Any, ...]) -> Any:
         handler = _RPC_HANDLERS.get(method)
@@ -75,6 +80,7 @@ class Requests:
             raise ValueError("create_actor: the job of the process that asks has ended")
         created = am.Created(actor_id, spec, caller.job_id, spec.get("owner_tag") or caller.tag)
         self._tell(created)
+        self._subscribe_early(actor_id)
 
     async def _rpc_create_actor(self, caller: Caller, actor_id: bytes, spec: dict[str, Any]) -> None:
         _check_id("actor_id", actor_id, ACTOR_ID_BYTES)
@@ -106,9 +112,21 @@ class Requests:
             self._tell(am.OutOfScope(actor_id))
 
     def _on_actor_subscribe(self, caller: Caller, actor_id: bytes) -> None:
+        _check_id("actor_id", actor_id, ACTOR_ID_BYTES)
+        if self._head.actors.get(actor_id) is None:
+            if actor_id not in self._early:
+                asyncio.get_running_loop().call_later(EARLY_SUBSCRIPTION_S, self._subscribe_early, actor_id)
+            self._early.setdefault(actor_id, set()).add(caller.tag)
+            return
         self._tell(am.Subscribe(actor_id, caller.tag))
 
+    def _subscribe_early(self, actor_id: bytes) -> None:
+        """The actor's creation has come, or was waited for in vain."""
+        for core_tag in self._early.pop(actor_id, ()):
+            self._tell(am.Subscribe(actor_id, core_tag))
+
     def _on_actor_unsubscribe(self, caller: Caller, actor_id: bytes) -> None:
+        self._early.get(actor_id, set()).discard(caller.tag)
         self._tell(am.Unsubscribe(actor_id, caller.tag))
 
     def _on_create_group(self, caller: Caller, group_id: bytes, spec: dict[str, Any]) -> None:

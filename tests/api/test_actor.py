@@ -472,3 +472,17 @@ def test_an_actor_knows_that_it_was_restarted(ray_shared):
     os.kill(pid, signal.SIGKILL)
     pid_now, reborn = ray.get(phoenix.reborn.remote(), timeout=30)
     assert pid_now != pid and reborn
+
+
+def test_a_handle_may_be_used_elsewhere_before_the_actor_is_known(ray_shared):
+    """A task that is handed a new handle asks the head over a connection of its own, and may be there first."""
+
+    @ray.remote
+    def add(counter):
+        return ray.get(counter.increment.remote())
+
+    ray.get(add.remote(Counter.remote(0)))  # a worker is warm now
+    for start in range(5):
+        counter = Counter.remote(start)
+        assert ray.get(add.remote(counter), timeout=30) == start + 1
+        ray.kill(counter)  # which keeps the head busy while the next one comes
