@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["shuffle", "tqdm_ray"]
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.experimental.locations import get_object_locations
+
+__all__ = ["get_object_locations", "shuffle", "tqdm_ray"]
 
 
 def __getattr__(name: str) -> object:
@@ -10,6 +15,8 @@ def __getattr__(name: str) -> object:
 
     if name not in __all__:
         raise AttributeError(f"module 'ray.experimental' has no attribute {name!r}")
+    if name == "get_object_locations":
+        return importlib.import_module("ray.experimental.locations").get_object_locations
     return importlib.import_module(f"ray.experimental.{name}")
 
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray.actor import list_named_actors
+    from ray.util import collective, iter, metrics, queue, state
     from ray.util.actor_pool import ActorPool
     from ray.util.check_serialize import inspect_serializability
     from ray.util.client_connect import connect, disconnect
+    from ray.util.debug import disable_log_once_globally, enable_periodic_logging, log_once
     from ray.util.executor import RayExecutor
     from ray.util.helpers import as_completed, map_unordered
     from ray.util.node_address import get_node_ip_address
@@ -31,22 +33,32 @@ __all__ = [
     "ActorPool",
     "RayExecutor",
     "as_completed",
+    "collective",
     "connect",
     "deregister_serializer",
+    "disable_log_once_globally",
     "disconnect",
+    "enable_periodic_logging",
     "get_current_placement_group",
     "get_node_ip_address",
     "get_placement_group",
     "inspect_serializability",
+    "iter",
     "list_named_actors",
+    "log_once",
     "map_unordered",
+    "metrics",
     "placement_group",
     "placement_group_table",
+    "queue",
     "register_serializer",
     "remove_placement_group",
+    "state",
 ]
 
-_HOME = {
+_HOME = {  # public name: module that has it; "" stands for the submodule of that name
+    **dict.fromkeys(["collective", "iter", "metrics", "queue", "state"], ""),
+    **dict.fromkeys(["disable_log_once_globally", "enable_periodic_logging", "log_once"], "ray.util.debug"),
     "ActorPool": "ray.util.actor_pool",
     "RayExecutor": "ray.util.executor",
     "as_completed": "ray.util.helpers",
@@ -71,6 +83,8 @@ def __getattr__(name: str) -> Any:
 
     if name not in _HOME:
         raise AttributeError(f"module 'ray.util' has no attribute {name!r}")
+    if not _HOME[name]:
+        return importlib.import_module(f"ray.util.{name}")
     return getattr(importlib.import_module(_HOME[name]), name)
 
 
@@ -81,7 +95,7 @@ def __dir__() -> list[str]:
 class _Package(types.ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
         # The import system sets a package's attribute once it has loaded the module of that name.
-        if name in _HOME and isinstance(value, types.ModuleType):
+        if _HOME.get(name) and isinstance(value, types.ModuleType):
             value = getattr(value, name)
         super().__setattr__(name, value)
 

@@ -171,3 +171,27 @@ def test_deprecated_warns_if_asked():
         warnings.simplefilter("error")
         assert quiet() == 3
     assert "Deprecated" in quiet.__doc__
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ray.util.__all__)
+def test_ray_util_has_the_name(name):
+    assert getattr(ray.util, name) is not None
+    assert name in dir(ray.util)
+
+
+def test_log_once_is_true_once(monkeypatch):
+    from ray.util import debug
+
+    monkeypatch.setattr(debug, "_said", {})
+    assert [ray.util.log_once("a"), ray.util.log_once("a"), ray.util.log_once("b")] == [True, False, True]
+    monkeypatch.setattr(debug, "_periodic", False)
+    ray.util.enable_periodic_logging()
+    assert not ray.util.log_once("a")
+    debug._said["a"] -= 61
+    assert ray.util.log_once("a")
+    monkeypatch.setattr(debug, "_disabled", False)
+    ray.util.disable_log_once_globally()
+    assert not ray.util.log_once("c")

@@ -68,14 +68,14 @@ def test_apply_and_apply_async(pool):
 
 
 @pytest.mark.parametrize("chunksize", [None, 1, 3, 1000])
-@pytest.mark.parametrize("values", [[], [7], list(range(50)), range(17), tuple(range(5))], ids=lambda v: f"{len(v)}")
-def test_map_is_map_whatever_the_chunks(pool, values, chunksize):
-    assert pool.map(square, values, chunksize) == [x * x for x in values]
-    assert pool.map_async(square, iter(values), chunksize).get() == [x * x for x in values]
-    assert pool.starmap(add, [(x, 1) for x in values], chunksize) == [x + 1 for x in values]
-    assert pool.starmap_async(add, ((x, 1) for x in values), chunksize).get() == [x + 1 for x in values]
-    assert list(pool.imap(square, values, chunksize or 1)) == [x * x for x in values]
-    assert sorted(pool.imap_unordered(square, iter(values), chunksize or 1)) == sorted(x * x for x in values)
+def test_map_is_map_whatever_the_chunks(pool, chunksize):
+    for values in ([], [7], list(range(50)), range(17), tuple(range(5))):
+        assert pool.map(square, values, chunksize) == [x * x for x in values]
+        assert pool.map_async(square, iter(values), chunksize).get() == [x * x for x in values]
+        assert pool.starmap(add, [(x, 1) for x in values], chunksize) == [x + 1 for x in values]
+        assert pool.starmap_async(add, ((x, 1) for x in values), chunksize).get() == [x + 1 for x in values]
+        assert list(pool.imap(square, values, chunksize or 1)) == [x * x for x in values]
+        assert sorted(pool.imap_unordered(square, iter(values), chunksize or 1)) == sorted(x * x for x in values)
 
 
 def test_the_default_chunks_are_four_for_each_process(pool, monkeypatch):
@@ -375,3 +375,12 @@ def test_wrong_arguments_of_the_pool_are_named(ray_shared, options, error, says)
 def test_wrong_arguments_of_calls_are_named(pool, use, error, says):
     with pytest.raises(error, match=says):
         use(pool)
+
+
+def test_a_task_may_have_a_pool_of_its_own(ray_shared):
+    @ray.remote
+    def total(n):
+        with Pool(2) as inner:
+            return sum(inner.map(square, range(n)))
+
+    assert ray.get(total.remote(10)) == sum(x * x for x in range(10))

@@ -63,7 +63,7 @@ def test_each_state_of_a_task_is_seen(gate):
     # Its CPUs are lent out while it waits, so that others run; what needs a resource that isn't there does not.
     queued = held.options(num_cpus=2, resources={"nothing": 1}).remote(gate)
     waiting = after.remote(running)
-    by_id = {t.task_id: t for t in state.list_tasks(detail=True, limit=1000)}
+    by_id = {t.task_id: t for name in ("held", "after", "failing") for t in of(name)}
     assert by_id[running.task_id().hex()].state == "RUNNING"
     assert by_id[queued.task_id().hex()].state == "PENDING_NODE_ASSIGNMENT"
     assert by_id[queued.task_id().hex()].required_resources == {"CPU": 2, "nothing": 1}
