@@ -11,6 +11,7 @@ TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing: type che
 if TYPE_CHECKING:  # "as" says that these are the package's own names (PEP 484)
     from ray import actor as actor
     from ray import exceptions as exceptions
+    from ray import runtime_env as runtime_env
     from ray import types as types
     from ray import util as util
     from ray._aliases import LOCAL_MODE as LOCAL_MODE

@@ -17,7 +17,6 @@ from ray._core.engine import Engine, Executor
 from ray._native import serialization
 from ray._native.references import ObjectRef
 from ray._protocol.frames import LOG_NAME_MARK
-from ray.runtime_env import _enter
 
 serialization.set_ref_type(ObjectRef)
 
@@ -53,8 +52,18 @@ class _NamedStream:
         return iter(self._stream)
 
 
+def _setup_hook(startup: dict[str, Any]) -> str | None:
+    if not startup.get("runtime_env"):
+        return None
+    from ray.runtime_env import _enter  # here: most workers have no use for it
+
+    return _enter.hook_of(startup["runtime_env"])
+
+
 def _set_up(engine: Engine, hook: str) -> bool:
     """The environment's setup hook. No task comes before the node has heard that it is over."""
+    from ray.runtime_env import _enter
+
     try:
         _enter.run_hook(hook, str(engine.session_dir))
     except BaseException:
@@ -77,7 +86,7 @@ def main(startup: dict[str, Any]) -> int:
     signal.signal(signal.SIGINT, executor.on_sigint)
     sys.stdout = _NamedStream(sys.stdout, executor)  # type: ignore[assignment]
     sys.stderr = _NamedStream(sys.stderr, executor)  # type: ignore[assignment]
-    hook = _enter.hook_of(startup["runtime_env"]) if startup.get("runtime_env") else None
+    hook = _setup_hook(startup)
     said = {"kind": "worker", "job_id": startup.get("job_id"), "setup_pending": hook is not None}
     if "start_key" in startup:
         said.update(worker_id=startup["worker_id"], start_key=startup["start_key"])

@@ -6,6 +6,17 @@ names, one folder for each distinct part; `_enter.py` makes a new worker live in
 built when, and for whom, is decided by `ray/_node/runtime_envs.py`.
 """
 
-from .runtime_env import RuntimeEnv, RuntimeEnvConfig
+TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
+if TYPE_CHECKING:
+    from .runtime_env import RuntimeEnv, RuntimeEnvConfig
 
 __all__ = ["RuntimeEnv", "RuntimeEnvConfig"]
+
+
+def __getattr__(name: str) -> object:
+    # Loaded on first use: the node and the workers import parts of this package, and have no use for the classes.
+    if name not in __all__:
+        raise AttributeError(f"module 'ray.runtime_env' has no attribute {name!r}")
+    from . import runtime_env
+
+    return getattr(runtime_env, name)

@@ -14,8 +14,6 @@ import re
 import sys
 from typing import Any
 
-from . import _packages
-
 _VARIABLE = re.compile(r"\$\{([^{}]*)\}")
 
 
@@ -70,7 +68,9 @@ def hook_of(text: str) -> str | None:
 
 def run_hook(hook: str, session_dir: str) -> None:
     """Calls it. Raises: whatever it raises."""
-    if hook.startswith(_packages.SCHEME):
+    if "://" in hook:
+        from . import _packages
+
         with open(_packages.path_of(session_dir, hook), "rb") as file:
             function = pickle.load(file)
     else:
