@@ -229,6 +229,43 @@ def test_a_working_dir_may_be_a_zip_file(ray_shared: None, tmp_path: Path, how: 
     assert found["values"] == ["zipped"]
 
 
+def test_a_working_dir_may_be_fetched_over_http(ray_shared: None, tmp_path: Path) -> None:
+    import functools
+    import http.server
+    import threading
+
+    with zipfile.ZipFile(tmp_path / "wd.zip", "w") as archive:
+        archive.writestr("project/renv_http.py", "VALUE = 'http'")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}"
+        found = ray.get(look.options(runtime_env={"working_dir": f"{address}/wd.zip"}).remote("renv_http"))
+        assert found["values"] == ["http"]
+        with pytest.raises(RuntimeEnvSetupError, match=r"missing\.zip can't be fetched: HTTP Error 404"):
+            ray.get(look.options(runtime_env={"working_dir": f"{address}/missing.zip"}).remote())
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_an_environment_and_a_placement_group_go_together(ray_shared: None) -> None:
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = placement_group([{"CPU": 1}])
+    ray.get(group.ready())
+    strategy = PlacementGroupSchedulingStrategy(placement_group=group)
+    env = {"env_vars": {"RENV_PG": "1"}}
+    assert ray.get(variable.options(runtime_env=env, scheduling_strategy=strategy).remote("RENV_PG")) == "1"
+    actor = Asker.options(runtime_env=env, scheduling_strategy=strategy, num_cpus=1).remote()
+    assert ray.get(actor.variable.remote("RENV_PG")) == "1"
+    remove_placement_group(group)
+
+
 def test_py_modules_can_be_imported(ray_shared: None, tmp_path: Path) -> None:
     tree(tmp_path, {"renv_pkg/__init__.py": "VALUE = 'package'", "renv_mod.py": "VALUE = 'module'"})
     with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:

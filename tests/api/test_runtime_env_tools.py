@@ -390,6 +390,13 @@ def test_an_actor_is_killed_with_what_was_started_for_it(tools: Tools) -> None:
     wait_until(lambda: all(gone(pid) for pid in pids), 10)
 
 
+def test_nothing_is_left_of_a_build_when_the_session_ends(tools: Tools, tmp_path: Path, engine: Engine) -> None:
+    process.options(runtime_env=hanging(tools, tmp_path / "pid")).remote()
+    tool = pid_in(tmp_path / "pid")
+    engine.stop()  # asserts that nothing is left
+    assert gone(tool)
+
+
 def test_nothing_is_left_of_a_build_when_the_node_dies(tools: Tools, tmp_path: Path, engine: Engine) -> None:
     from ray import api
 
