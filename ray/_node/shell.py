@@ -37,6 +37,7 @@ from .env_gate import EnvGate
 from .head_port import HeadPort
 from .inspection import Inspection
 from .log_tail import Line, LogTail
+from .orphans import OrphanedObjects
 from .requests import Requests
 from .store_process import StoreProcess
 
@@ -91,6 +92,7 @@ class Node:
         self.reaper = children.Reaper(self.loop, self._look_for_forks, lambda: self.redis.pids if self.redis else ())
         self.ending: asyncio.Task[None] | None = None
         self.ended: asyncio.Future[None] = self.loop.create_future()
+        self.orphans = OrphanedObjects(self.loop, session.plasma_socket)
         self._queue: deque[tuple[Any, Any]] = deque()
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
@@ -392,6 +394,8 @@ class Node:
             self._metrics.core_lost(core)
         self.feed(self.scheduler, lm.CoreLeft(core.tag))
         self.envs.core_left(core.tag)
+        if self.ending is None and core is not self.founder:
+            self.orphans.owner_died(core.tag)
         if core.kind == "worker":
             return  # the head hears of it when the process has ended, with the cause
         self.head.driver_gone(core.tag, why, core.leaving)
@@ -590,6 +594,7 @@ class Node:
             self._timer.cancel()
         self.fork_link.close()
         self.envs.builds.close()
+        self.orphans.close()
         if self.store is not None:
             self.store.stop()
         if self.head is not None:
@@ -618,6 +623,7 @@ class Node:
             "cores": len(self.cores.by_tag),
             "fork_server_restarts": self.fork_link.restarts,
             "store_restarts": self.store.restarts if self.store else 0,
+            "orphaned_objects_deleted": self.orphans.deleted,
             "orphans_reaped": self.reaper.orphans_reaped,
             "lines_forwarded": self.logs.lines_forwarded,
             "bugs": self.bugs,

@@ -21,6 +21,7 @@ import pytest
 import ray
 from ray._launch import current
 from ray._launch import session as sessions
+from ray._native.plasma import PlasmaClient
 from ray.cli import node_link
 from tests.wait import wait_until
 
@@ -256,6 +257,29 @@ def test_the_end_of_one_driver_ends_its_job_and_nobody_elses(standing, end):
         assert str(staying.pid) in shown and str(leaving.pid) not in shown
         staying.stdin.close()
     assert "Programs: none" in standing.command("status")
+
+
+def test_what_drivers_and_their_workers_put_into_the_store_goes_with_them(standing):
+    text = """
+        import numpy as np
+
+        @ray.remote
+        class Keeper:
+            def make(self):
+                self.refs = [ray.put(np.ones(2_000_000)) for _ in range(3)]
+                return np.zeros(1_000_000)
+
+        keeper = Keeper.remote()
+        mine, made = ray.put(np.ones(1_000_000)), keeper.make.remote()
+        ray.wait([made])
+        {}
+    """
+    store = PlasmaClient(standing.folder() + "/plasma.sock")
+    standing.run(text.format(""))
+    wait_until(lambda: not store.list())
+    standing.run(text.format("import os; os.kill(os.getpid(), 9)"), status=-9)
+    wait_until(lambda: not store.list())
+    store.disconnect()
 
 
 def test_the_last_output_of_a_drivers_workers_reaches_it(standing):
