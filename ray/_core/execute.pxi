@@ -294,10 +294,11 @@ cdef class Executor:
             parts = None
             leave_actor(self, call)
         except BaseException as error:
+            if self.checkpoints is not None and self.current is not None:  # None: it ran, and its value can't be sent
+                self.current = None
+                self.checkpoints.after_call()
             self.current = None
             parts = None
-            if self.checkpoints is not None:
-                self.checkpoints.after_call()
             if call.cancelled and isinstance(error, KeyboardInterrupt):
                 answer_cancelled(self, call)
             else:

@@ -305,11 +305,13 @@ class Log:
     def pid(self):
         return os.getpid()
 
-    def fork_and_note(self, i):
-        if os.fork() == 0:
+    def fork(self):
+        child = os.fork()
+        if child == 0:
+            os.setsid()  # or it would end with the worker's process group
             threading.Event().wait(60)
             os._exit(0)
-        return i
+        return child
 
 
 def in_order(path, caller, n):
@@ -351,6 +353,7 @@ def test_each_caller_keeps_its_order_when_the_actor_is_killed_from_outside(ray_s
 
 def test_a_child_that_the_dead_actor_forked_does_not_hold_up_the_restart(ray_shared, tmp_path):
     log = Log.remote(str(tmp_path / "log"))
-    assert ray.get(log.fork_and_note.remote(7)) == 7
+    child = ray.get(log.fork.remote())
     refs = [log.note.remote("x", i, i == 1) for i in range(5)]
-    assert ray.get(refs, timeout=20) == list(range(5))  # the child lives for 60 s, and so does its copy of the socket
+    assert ray.get(refs, timeout=20) == list(range(5))
+    os.kill(child, 9)  # it has lived until now, and its copy of the socket with it
