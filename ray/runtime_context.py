@@ -70,6 +70,11 @@ class RuntimeContext:
         actor_id = self.actor_id
         return actor_id.hex() if actor_id else None
 
+    def get_actor_name(self) -> str | None:
+        """The name= of the actor that asks, "" if it has none; None outside actors."""
+        own = self._engine().own_actor()
+        return None if own is None else str(own[2])
+
     # --- the rest ------------------------------------------------------------------------------------------------
 
     @property

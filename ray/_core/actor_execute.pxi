@@ -17,7 +17,7 @@ cdef int start_actor(Executor self) except -1:
     self.become = None
     spec = pickle.loads(creation)
     self.current_name = self.class_name = spec["class_name"]
-    self.creation = {name: spec[name] for name in ("class_name", "calls", "handle", "description")}
+    self.creation = {name: spec[name] for name in ("class_name", "calls", "handle", "description", "name")}
     self.set_gpus(list(gpu_ids))
     self.actor_id = actor_id
     self.incarnation = incarnation

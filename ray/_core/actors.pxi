@@ -380,7 +380,8 @@ cdef class ActorTemplate:
             "class_name": self.name, "blob": self.blob, "refs": b"".join([(<ObjectRef>x).key() for x in self.refs or ()]),
             "frame": frame, "max_concurrency": options.get("max_concurrency", 0), "is_async": options.get("is_async", False),
             "resources": options.get("resources") or {}, "calls": calls, "handle": handle.key(),
-            "checkpoints": options.get("checkpoints", 0), "description": options.get("description"), "place": place_of(strategy)})
+            "checkpoints": options.get("checkpoints", 0), "description": options.get("description"), "place": place_of(strategy),
+            "name": options.get("name") or ""})
         named = bool(options.get("name"))
         spec = {
             "class_name": self.name, "resources": options.get("resources") or {}, "strategy": strategy,

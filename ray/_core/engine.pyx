@@ -632,12 +632,12 @@ cdef class Engine:
         return out
 
     def own_actor(self):
-        """(a weak ActorRef, how its class's table of methods is pickled) of the actor that this process is, or None."""
+        """(a weak ActorRef, its class's table of methods, its name or "") of the actor that this process is, or None."""
         if self.executor is None or self.executor.creation is None:
             return None
         about = self.executor.creation
         return actor_from_parts(self.executor.actor_id, about["class_name"], None, about["calls"], about["handle"]), \
-            about["description"]
+            about["description"], about["name"]
 
     def stats(self):
         """Counts for tests and tools: links, pending calls, interned refs, borrowed and lent refs, queued tasks."""

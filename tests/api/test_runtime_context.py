@@ -53,6 +53,18 @@ def test_an_actor_knows_its_id(ray_shared):
     assert ray.get(actor.about.remote()) == (actor._actor_id.hex(), False)
 
 
+def test_an_actor_knows_its_name(ray_shared):
+    @ray.remote
+    class Actor:
+        def name(self):
+            return ray.get_runtime_context().get_actor_name()
+
+    assert ray.get(Actor.remote().name.remote()) == ""
+    named = Actor.options(name="known").remote()
+    assert ray.get(named.name.remote()) == "known"
+    assert ray.get_runtime_context().get_actor_name() is None
+
+
 def test_was_current_actor_reconstructed_is_for_actors(ray_shared):
     with pytest.raises(RuntimeError, match="not an actor"):
         _ = ray.get_runtime_context().was_current_actor_reconstructed
