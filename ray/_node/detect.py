@@ -5,6 +5,7 @@ call.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from ray._config import Settings
 from ray._protocol.resources import CPU, GPU, MEMORY, OBJECT_STORE_MEMORY, UNITS, Resources
@@ -166,3 +167,13 @@ def _read_int(name: str) -> int | None:
             return int(file.read())
     except (OSError, ValueError):
         return None
+
+
+def node_labels(node_id: bytes, total: Mapping[str, int], given: Mapping[str, str] | None) -> dict[str, str]:
+    """What was given, and what ray itself gives: the node's id, and its accelerator if a resource names one."""
+    labels = {"ray.io/node-id": node_id.hex()}
+    prefix = "accelerator_type:"
+    types = sorted(name.removeprefix(prefix) for name in total if name.startswith(prefix))
+    if types:
+        labels["ray.io/accelerator-type"] = types[0]
+    return {**labels, **(given or {})}

@@ -75,7 +75,7 @@ class Node:
             starvation_s=settings.lease_starvation_s,
             actors_starting_max=settings.actors_starting_max or 4 * cpus,
             node_id=node_id,
-            labels=config.get("labels"),
+            labels=detect.node_labels(node_id, resources.total, config.get("labels")),
         )
         self.cores = Cores()
         self.founder: Core | None = None  # the driver that started the session and ends it by its own end
@@ -538,7 +538,7 @@ class Node:
         self.requests.use_head(HeadService.RPCS, HeadService.EVENTS)
         self.redis.on_exit = lambda name, cause: logger.error("%s %s; it was started again", name, cause)
         address = self.config.get("node_ip") or "127.0.0.1"
-        about = {"pid": os.getpid(), "labels": self.config.get("labels"), "name": self.config.get("node_name")}
+        about = {"pid": os.getpid(), "labels": self.scheduler.labels, "name": self.config.get("node_name")}
         self.head.node_up(self.node_id, dict(self.scheduler.resources.total), address, socket.gethostname(), about)
 
     def start_redis(self) -> None:

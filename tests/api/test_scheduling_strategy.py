@@ -110,6 +110,22 @@ def test_labels_that_no_node_meets_are_waited_for_and_named(ray_shared, capfd, o
     ray.kill(actor)
 
 
+LABELLED = {"num_cpus": 1, "labels": {"zone": "a"}, "resources": {"accelerator_type:T4": 1}}
+
+
+@pytest.mark.parametrize("ray_start", [LABELLED], indirect=True)
+def test_a_node_has_the_labels_given_to_init_and_those_of_ray_s_own(ray_start):
+    labels = {"zone": "a", "ray.io/node-id": here(), "ray.io/accelerator-type": "T4"}
+    assert ray.nodes()[0]["Labels"] == labels
+    selector = {"zone": "in(a, b)", "ray.io/node-id": here(), "ray.io/accelerator-type": "!A100"}
+    assert ray.get(node.options(label_selector=selector).remote(), timeout=10) == here()
+    strategy = NodeLabelSchedulingStrategy({"ray.io/accelerator-type": In("T4"), "zone": Exists()})
+    assert ray.get(Actor.options(scheduling_strategy=strategy).remote().node.remote(), timeout=10) == here()
+    elsewhere = node.options(label_selector={"zone": "b"}).remote()
+    assert ray.wait([elsewhere], timeout=0.1)[0] == []
+    ray.cancel(elsewhere)
+
+
 @pytest.mark.parametrize("ray_start", [{"num_cpus": 1, "resources": {"accelerator_type:T4": 1}}], indirect=True)
 def test_accelerator_type_runs_where_there_is_one(ray_start, capfd):
     assert ray.get(node.options(accelerator_type="T4").remote(), timeout=10) == here()
