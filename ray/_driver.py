@@ -146,6 +146,10 @@ def _start(options: InitOptions) -> RayContext | ClientContext:
     if options.configure_logging:
         _configure_logging(options)
     info = options.driver_info()
+    if options._tracing_startup_hook is not None:
+        from ray._core import tracing
+
+        tracing.load(options._tracing_startup_hook)  # what is wrong with it is known before anything starts
     node = connection = None
     if isinstance(joined, address.Door):
         from ray.client import connect
@@ -168,6 +172,7 @@ def _start(options: InitOptions) -> RayContext | ClientContext:
         context = RayContext(_address_info(folder, engine.info))
     _started = Started(folder, node, connection, options, info["namespace"], context)
     _at_exit()
+    _trace(engine)
     if options.configure_logging:
         import logging
 
@@ -175,6 +180,20 @@ def _start(options: InitOptions) -> RayContext | ClientContext:
         where = folder if connection is None else str(joined)
         logging.getLogger("ray").info("%s ray %s in %s", did, context.ray_version, where)
     return context
+
+
+def _trace(engine: Engine) -> None:
+    """Turns tracing on, if the session was started so."""
+    hook = engine.info.get("settings", {}).get("tracing_startup_hook")
+    if not hook:
+        return
+    from ray._core import tracing
+
+    try:
+        tracing.start(hook)
+    except BaseException:
+        shutdown()  # half a session must not stay
+        raise
 
 
 def _start_session(options: InitOptions, info: dict[str, Any]) -> tuple[NodeProcess, Engine]:
@@ -293,6 +312,9 @@ def _unbind() -> None:
         module = sys.modules.get(name)
         if module is not None:
             module.unbind()
+    tracing = sys.modules.get("ray._core.tracing")
+    if tracing is not None:
+        tracing.stop()
 
 
 def is_initialized() -> bool:

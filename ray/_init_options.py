@@ -121,6 +121,14 @@ def _folder(option: str, value: Any) -> str:
     return folder
 
 
+def _hook(option: str, value: Any) -> str:
+    hook: str = text(option, value)
+    module, colon, function = hook.partition(":")
+    if not colon or not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise wrong(ValueError, option, value, "'module:function'")
+    return hook
+
+
 def _port(option: str, value: Any) -> int:
     number: int = whole(0, "a port number")(option, value)
     if number > 65535:
@@ -165,7 +173,7 @@ ARGUMENTS: dict[str, tuple[Any, Check]] = {
     "_temp_dir": (None, optional(_temp_dir)),
     "_metrics_export_port": (None, optional(_port)),
     "_system_config": (None, optional(mapping)),
-    "_tracing_startup_hook": (None, later("tracing")),
+    "_tracing_startup_hook": (None, optional(_hook)),
     "_node_name": (None, optional(text)),
 }
 
@@ -233,6 +241,8 @@ class InitOptions:
         given = dict(self.values["_system_config"] or {})
         if self.num_workers is not None:
             given.setdefault("prestart_workers", self.num_workers)
+        if self.values["_tracing_startup_hook"] is not None:
+            given["tracing_startup_hook"] = self.values["_tracing_startup_hook"]
         return Settings(given, os.environ).overrides()
 
     def prepare(self, session_dir: str | None) -> str:

@@ -18,6 +18,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Callable, Generic, NamedTuple, NoReturn, TypeVar
 
 from ray import _options
+from ray._core import tracing
 from ray._core.checkpoints import CLASS_DECIDES, Checkpoint, Checkpointable, CheckpointContext
 from ray._signature import Signature
 from ray.exceptions import ActorAlreadyExistsError
@@ -203,12 +204,15 @@ class ActorMethod:
         self._method = method
         self._options = options
         returns, window = _options.returns_of(method.generator, options, f"method {method.name}")
-        engine_options: dict[str, Any] = {"arity": method.signature.bounds, "check": method.signature.check}
+        check = tracing.checking(method.signature.check) if tracing.on else method.signature.check
+        engine_options: dict[str, Any] = {"arity": method.signature.bounds, "check": check}
         engine_options.update(window=window, generator=method.generator)
         for name, engine_name in _ENGINE_NAMES.items():
             if options.get(name) is not None:
                 engine_options[engine_name] = options[name]
         self.remote = ref.method(method.name, returns, engine_options)
+        if tracing.on:
+            self.remote = tracing.submitting(self.remote, f"{class_name}.{method.name}", "actor")
 
     def options(self, **options: Any) -> ActorMethod:
         """The same method with some options replaced."""

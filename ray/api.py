@@ -381,8 +381,22 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
 
 
 def nodes() -> list[dict[str, Any]]:
-    """The machines of the cluster, each as a dict: "NodeID", "Alive", "Resources", "NodeManagerAddress", ..."""
-    found: list[dict[str, Any]] = engine().rpc("nodes")
+    """The machines of the cluster, each as a dict.
+
+    Its keys: "NodeID", "Alive" (and "alive"), "Resources", "Labels", "NodeName", "NodeManagerAddress",
+    "NodeManagerHostname", "DeathReason" and "DeathReasonMessage"; "NodeManagerPort" and "ObjectManagerPort", 0 where
+    there is none; of the machine that asks also "RayletSocketName", "ObjectStoreSocketName" and "MetricsExportPort".
+    """
+    running = engine()
+    found: list[dict[str, Any]] = running.rpc("nodes")
+    for node in found:
+        own = node["NodeID"] == running.info["node_id"].hex()
+        node.setdefault("NodeManagerPort", 0)
+        node.setdefault("ObjectManagerPort", 0)
+        node["alive"], node["DeathReasonMessage"] = node["Alive"], str(node["DeathReason"] or "")
+        node["RayletSocketName"] = f"{running.session_dir}/node.sock" if own else ""
+        node["ObjectStoreSocketName"] = running.info["plasma_socket"] if own else ""
+        node["MetricsExportPort"] = (running.info.get("metrics_export_port") or 0) if own else 0
     return found
 
 

@@ -77,7 +77,7 @@ class RemoteFunction(Generic[P, Out]):
 
         Raises: TypeError: the function can't be called with these arguments, or one of them can't be pickled.
         """
-        submit = self._template().submit
+        submit = self._submitter()
         self.__dict__["remote"] = submit
         _bound.add(self)
         return submit(*args, **kwargs)
@@ -110,10 +110,17 @@ class RemoteFunction(Generic[P, Out]):
             f"whose result ray.get() fetches, or {self.__name__}.__wrapped__(...) to run it here and now"
         )
 
+    def _submitter(self) -> Callable[..., Any]:
+        submit = self._template().submit
+        from ray._core import tracing
+
+        return tracing.submitting(submit, self.__name__, "task") if tracing.on else submit
+
     def _template(self) -> TaskTemplate:
         from ray import _driver
 
         _driver.ensure_started()
+        from ray._core import tracing
         from ray._core.engine import TaskTemplate
 
         signature = Signature.of(self._function, self.__name__)
@@ -122,7 +129,7 @@ class RemoteFunction(Generic[P, Out]):
         returns, window = _options.returns_of(generator, self._options, self.__name__)
         engine_options.update(num_returns=returns, window=window, generator=generator)
         engine_options["arity"] = signature.bounds
-        engine_options["check"] = signature.check
+        engine_options["check"] = tracing.checking(signature.check) if tracing.on else signature.check
         engine_options["runtime_env"] = _driver.effective_env(self._options.get("runtime_env"))
         return TaskTemplate(self._function, self._options.get("name") or self.__name__, engine_options)
 

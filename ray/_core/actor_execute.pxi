@@ -85,6 +85,8 @@ cdef object bind(Executor self, str name):
         target = lambda fn, *args, **kwargs: fn(actor, *args, **kwargs)
     if target is None:
         raise AttributeError(f"actor {self.actor_name()} has no method {name!r}")
+    if target_wrapper is not None:
+        target = target_wrapper(target, f"{self.class_name}.{name}")
     self.bound[name] = target
     return target
 

@@ -139,11 +139,17 @@ cdef enum:
     D_EVENTS = 4
 
 cdef Engine the_engine = None
+cdef object target_wrapper = None  # (function or method, its name) -> what a worker calls in its place: see tracing.py
 
 
 def current():
     """This process's Engine, or None before init, after shutdown, and in a forked child."""
     return the_engine
+
+
+def set_target_wrapper(wrapper):
+    global target_wrapper
+    target_wrapper = wrapper
 
 
 cdef Engine engine_or_raise():

@@ -333,6 +333,8 @@ cdef class Executor:
         else:
             if function.target is None:
                 function.target = decode_function(function.blob, function.refs)
+                if target_wrapper is not None:
+                    function.target = target_wrapper(function.target, function.name)
                 function.blob = None
             target = function.target
         cdef list values = []

@@ -82,6 +82,7 @@ def main(startup: dict[str, Any]) -> int:
         startup["session_dir"], bytes.fromhex(token) if isinstance(token, str) else token, os.urandom(16), False
     )
     executor = Executor(engine)
+    os.environ.setdefault("PYTHONBREAKPOINT", "ray.util.pdb.set_trace")  # breakpoint() waits for `ray debug`
     # Only ray.cancel sends it: the terminal's Ctrl-C doesn't reach this process group.
     signal.signal(signal.SIGINT, executor.on_sigint)
     sys.stdout = _NamedStream(sys.stdout, executor)  # type: ignore[assignment]
@@ -90,6 +91,11 @@ def main(startup: dict[str, Any]) -> int:
     said = {"kind": "worker", "job_id": startup.get("job_id"), "setup_pending": hook is not None}
     if "start_key" in startup:
         said.update(worker_id=startup["worker_id"], start_key=startup["start_key"])
+    tracing_hook = (startup.get("settings") or {}).get("tracing_startup_hook")
+    if tracing_hook:
+        from ray._core import tracing
+
+        tracing.start(tracing_hook)  # if it fails this worker never was one, and a person hears why
     try:
         engine.connect(startup["node_socket"], said)
     except RuntimeError as error:

@@ -93,6 +93,13 @@ class Inspection:
 
     # -- what the node knows itself -----------------------------------------------------------------------------------
 
+    def runtime_envs(self) -> list[dict[str, Any]]:
+        """The runtime environments that are built here."""
+        return [
+            {"env": env.env, "state": env.state, "nbytes": sum(env.sizes.values())}
+            for env in self._node.envs.machine.envs.values()
+        ]
+
     def workers(self) -> list[dict[str, Any]]:
         """Every process of the node that runs user code, and those that ended, as far as they are remembered."""
         node = self._node

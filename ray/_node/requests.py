@@ -132,6 +132,9 @@ class Requests:
     def event_metrics(self, core: Core, kinds: dict[str, Any], items: list[Any]) -> None:
         self._node.metrics.take(core, kinds, items)
 
+    def rpc_runtime_envs(self, core: Core) -> list[dict[str, Any]]:
+        return self._node.inspection.runtime_envs()
+
     def event_inspected(self, core: Core, request: int, head: bytes, rows: bytes) -> None:
         self._node.inspection.inspected(core, request, head, rows)
 

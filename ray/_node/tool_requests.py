@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LOOKS = frozenset(
     (
         *("actors", "available_resources", "cluster_resources", "errors", "groups", "head_stats", "inspect", "jobs"),
-        *("metrics", "node_table", "nodes", "stats", "task_history", "why_pending", "workers"),
+        *("metrics", "node_table", "nodes", "runtime_envs", "stats", "task_history", "why_pending", "workers"),
     )
 )
 

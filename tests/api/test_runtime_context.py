@@ -163,3 +163,11 @@ def test_nodes_lists_this_machine(ray_shared):
     assert node["Alive"] is True
     assert node["NodeID"] == ray.get_runtime_context().get_node_id()
     assert node["Resources"]["CPU"] == 2
+
+
+def test_nodes_have_the_fields_that_programs_read(ray_shared):
+    (node,) = ray.nodes()
+    assert node["alive"] is node["Alive"] is True and node["DeathReasonMessage"] == ""
+    assert node["NodeManagerPort"] == node["ObjectManagerPort"] == node["MetricsExportPort"] == 0
+    assert os.path.exists(node["RayletSocketName"]) and os.path.exists(node["ObjectStoreSocketName"])
+    assert {"NodeManagerHostname", "NodeManagerAddress", "NodeName", "Labels"} <= node.keys()

@@ -216,6 +216,32 @@ def test_nodes_workers_and_jobs(ray_shared):
     assert state.get_job(job.job_id) == job and state.get_job("ffffffff") is None
 
 
+def test_placement_groups_are_listed_with_what_they_wait_for(ray_shared):
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    made = placement_group([{"CPU": 1}], name="made")
+    waits = placement_group([{"CPU": 1, "nothing": 1}], name="waits")
+    assert made.wait(30)
+    rows = {row.name: row for row in state.list_placement_groups(detail=True)}
+    assert rows["made"].state == "CREATED" and rows["made"].bundles[0]["unit_resources"] == {"CPU": 1}
+    assert rows["waits"].state == "PENDING" and "nothing" in rows["waits"].stats["why"]
+    assert state.get_placement_group(rows["made"].placement_group_id).name == "made"
+    for group in (made, waits):
+        remove_placement_group(group)
+
+
+def test_runtime_environments_that_are_built_are_listed(ray_start):
+    @ray.remote(runtime_env={"env_vars": {"LISTED": "yes"}})
+    def inside():
+        import os
+
+        return os.environ["LISTED"]
+
+    assert ray.get(inside.remote()) == "yes"
+    (row,) = state.list_runtime_envs()
+    assert row.success and row.runtime_env["env_vars"] == {"LISTED": "yes"}
+
+
 def test_a_row_reads_like_a_dict(ray_shared):
     (node,) = state.list_nodes()
     assert node["node_id"] == node.node_id == node.get("node_id") and node.get("nothing", 7) == 7

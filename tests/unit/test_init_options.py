@@ -34,6 +34,7 @@ def test_every_argument_of_the_documents_is_known(name):
     [
         *[("num_cpus", bad) for bad in (-1, 1.5, math.nan, "2", True, [1])],
         *[("num_gpus", bad) for bad in (-1, "2")],
+        *[("_tracing_startup_hook", bad) for bad in (7, "module", "module:", ":function", "a b:c")],
         *[("_metrics_export_port", bad) for bad in (-1, 70_000, "9090", True)],
         *[("resources", bad) for bad in ("tape", {"tape": -1}, {"tape": math.nan}, {"CPU": 2}, {2: 2})],
         *[("object_store_memory", bad) for bad in (-1, "1GB", math.nan)],
@@ -78,7 +79,6 @@ def test_a_bad_argument_is_an_error_that_names_it(name, value):
         ("driver_mode", _aliases.PYTHON_MODE),
         ("storage", "/tmp"),
         ("object_id_seed", 3),
-        ("_tracing_startup_hook", "module:function"),
     ],
     ids=repr,
 )

@@ -202,7 +202,7 @@ class PlacementGroupState(StateSchema):
 
 @dataclass
 class RuntimeEnvState(StateSchema):
-    """A runtime environment that a node has built, or failed to."""
+    """A runtime environment that a node has built."""
 
     runtime_env: dict[str, Any] = state_column(filterable=True)
     success: bool = state_column(filterable=True)

@@ -189,6 +189,23 @@ def placement_groups(session: _inspect.Source, timeout_s: float) -> Found:
     return Found(rows, len(rows), [])
 
 
+def runtime_envs(session: _inspect.Source, timeout_s: float) -> Found:
+    node_id = session.info["node_id"].hex()
+    rows = [
+        {
+            "runtime_env": row["env"],
+            "success": True,
+            "creation_time_ms": None,
+            "node_id": node_id,
+            "ref_cnt": None,
+            "error": None,
+        }
+        for row in session.rpc("runtime_envs", timeout=timeout_s)
+        if row["state"] == "READY"  # one that failed is told to who wanted it, and not kept
+    ]
+    return Found(rows, len(rows), [])
+
+
 def objects(session: _inspect.Source, timeout_s: float) -> Found:
     answers = _inspect.ask(session, "objects", timeout_s)
     stored = _inspect.stored_objects(session)
@@ -267,4 +284,5 @@ SOURCES: dict[str, Callable[[_inspect.Source, float], Found]] = {
     "workers": workers,
     "jobs": jobs,
     "placement_groups": placement_groups,
+    "runtime_envs": runtime_envs,
 }
