@@ -79,7 +79,7 @@ cdef object bind(Executor self, str name):
     if name == "__ray_ready__":
         target = lambda: True
     elif name == "__ray_terminate__":
-        target = exit_actor
+        target = exit_actor if self.loop is None else functools.partial(leave_behind_earlier, self)
     elif name == "__ray_call__":
         actor = self.actor
         target = lambda fn, *args, **kwargs: fn(actor, *args, **kwargs)
@@ -89,6 +89,22 @@ cdef object bind(Executor self, str name):
         target = target_wrapper(target, f"{self.class_name}.{name}")
     self.bound[name] = target
     return target
+
+
+async def leave_behind_earlier(Executor self):
+    """__ray_terminate__ of an asyncio actor: calls that began before it end first."""
+    import asyncio
+    cdef Call call
+    own = self.context_var.get()
+    earlier = []
+    for call in list(self.running.values()):
+        if call is own:
+            break
+        if isinstance(call.running, asyncio.Future):
+            earlier.append(call.running)
+    if earlier:
+        await asyncio.wait(earlier)
+    exit_actor()
 
 
 def repr_of(actor):

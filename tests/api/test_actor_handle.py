@@ -104,6 +104,23 @@ def test_ray_terminate_ends_it_after_the_calls_before_and_for_good(ray_shared):
         ray.get(counter.add.remote(), timeout=30)
 
 
+def test_ray_terminate_of_an_asyncio_actor_lets_the_calls_before_it_end(ray_shared):
+    @ray.remote
+    class Async:
+        async def slow(self, i):
+            import asyncio
+
+            await asyncio.sleep(0.2)
+            return i
+
+    actor = Async.remote()
+    refs = [actor.slow.remote(i) for i in range(5)]
+    last = actor.__ray_terminate__.remote()
+    assert ray.get(refs, timeout=30) == list(range(5))
+    with pytest.raises(ActorDiedError):
+        ray.get(last, timeout=30)
+
+
 def test_a_class_that_inherits_from_an_actor_class_is_refused():
     with pytest.raises(ActorClassInheritanceException, match="plain class"):
         exec("class Sub(Counter): pass", {"Counter": Counter})
