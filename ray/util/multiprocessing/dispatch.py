@@ -8,7 +8,7 @@ thread of their own. No user code and no call into ray happens under the lock.
 Each call waits in `_backlog`, is part of the `load` of one worker, or has ended; all and only workers without load are
 in `_idle`. A worker has one call at a time, so that none waits behind a long one while another worker is idle, with one
 exception: of a map whose tasks are several values each, and take so little time that fetching the next one would be
-felt, the next is sent ahead. A worker is replaced after maxtasksperchild calls, or when it is dead, which costs the
+felt, some are sent ahead. A worker is replaced after maxtasksperchild calls, or when it is dead, which costs the
 calls that it had.
 """
 
@@ -27,8 +27,8 @@ from typing import Any, Callable
 import ray
 from ray.exceptions import ActorDiedError, RayTaskError
 
-# A task that took less is followed by one that was sent ahead. Decoding a result and encoding the next task take up to
-# a millisecond in the driver, 5 % of this; and a task waits no longer than this behind another as quick as the last.
+# A worker whose last task took less is sent tasks ahead, as many as take about this long together. Decoding a result
+# and encoding the next task take the driver up to a millisecond, and on a busy machine it must get a processor first.
 SEND_AHEAD_BELOW_S = 0.02
 
 
@@ -178,16 +178,27 @@ class Dispatcher:
         idle."""
         now = time.monotonic()
         with self._lock:
-            quick = now - worker.busy_since < SEND_AHEAD_BELOW_S and self._calls_max is None
+            load_max = self._load_max(now - worker.busy_since)
             worker.busy_since = now
             worker.load -= 1
             calls = []
-            while self._backlog and worker.load < (2 if quick and self._backlog[0].many else 1):
+            while self._backlog and worker.load < (load_max if self._backlog[0].many else 1):
                 calls.append(self._backlog.popleft())
                 worker.load += 1
             if not worker.load and not self._terminated:
                 self._idle.append(worker)
             return calls
+
+    def _load_max(self, took_s: float) -> int:
+        """How many calls that are `many` a worker may have whose last one took so long. Under the lock.
+
+        As many as it will do in SEND_AHEAD_BELOW_S, but no more than half of its share of what is left, so that all
+        workers end at about the same time.
+        """
+        if took_s >= SEND_AHEAD_BELOW_S or self._calls_max is not None:
+            return 1
+        share = len(self._backlog) // (2 * max(1, len(self._workers)))
+        return 1 + max(1, min(int(SEND_AHEAD_BELOW_S / max(took_s, 1e-4)), share))
 
     def _tell(self, call: Call, value: Any, error: BaseException | None) -> None:
         call.target.ended(call.index, value, error)
