@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ray._init_options import InitOptions
     from ray._launch.node_process import NodeProcess
     from ray._launch.session import Session
+    from ray._local_mode import LocalMode
     from ray.client.connect import Connection
     from ray.context import ClientContext, RayContext
     from ray.job_config import JobConfig
@@ -48,6 +49,7 @@ class Started:
         self.options = options
         self.namespace = namespace
         self.context = context
+        self.local_mode: LocalMode | None = None
 
 
 def init(
@@ -81,7 +83,9 @@ def init(
             folder of a session: join that.  "ray://host:port": join a session on another machine (docs/api/client.md).
         num_cpus, num_gpus: what tasks may use; by default all CPUs that this process may run on, and the GPUs found.
         resources: further resources by name, such as {"tape_drive": 1}.
+        labels: strings by string, of this machine.
         object_store_memory: bytes for shared objects.
+        local_mode: run everything in this process, one after the other, for debugging.
         ignore_reinit_error: a second init returns the session that runs instead of raising.
         log_to_driver: print what workers print.
         namespace: where named actors live.
@@ -91,7 +95,7 @@ def init(
             where Prometheus may read metrics, on 127.0.0.1; 0 takes a free port.  Those that the first versions of Ray
             had, too.
         runtime_env: of the job's tasks and actors: a dict or a ray.runtime_env.RuntimeEnv.
-        labels, local_mode, include_dashboard=True, storage: not built yet.
+        include_dashboard=True, storage: not built yet.
     Returns: a RayContext, or for ray:// a ClientContext, which shuts ray down when used as `with ray.init():`.
     Raises:
         TypeError, ValueError, NotImplementedError: about one argument, which the message names.
@@ -140,7 +144,7 @@ def _start(options: InitOptions) -> RayContext | ClientContext:
     _forget()  # what is left of a session that ended without us: its node died, or we are a forked child
     from ray._launch import address
 
-    joined = address.resolve(options.address, os.environ)
+    joined = None if options.runs_inline else address.resolve(options.address, os.environ)
     if joined is not None:
         options.refuse_for_joining(str(joined) if isinstance(joined, address.Door) else joined.folder)
     if options.configure_logging:
@@ -171,6 +175,10 @@ def _start(options: InitOptions) -> RayContext | ClientContext:
     else:
         context = RayContext(_address_info(folder, engine.info))
     _started = Started(folder, node, connection, options, info["namespace"], context)
+    if options.runs_inline:
+        from ray._local_mode import LocalMode
+
+        _started.local_mode = LocalMode(engine, info["namespace"])
     _at_exit()
     _trace(engine)
     if options.configure_logging:
@@ -320,6 +328,11 @@ def _unbind() -> None:
 def is_initialized() -> bool:
     """Whether ray runs in this process: after `ray.init()` in a driver, always in a task or actor."""
     return current() is not None
+
+
+def local_mode() -> LocalMode | None:
+    """What runs calls inline, after `ray.init(local_mode=True)`."""
+    return _started.local_mode if _started is not None and _started.pid == os.getpid() else None
 
 
 def namespace() -> str:

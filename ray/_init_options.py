@@ -82,11 +82,10 @@ def _logging_level(option: str, value: Any) -> int:
 
 
 def _driver_mode(option: str, value: Any) -> int:
-    if value == _aliases.PYTHON_MODE and not isinstance(value, bool):
-        raise not_built(option, value, "running everything inline in the driver")
-    if value in (_aliases.SCRIPT_MODE, _aliases.SILENT_MODE) and not isinstance(value, bool):
-        return int(value)
-    raise wrong(ValueError, option, value, "ray.SCRIPT_MODE or ray.SILENT_MODE")
+    modes = (_aliases.SCRIPT_MODE, _aliases.PYTHON_MODE, _aliases.SILENT_MODE)
+    if isinstance(value, bool) or value not in modes:
+        raise wrong(ValueError, option, value, "ray.SCRIPT_MODE, ray.PYTHON_MODE or ray.SILENT_MODE")
+    return int(value)
 
 
 def _labels(option: str, value: Any) -> dict[str, str]:
@@ -144,7 +143,7 @@ ARGUMENTS: dict[str, tuple[Any, Check]] = {
     "resources": (None, resource_map),
     "labels": (None, _labels),
     "object_store_memory": (None, optional(memory)),
-    "local_mode": (False, later("running everything inline in the driver", False)),
+    "local_mode": (False, boolean),
     "ignore_reinit_error": (False, boolean),
     "include_dashboard": (None, _dashboard),
     "dashboard_host": ("127.0.0.1", optional(lambda o, v: v if v == "" else text(o, v))),
@@ -211,6 +210,10 @@ class InitOptions:
             return self.__dict__["values"][name]
         except KeyError:
             raise AttributeError(name) from None
+
+    @property
+    def runs_inline(self) -> bool:
+        return bool(self.local_mode or self.driver_mode == _aliases.PYTHON_MODE)
 
     @property
     def prints_of_workers(self) -> bool:
@@ -336,6 +339,11 @@ def parse(given: Mapping[str, Any], named: Callable[[str], str] = _as_argument) 
         raise ValueError(
             f"{named('huge_pages')}: it needs plasma_directory, the folder where a hugetlbfs is mounted, such as "
             "'/mnt/hugepages'"
+        )
+    if options.runs_inline and options.address not in (None, "local"):
+        raise ValueError(
+            f"{named('address')}={options.address!r}: with local_mode=True (or driver_mode=ray.PYTHON_MODE) everything "
+            "runs in this process, and there is nothing to join: give one of the two"
         )
     options.settings()  # a wrong _system_config or environment variable is an error here, not in the node
     return options

@@ -26,6 +26,7 @@ from ray.types import ActorID
 
 if TYPE_CHECKING:
     from ray._core.engine import ActorRef, ActorTemplate
+    from ray._local_mode import InlineActor, InlineActorTemplate
 
 __all__ = [
     "ActorClass", "ActorClassInheritanceException", "ActorHandle", "ActorMethod", "Checkpoint", "CheckpointContext",
@@ -197,7 +198,9 @@ class ActorMethod:
 
     remote: Callable[..., Any]
 
-    def __init__(self, ref: ActorRef, class_name: str, method: MethodDescription, options: dict[str, Any]) -> None:
+    def __init__(
+        self, ref: ActorRef | InlineActor, class_name: str, method: MethodDescription, options: dict[str, Any]
+    ) -> None:
         # And not the handle: its __dict__ holds this object, and such a cycle would outlive the last `del handle`.
         self._ref = ref
         self._class_name = class_name
@@ -248,10 +251,10 @@ class ActorHandle(Generic[T]):
     """
 
     if TYPE_CHECKING:
-        _ray_ref: ActorRef
+        _ray_ref: ActorRef | InlineActor
         _ray_class: ClassDescription
 
-    def __init__(self, ref: ActorRef, description: ClassDescription) -> None:
+    def __init__(self, ref: ActorRef | InlineActor, description: ClassDescription) -> None:
         self.__dict__["_ray_ref"] = ref
         self.__dict__["_ray_class"] = description
 
@@ -324,7 +327,7 @@ class ActorClass(Generic[T]):
         self._class = actor_class
         self._options = options
         self._description = description or ClassDescription.of(actor_class)
-        self._made: ActorTemplate | None = None
+        self._made: ActorTemplate | InlineActorTemplate | None = None
         self._variants: _options.Variants[ActorClass[T]] = _options.Variants()
         self.__name__ = actor_class.__name__
         self.__qualname__ = actor_class.__qualname__
@@ -426,7 +429,7 @@ class ActorClass(Generic[T]):
         except ValueError:
             return None  # nobody has the name: this call creates it
 
-    def _template(self) -> ActorTemplate:
+    def _template(self) -> ActorTemplate | InlineActorTemplate:
         from ray import _driver
 
         _driver.ensure_started()
@@ -438,6 +441,9 @@ class ActorClass(Generic[T]):
         if issubclass(self._class, Checkpointable):
             engine_options["checkpoints"] = CLASS_DECIDES
         engine_options["runtime_env"] = _driver.effective_env(self._options.get("runtime_env"))
+        local = _driver.local_mode()
+        if local is not None:
+            return local.actor_template(self._class, self.__name__, engine_options)
         return ActorTemplate(self._class, self.__name__, returns, engine_options)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> NoReturn:
@@ -487,12 +493,15 @@ def by_name(name: str, namespace: str | None) -> ActorHandle[Any]:
         _options.text("ray.get_actor: namespace", namespace)
     engine = api.engine()
     where = namespace or _driver.namespace()
-    found = engine.rpc("actor_by_name", name, where)
+    local = _driver.local_mode()
+    found = engine.rpc("actor_by_name", name, where) if local is None else local.named(name, where)
     if found is None:
         raise ValueError(
             f"no actor is named {name!r} in namespace {where!r}: it was not created with name={name!r} there, or it "
             "has ended. ray.util.list_named_actors(all_namespaces=True) shows which there are"
         )
+    if not isinstance(found, dict):
+        return ActorHandle(found, ClassDescription.unpack(found.description))
     from ray._core.engine import actor_from_parts
 
     ref = actor_from_parts(found["actor_id"], found["class_name"], None, found["calls"])
@@ -501,9 +510,10 @@ def by_name(name: str, namespace: str | None) -> ActorHandle[Any]:
 
 def itself() -> ActorHandle[Any] | None:
     """The handle of the actor that runs this, which keeps it alive only where it is passed on; None outside actors."""
-    from ray import api
+    from ray import _driver, api
 
-    own = api.engine().own_actor()
+    engine, local = api.engine(), _driver.local_mode()
+    own: Any = engine.own_actor() if local is None else local.own_actor()
     return None if own is None else ActorHandle(own[0], ClassDescription.unpack(own[1]))
 
 
@@ -515,10 +525,11 @@ def list_named_actors(all_namespaces: bool = False) -> list[str] | list[dict[str
 
     Returns: the names; with all_namespaces a dict with "name" and "namespace" of each.
     """
-    from ray import api
+    from ray import _driver, api
 
     _options.boolean("ray.util.list_named_actors: all_namespaces", all_namespaces)
-    found = api.engine().rpc("named_actors", all_namespaces)
+    engine, local = api.engine(), _driver.local_mode()
+    found = engine.rpc("named_actors", all_namespaces) if local is None else local.all_named(all_namespaces)
     if all_namespaces:
         return [{"name": name, "namespace": namespace} for namespace, name in found]
     return [name for _, name in found]

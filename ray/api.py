@@ -337,7 +337,11 @@ def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
         raise ValueError(f"ray.kill: expected the handle of an actor, got {type(actor).__name__} {_short(actor)}{hint}")
     if not isinstance(no_restart, bool):
         raise TypeError(f"ray.kill: no_restart={no_restart!r}: expected True or False")
-    engine().kill_actor(actor._ray_ref, no_restart)
+    from ray import _driver
+
+    running, local = engine(), _driver.local_mode()
+    who: Any = actor._ray_ref
+    (running if local is None else local).kill_actor(who, no_restart)
 
 
 def cancel(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import ParamSpec
 
     from ray._core.engine import TaskTemplate
+    from ray._local_mode import InlineTask
     from ray.object_ref import ObjectRef
 
     P = ParamSpec("P")
@@ -116,7 +117,7 @@ class RemoteFunction(Generic[P, Out]):
 
         return tracing.submitting(submit, self.__name__, "task") if tracing.on else submit
 
-    def _template(self) -> TaskTemplate:
+    def _template(self) -> TaskTemplate | InlineTask:
         from ray import _driver
 
         _driver.ensure_started()
@@ -131,7 +132,9 @@ class RemoteFunction(Generic[P, Out]):
         engine_options["arity"] = signature.bounds
         engine_options["check"] = tracing.checking(signature.check) if tracing.on else signature.check
         engine_options["runtime_env"] = _driver.effective_env(self._options.get("runtime_env"))
-        return TaskTemplate(self._function, self._options.get("name") or self.__name__, engine_options)
+        local = _driver.local_mode()
+        make: Any = TaskTemplate if local is None else local.task_template
+        return make(self._function, self._options.get("name") or self.__name__, engine_options)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Functions refer to other remote functions, and to themselves, as globals: this is how those travel.

@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
             "_aliases",
         ),
         *("context", "job_config", "types", "cloudpickle"),
-        *("_driver", "_init_options", "_options", "_placement", "_signature"),  # what api.py is made of
+        *("_driver", "_init_options", "_local_mode", "_options", "_placement", "_signature"),  # what api.py is made of
         *("_inspect", "_metrics", "_timeline", "_typing", "mypy_plugin"),
     ),
     ("cli", "dashboard", "client", "cluster_utils"),

@@ -116,7 +116,8 @@ def repr_of(actor):
 
 def exit_actor():
     """Ends the current actor after this call; it is not restarted."""
-    if the_engine is None or the_engine.executor is None or the_engine.executor.actor is None:
+    if the_engine is None or the_engine.local_context is None and (
+            the_engine.executor is None or the_engine.executor.actor is None):
         raise TypeError("exit_actor() was called outside an actor")
     raise _ActorExit
 

@@ -297,6 +297,7 @@ cdef class Engine:
     cdef dict other_counts            # (name, kind, state) -> how many of them
     cdef readonly object on_log_lines
     cdef readonly object on_error
+    cdef public object local_context  # in local mode (ray/_local_mode.py): () -> what context() tells of the call that runs
     # execution (workers)
     cdef readonly set groups_created  # ids of placement groups made here that have their place
     cdef object capture               # strategy of what is submitted without one; None: no placement group captures it

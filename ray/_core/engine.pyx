@@ -464,6 +464,30 @@ cdef class Engine:
             line.state, line.cause = "DEAD", "ray.kill() was called on it"
             line.fail_queue()
 
+    # ------------------------------------------------------------------ calls that run in this process (ray/_local_mode.py)
+    def reserve(self):
+        """The sequence number of a call."""
+        seq = self.next_seq
+        self.next_seq += 1
+        return seq
+
+    def settled(self, uint64_t seq, uint32_t index, value, str what):
+        """The ref of return number index of call seq, whose value is there."""
+        cdef ObjectRef ref = new_ref(make_id(self, seq, index), True)
+        if is_plain(value):
+            ref.value, ref.state = value, VALUE
+        else:
+            set_value(self, ref, encode(value, what))
+        return ref
+
+    def failed(self, uint64_t seq, uint32_t index, error, function_name, actor):
+        """The same, of a call that raised; function_name None: error, a RayError, is the result itself."""
+        cdef ObjectRef ref = new_ref(make_id(self, seq, index), True)
+        cdef Encoded e = encode_error(error, function_name, actor)
+        ref.contained, ref.size = e.refs, e.nbytes
+        ref.value, ref.is_error, ref.state = blob_of(e), True, BLOB
+        return ref
+
     def states(self, list refs):
         """State of each ref by name, for tests and tools."""
         names = ("PENDING", "VALUE", "BLOB", "PLASMA", "FAILED")
@@ -635,6 +659,8 @@ cdef class Engine:
                "gpu_ids": [], "resources": {}, "place": None}
         if self.executor is not None:
             out.update(self.executor.context())
+        elif self.local_context is not None:
+            out.update(self.local_context())
         return out
 
     def own_actor(self):
