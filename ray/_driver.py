@@ -95,7 +95,8 @@ def init(
             where Prometheus may read metrics, on 127.0.0.1; 0 takes a free port.  Those that the first versions of Ray
             had, too.
         runtime_env: of the job's tasks and actors: a dict or a ray.runtime_env.RuntimeEnv.
-        include_dashboard=True, storage: not built yet.
+        storage: a folder that outlives the session, for libraries to keep things in; the result's "storage".
+        include_dashboard=True: not built yet.
     Returns: a RayContext, or for ray:// a ClientContext, which shuts ray down when used as `with ray.init():`.
     Raises:
         TypeError, ValueError, NotImplementedError: about one argument, which the message names.
@@ -186,6 +187,8 @@ def _start(options: InitOptions) -> RayContext | ClientContext:
 
         did = "Started" if node is not None else "Joined"
         where = folder if connection is None else str(joined)
+        for warning in options.warnings():
+            logging.getLogger("ray").warning("ray.init: %s", warning)
         logging.getLogger("ray").info("%s ray %s in %s", did, context.ray_version, where)
     return context
 
@@ -258,6 +261,8 @@ def _address_info(session_dir: str, info: dict[str, Any]) -> dict[str, Any]:
         "webui_url": None,
         "session_dir": session_dir,
         "metrics_export_port": info.get("metrics_export_port"),
+        "dashboard_agent_listening_port": None,
+        "storage": info.get("storage"),
         "node_id": info["node_id"].hex(),
     }
 

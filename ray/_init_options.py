@@ -128,6 +128,20 @@ def _hook(option: str, value: Any) -> str:
     return hook
 
 
+def _storage(option: str, value: Any) -> str:
+    """The folder of a path, or of a file:// URI."""
+    given: str = os.fspath(value) if hasattr(value, "__fspath__") else text(option, value)
+    scheme, colon, rest = given.partition("://")
+    if colon and scheme != "file":
+        raise not_built(option, given, f"storage behind {scheme}://")
+    folder = rest if colon else given
+    if not os.path.isabs(folder):
+        raise wrong(ValueError, option, given, "an absolute path, or file:// and one")
+    if not os.path.isdir(folder) or not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise wrong(ValueError, option, given, "a folder that exists, and in which files can be written")
+    return folder
+
+
 def _port(option: str, value: Any) -> int:
     number: int = whole(0, "a port number")(option, value)
     if number > 65535:
@@ -155,18 +169,18 @@ ARGUMENTS: dict[str, tuple[Any, Check]] = {
     "log_to_driver": (True, boolean),
     "namespace": (None, optional(text)),
     "runtime_env": (None, runtime_env),
-    "storage": (None, later("cluster-wide storage")),
+    "storage": (None, optional(_storage)),
     "huge_pages": (False, boolean),
     "plasma_directory": (None, optional(_folder)),
     "num_redis_shards": (None, optional(whole(1, "a whole number >= 1"))),
     "num_workers": (None, optional(whole(0, "a whole number >= 0"))),
     "driver_mode": (_aliases.SCRIPT_MODE, _driver_mode),
     "redirect_output": (False, boolean),
-    "object_id_seed": (None, later("ids that repeat from run to run")),
+    "object_id_seed": (None, optional(whole(0, "a whole number >= 0"))),
     "_enable_object_reconstruction": (False, boolean),
     "_redis_max_memory": (None, optional(memory)),
     "_node_ip_address": (None, optional(text)),
-    "_driver_object_store_memory": (None, later("a share of the object store for the driver")),
+    "_driver_object_store_memory": (None, optional(memory)),
     "_memory": (None, optional(memory)),
     "_redis_password": (None, optional(text)),
     "_temp_dir": (None, optional(_temp_dir)),
@@ -237,11 +251,39 @@ class InitOptions:
                 given[name] = units(self.values[option])
         return given
 
-    def settings(self) -> dict[str, Any]:
-        """Overrides of ray._config: the environment's, then those of _system_config."""
-        from ray._config import Settings
+    def warnings(self) -> list[str]:
+        """What was given and has no effect, said as a person should hear it."""
+        from ray._config import TABLE
 
-        given = dict(self.values["_system_config"] or {})
+        known = [row.name for row in TABLE]
+        said = [
+            f"_system_config: {name!r} is no setting here, and has no effect{nearest(str(name), known)} "
+            "(docs/config.md has all)"
+            for name in self.values["_system_config"] or {}
+            if name not in known
+        ]
+        if self.values["_driver_object_store_memory"] is not None:
+            said.append(
+                "_driver_object_store_memory has no effect: the driver shares the object store; object_store_memory is "
+                "the size of all of it"
+            )
+        return said
+
+    def driver_tag(self) -> bytes:
+        """What the ids of all that the driver makes begin with: random, or the same in each run with object_id_seed."""
+        seed = self.values["object_id_seed"]
+        if seed is None:
+            return os.urandom(16)
+        import hashlib
+
+        return hashlib.sha256(f"ray object_id_seed {seed}".encode()).digest()[:16]
+
+    def settings(self) -> dict[str, Any]:
+        """Overrides of ray._config: the environment's, then those of _system_config that are settings."""
+        from ray._config import TABLE, Settings
+
+        known = {row.name for row in TABLE}
+        given = {name: value for name, value in (self.values["_system_config"] or {}).items() if name in known}
         if self.num_workers is not None:
             given.setdefault("prestart_workers", self.num_workers)
         if self.values["_tracing_startup_hook"] is not None:
@@ -287,6 +329,7 @@ class InitOptions:
             ("node_name", "_node_name"),
             ("labels", "labels"),
             ("metrics_export_port", "_metrics_export_port"),
+            ("storage", "storage"),
         ):
             if self.values[option] is not None:
                 config[key] = self.values[option]
@@ -297,6 +340,7 @@ class InitOptions:
         main = sys.modules.get("__main__")
         return {
             "kind": "driver",
+            "tag": self.driver_tag(),
             "pid": os.getpid(),
             "entrypoint": " ".join(sys.argv) or getattr(main, "__file__", None) or "python",
             "sys_path": list(sys.path),
@@ -327,6 +371,8 @@ def parse(given: Mapping[str, Any], named: Callable[[str], str] = _as_argument) 
     given = {name: value for name, value in given.items() if name not in ARGUMENTS or value is not ARGUMENTS[name][0]}
     written = {_aliases.INIT.get(name) or name: name for name, value in given.items() if _asks_for_something(value)}
     given = _aliases.resolve(_aliases.INIT, given, "ray.init")
+    if given.get("storage") is None and os.environ.get("RAY_STORAGE") and given.get("address") in (None, "local"):
+        given["storage"] = os.environ["RAY_STORAGE"]
     values: dict[str, Any] = {}
     for name in given:
         if name not in ARGUMENTS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from ray import _driver_output
@@ -16,10 +15,11 @@ serialization.set_ref_type(ObjectRef)
 def start(session_dir: str, node_socket: str, token: bytes, info: dict[str, Any], **ways: Any) -> Engine:
     """Connects this process to the node process as a driver of the session.
 
-    Args: info: what `register` takes (docs/internals/wire_format.md).  ways: open_store and reach of Engine.connect.
+    Args: info: what `register` takes (docs/internals/wire_format.md), with our tag.
+        ways: open_store and reach of Engine.connect.
     Raises: ConnectionError: the node process does not answer.
     """
-    engine = Engine(session_dir, token, os.urandom(16), True)
+    engine = Engine(session_dir, token, info["tag"], True)
     engine.connect(
         node_socket,
         {**info, "kind": "driver"},

@@ -56,8 +56,10 @@ class Requests:
         role = {"driver": ROLE_DRIVER, "worker": ROLE_WORKER}.get(str(kind))
         if role is None or role != peer.role:
             raise ValueError(f"register: kind must be 'driver' or 'worker' as said in the hello, not {kind!r}")
-        if not isinstance(tag, bytes) or len(tag) != TAG_BYTES or tag != peer.tag or tag in node.cores.by_tag:
-            raise ValueError("register: tag must be the 16 bytes of the hello, of no other process")
+        if not isinstance(tag, bytes) or len(tag) != TAG_BYTES or tag != peer.tag:
+            raise ValueError("register: tag must be the 16 bytes of the hello")
+        if tag in node.cores.by_tag:
+            raise ValueError("this session has a program with the same object_id_seed: give another, or none")
         core = node.register_driver(peer, tag, info) if kind == "driver" else node.register_worker(peer, tag, info)
         answer = {
             "node_id": node.node_id,
@@ -70,6 +72,7 @@ class Requests:
             "namespace": core.namespace,
             "runtime_env": node.env_of(core),
             "settings": node.settings.overrides(),
+            "storage": node.config.get("storage"),
             "python_version": tuple(sys.version_info[:3]),
             "metrics_export_port": node.metrics_port,
         }

@@ -134,6 +134,8 @@ def _config(options: argparse.Namespace) -> tuple[dict[str, Any], str | None]:
             raise ValueError(f"--include-dashboard {options.include_dashboard!r}: expected true or false")
         given["include_dashboard"] = options.include_dashboard.lower() == "true"
     checked = _init_options.parse(given, lambda argument: spelled.get(argument, "--" + argument.replace("_", "-")))
+    for warning in checked.warnings():
+        print(f"ray start: {warning}", file=sys.stderr)
     config = checked.node_config()
     del config["job"]  # there is none yet
     return {**config, "watch_driver": False, "standing": True}, checked._temp_dir

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 import ray
 from ray.context import RayContext
+from tests.wait import wait_until
 
 
 def run_program(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -263,3 +266,118 @@ def test_a_temp_dir_too_long_for_a_socket_is_an_error(engine, tmp_path):
     with pytest.raises(ValueError, match="_temp_dir"):
         ray.init(_temp_dir=str(tmp_path / ("x" * 90)))
     assert not ray.is_initialized()
+
+
+# --- what each argument does -----------------------------------------------------------------------------------------
+
+
+def test_what_init_is_given_is_what_the_node_has(engine, tmp_path):
+    options = {
+        "num_cpus": 3, "num_gpus": 2, "resources": {"tape": 0.5}, "labels": {"zone": "a"}, "_node_name": "here",
+        "_memory": 10**6, "object_store_memory": 10**8, "_node_ip_address": "127.0.0.2", "storage": tmp_path,
+        "_enable_object_reconstruction": True, "include_dashboard": False, "dashboard_host": "", "dashboard_port": 8265,
+    }  # fmt: skip
+    with engine.start(**options) as context:
+        (node,) = ray.nodes()
+        assert (node["NodeName"], node["Labels"], node["NodeManagerAddress"]) == ("here", {"zone": "a"}, "127.0.0.2")
+        assert node["Resources"] == ray.cluster_resources()
+        wanted = {"CPU": 3, "GPU": 2, "tape": 0.5, "memory": 10**6, "object_store_memory": 10**8}
+        assert {name: node["Resources"][name] for name in wanted} == wanted
+        assert context["node_ip_address"] == "127.0.0.2"
+        assert context["storage"] == str(tmp_path) and context.dashboard_url is None
+
+        @ray.remote
+        def storage():
+            return ray.init(ignore_reinit_error=True)["storage"]
+
+        assert ray.get(storage.remote()) == str(tmp_path)
+
+
+def test_num_custom_resource_is_an_amount_of_a_resource_of_that_name(engine):
+    with engine.start(num_cpus=1, num_custom_resource=4):
+        assert ray.cluster_resources()["CustomResource"] == 4
+
+
+def test_storage_comes_from_the_environment_too(tmp_path):
+    done = run_program("import ray; print(ray.init(num_cpus=1)['storage'])", RAY_STORAGE=f"file://{tmp_path}")
+    assert done.stdout == f"{tmp_path}\n", done.stderr
+
+
+def test_num_workers_are_there_before_anybody_asks(engine):
+    with engine.start(num_cpus=4, num_workers=3):
+        wait_until(lambda: ray.api.engine().rpc("stats")["pool"]["workers"]["IDLE"] == 3)
+
+
+def test_redis_has_the_shards_and_the_password_that_it_was_given(engine):
+    with engine.start(
+        num_cpus=1, num_redis_shards=2, _redis_password="open sesame", _redis_max_memory=10**8
+    ) as context:
+        wait_until(lambda: len(ray.api.engine().rpc("stats")["pids"]["redis"]) == 3)
+        folder = context["session_dir"]
+        wait_until(lambda: os.path.exists(folder + "/redis-2.sock"))
+        with socket.socket(socket.AF_UNIX) as talk:
+            talk.connect(folder + "/redis.sock")
+            talk.sendall(b"*2\r\n$4\r\nAUTH\r\n$5\r\nwrong\r\n")
+            assert talk.recv(100).startswith(b"-WRONGPASS")
+            talk.sendall(b"*2\r\n$4\r\nAUTH\r\n$11\r\nopen sesame\r\n")
+            assert talk.recv(100) == b"+OK\r\n"
+
+
+def test_plasma_directory_is_where_shared_memory_comes_from(engine, tmp_path):
+    with engine.start(num_cpus=1, plasma_directory=str(tmp_path), object_store_memory=10**8):
+        ray.put(bytes(10**6))
+        store = ray.api.engine().rpc("stats")["pids"]["plasma_store"]
+        assert str(tmp_path) in Path(f"/proc/{store}/maps").read_text()
+
+
+def test_huge_pages_reach_the_store_which_says_if_there_are_none(engine, tmp_path):
+    engine.stop()
+    with pytest.raises(RuntimeError, match="huge"):
+        ray.init(huge_pages=True, plasma_directory=str(tmp_path), num_cpus=1)
+    assert not ray.is_initialized()
+
+
+def test_a_setting_reaches_the_node_and_what_is_none_is_warned_of():
+    done = run_program(
+        """
+        import ray
+        ray.init(
+            num_cpus=1,
+            _system_config={"idle_workers_kept": 7, "max_direct_call_object_size": 1, "idle_worker_kept": 2},
+            _driver_object_store_memory=10**8,
+        )
+        print(ray.api.engine().info["settings"])
+        """
+    )
+    assert done.stdout == "{'idle_workers_kept': 7}\n"
+    assert "'max_direct_call_object_size' is no setting here, and has no effect" in done.stderr
+    assert "'idle_worker_kept' is no setting here, and has no effect; did you mean 'idle_workers_kept'?" in done.stderr
+    assert "_driver_object_store_memory has no effect" in done.stderr
+
+
+def test_logging_format_is_that_of_what_ray_says():
+    done = run_program("import ray; ray.init(num_cpus=1, logging_format='<%(levelname)s> %(message)s')")
+    assert "<INFO> Started ray" in done.stderr
+
+
+def test_object_id_seed_makes_the_same_ids_in_each_run():
+    program = """
+        import ray, sys
+        ray.init(num_cpus=1, object_id_seed=int(sys.argv[1]) if sys.argv[1:] else None, logging_level="error")
+        f = ray.remote(lambda: 1)
+        print(f.remote().hex(), ray.put(2).hex(), f.options(num_returns=2).remote()[1].hex())
+    """
+    runs = [
+        run_program(program.replace("sys.argv", repr(argv))).stdout for argv in (["", "5"], ["", "5"], ["", "6"], [""])
+    ]
+    assert runs[0] == runs[1] and len(set(runs)) == 3 and all(len(run.split()) == 3 for run in runs)
+
+
+def test_a_namespace_that_is_not_given_is_nobody_elses(engine):
+    spaces = set()
+    for _ in range(2):
+        with engine.start(num_cpus=1):
+            spaces.add(ray.get_runtime_context().namespace)
+    with engine.start(num_cpus=1, namespace="mine"):
+        spaces.add(ray.get_runtime_context().namespace)
+    assert len(spaces) == 3 and "mine" in spaces

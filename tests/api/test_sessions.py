@@ -299,6 +299,21 @@ def test_the_last_output_of_a_drivers_workers_reaches_it(standing):
     assert "first words" in said and "last words" in said
 
 
+def test_two_programs_with_one_object_id_seed_do_not_mix(standing):
+    text = "ray.init(object_id_seed=1); print(ray.get(ray.put(5)), flush=True); input()"
+    with standing.program(text) as first:
+        assert first.stdout.readline() == "5\n"
+        refused = """
+            try:
+                ray.init(object_id_seed=1)
+            except (OSError, ValueError) as error:
+                print(error)
+        """
+        assert "object_id_seed" in standing.run(refused)
+        assert first.poll() is None
+        first.stdin.write("\n")
+
+
 def test_jobs_do_not_share_functions_or_names(standing):
     text = """
         import sys
@@ -403,7 +418,7 @@ def test_temp_dir_holds_the_session_and_the_cluster_is_found_all_the_same(place)
         (["--address=1.2.3.4:6379"], "--address: clusters of several machines are not built yet"),
         (["--port=6379"], "--port: clusters of several machines are not built yet"),
         (["--dashboard-port=8265"], "the dashboard is not built yet"),
-        (['--system-config={"no_such": 1}'], "no setting named 'no_such'"),
+        (['--system-config={"idle_workers_kept": "x"}'], "idle_workers_kept must be int"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +54,40 @@ def test_gpus_are_those_of_cuda_visible_devices(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert detect.gpu_ids() == ids
+
+
+@pytest.mark.parametrize(
+    ("devices", "library", "ids"),
+    [
+        (["nvidia0", "nvidia1", "nvidiactl", "sda"], 2, [0, 1]),
+        (["nvidia0", "nvidia1"], 1, [0]),  # a container was given one of them
+        (["nvidia0", "nvidia3"], None, [0, 1]),  # a driver without its library
+        (["nvidiactl", "sda"], 7, []),  # no device: the library is not even asked
+    ],
+)
+def test_gpus_are_those_that_nvidias_library_counts(
+    devices: list[str], library: int | None, ids: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Nvml:
+        def __init__(self, name: str) -> None:
+            if library is None:
+                raise OSError(f"{name}: no such file")
+
+        def nvmlInit_v2(self) -> int:
+            return 0
+
+        def nvmlDeviceGetCount_v2(self, count: Any) -> int:
+            count._obj.value = library
+            return 0
+
+        def nvmlShutdown(self) -> int:
+            return 0
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(detect.os, "listdir", lambda folder: devices)
+    monkeypatch.setattr(ctypes, "CDLL", Nvml)
+    assert detect.gpu_ids() == ids
+    assert detect.node_resources({}, None, Settings())[0].get("GPU", 0) == 10_000 * len(ids)
 
 
 def test_gpus_asked_for_are_taken_from_those_visible_and_too_many_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
