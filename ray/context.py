@@ -29,8 +29,8 @@ class RayContext(BaseContext, Mapping[str, Any]):
 
     As a mapping it holds `address_info`: "address", "node_ip_address", "node_id", "session_dir", "object_store_address"
     (the plasma store's socket), "raylet_socket_name" (the node's), "storage" (what `storage=` or RAY_STORAGE said),
-    "metrics_export_port" (None unless asked for), and None for what isn't there: "webui_url" and "redis_address" (Redis has
-    no port).
+    "metrics_export_port" (None unless asked for), and None for what isn't there: "webui_url" and "redis_address" (Redis
+    has no port).
     """
 
     def __init__(self, address_info: dict[str, Any]) -> None:
