@@ -115,9 +115,11 @@ class LocalMode:
     # -- in the place of the engine's -------------------------------------------------------------------------------
 
     def task_template(self, function: Callable[..., Any], name: str, options: dict[str, Any]) -> InlineTask:
+        _refuse_env(name, options)
         return InlineTask(self, function, name, options)
 
     def actor_template(self, actor_class: type, name: str, options: dict[str, Any]) -> InlineActorTemplate:
+        _refuse_env(name, options)
         return InlineActorTemplate(self, actor_class, name, options)
 
     def kill_actor(self, actor: InlineActor, no_restart: bool) -> None:
@@ -316,6 +318,14 @@ class InlineActorTemplate:
 
     def create(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> InlineActor:
         return self._mode.create(self._class, self._name, self._options, args, kwargs)
+
+
+def _refuse_env(name: str, options: dict[str, Any]) -> None:
+    if options.get("runtime_env"):
+        raise NotImplementedError(
+            f"{name}: a runtime_env is of a process, and in local mode everything runs in the driver: leave one "
+            "of the two out"
+        )
 
 
 def find(actor_id: bytes) -> InlineActor:

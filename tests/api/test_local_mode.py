@@ -108,6 +108,13 @@ def test_keyboard_interrupt_is_the_drivers_own(inline):
         interrupted.remote()
 
 
+def test_what_needs_a_process_of_its_own_is_refused(inline):
+    with pytest.raises(NotImplementedError, match="runtime_env"):
+        add.options(runtime_env={"env_vars": {"A": "1"}}).remote(1)
+    with pytest.raises(NotImplementedError, match="num_returns='streaming' is not built in local mode"):
+        ray.remote(lambda: (yield 1)).remote()
+
+
 def test_after_shutdown_the_same_functions_run_in_workers_again(engine):
     for local in (True, False, True):
         engine.start(num_cpus=1, local_mode=local)
