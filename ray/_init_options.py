@@ -18,7 +18,6 @@ from ray import _aliases
 from ray._options import (
     Check,
     boolean,
-    later,
     mapping,
     memory,
     nearest,
