@@ -88,6 +88,12 @@ class _RemotePdb(pdb.Pdb):
         super().__init__(stdin=self._reader, stdout=self._writer, nosigint=True, readrc=False)
         self.prompt = "(ray-pdb) "
 
+    def interaction(self, *where: Any) -> None:
+        try:
+            super().interaction(*where)
+        except ConnectionError:  # the person has gone while the program ran
+            self.do_EOF("")
+
     def do_continue(self, arg: str) -> Any:
         result = super().do_continue(arg)
         if not self.breaks:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -68,6 +70,25 @@ def test_an_end_of_input_lets_the_program_go_on(session):
     assert "(ray-pdb)" in debug(session, "p secret\n")
     assert ray.get(ref, timeout=30) == 41
     ray.kill(actor)
+
+
+def test_a_person_who_goes_while_the_program_runs_does_not_hurt_it(session):
+    @ray.remote
+    def steps():
+        breakpoint()
+        time.sleep(0.5)
+        return "whole"
+
+    ref = steps.remote()
+    one_waits(session)
+    ((path, _),) = pdb.waiting(session)
+    with socket.socket(socket.AF_UNIX) as person:
+        person.connect(path)
+        person.sendall(b"n\n")
+        received = b""
+        while received.count(b"(ray-pdb)") < 1:
+            received += person.recv(1000)
+    assert ray.get(ref, timeout=30) == "whole"
 
 
 def test_quit_fails_the_task(session):
