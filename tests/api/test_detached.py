@@ -162,3 +162,33 @@ def test_a_detached_actor_may_hold_others_by_handles_alone(cluster):
     """
     )
     assert said.split() == ["11", "12"]
+
+
+def test_a_detached_placement_group_outlives_its_driver_and_no_other_does(cluster):
+    cluster.run(
+        MAKE
+        + """
+    from ray.util import placement_group
+
+    stays = placement_group([{"CPU": 0.1}], name="stays", lifetime="detached")
+    assert stays.wait(10) and placement_group([{"CPU": 0.1}], name="goes").wait(10)
+    """
+    )
+    said = cluster.run(
+        FIND
+        + """
+    from ray.util import get_placement_group, placement_group_table, remove_placement_group
+
+    stays = get_placement_group("stays")
+    where = ray.remote(num_cpus=0.1)(lambda: ray.get_runtime_context().get_placement_group_id())
+    inside = ray.get(where.options(placement_group=stays).remote(), timeout=10)
+    print(placement_group_table(stays)["state"], inside == stays.id.hex())
+    remove_placement_group(stays)
+    for name in ("stays", "goes"):
+        try:
+            print(get_placement_group(name))
+        except ValueError:
+            print(name, "is gone")
+    """
+    )
+    assert said.splitlines() == ["CREATED True", "stays is gone", "goes is gone"]
