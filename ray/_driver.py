@@ -159,9 +159,14 @@ def _start(options: InitOptions) -> RayContext | ClientContext:
     if isinstance(joined, address.Door):
         from ray.client import connect
 
-        info["runtime_env"] = options.prepare(None)
         connection, engine = connect.connect(joined, info, options._temp_dir)
         folder = connection.folder.folder
+        try:
+            _send_job_env(engine, options.prepare(folder))
+        except BaseException:
+            engine.close()
+            connection.close()
+            raise
     elif joined is not None:
         info["runtime_env"] = options.prepare(joined.folder)
         folder, engine = joined.folder, _join(joined, info)
@@ -362,8 +367,36 @@ def effective_env(env: Any) -> str:
     from ray.runtime_env import _prepare
 
     bytes_max = Settings(running.info.get("settings")).runtime_env_package_bytes_max
-    away = _started is not None and _started.connection is not None  # a client: the session's folder is elsewhere
-    return _prepare.effective(env, parent, None if away else running.session_dir, bytes_max)
+    text = _prepare.effective(env, parent, running.session_dir, bytes_max)
+    if _started is not None and _started.connection is not None:
+        _send_packages(running, text)
+    return text
+
+
+_PIECE_BYTES = 1 << 20
+
+
+def _send_packages(engine: Engine, text: str) -> None:
+    """Of a client: what its environments name was packed into a folder of its own, and the cluster must have it."""
+    from ray.runtime_env import _packages
+
+    for uri in _packages.named_in(text):
+        path = _packages.path_of(engine.session_dir, uri)
+        if not os.path.exists(path) or engine.rpc("package_has", uri):
+            continue  # somebody else's, or there already
+        size, offset = os.path.getsize(path), 0
+        with open(path, "rb") as file:
+            while offset < size:
+                piece = file.read(_PIECE_BYTES)
+                engine.rpc("package_put", uri, offset, piece, size)
+                offset += len(piece)
+
+
+def _send_job_env(engine: Engine, text: str) -> None:
+    if text:
+        _send_packages(engine, text)
+        engine.rpc("set_job_env", text)
+        engine.info["runtime_env"] = text
 
 
 # --- once in a process -------------------------------------------------------------------------------------------

@@ -289,8 +289,8 @@ class InitOptions:
             given["tracing_startup_hook"] = self.values["_tracing_startup_hook"]
         return Settings(given, os.environ).overrides()
 
-    def prepare(self, session_dir: str | None) -> str:
-        """Packs what the job's runtime environment names into the session's folder; None: that is out of reach.
+    def prepare(self, session_dir: str) -> str:
+        """Packs what the job's runtime environment names into the session's folder.
 
         Returns: the environment as JSON; "": none.
         Raises: ValueError: something that it names is not there, or too large.

@@ -19,6 +19,7 @@ from . import lease_messages as lm
 from . import worker_messages as wm
 from . import worker_pool as wp
 from .env_builds import EnvBuilds
+from .package_inbox import PackageInbox
 from .runtime_envs import RuntimeEnvs
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class EnvGate:
             cache_bytes=settings.runtime_env_cache_bytes,
             timeout_default_s=settings.runtime_env_setup_timeout_s,
         )
+        self.inbox = PackageInbox(node.session.folder, settings.runtime_env_package_bytes_max)
         self.builds = EnvBuilds(node, lambda event: node.feed(self.machine, event))
         self._requests: dict[em.Waiter, Any] = {}  # what the scheduler is to be told once the environment is ready
         self._keys: dict[str, str] = {}  # text -> key: many requests bring the same text
@@ -61,6 +63,13 @@ class EnvGate:
         self._requests[waiter] = request._replace(env=key)
         self._node.feed(self.machine, em.Requested(waiter, key, text))
 
+    def set_of_job(self, job_id: bytes, text: str) -> None:
+        """A client's, whose packages could only be sent once it had registered. Raises: ValueError."""
+        self._key(text)
+        job = self._node.cores.jobs[job_id]
+        job.runtime_env = text
+        self.request_for_job(job_id, text, self._node.settings.prestart_workers)
+
     def request_for_job(self, job_id: bytes, text: str, prestart: int) -> None:
         """Builds a job's environment while nobody waits for it yet, and starts workers in it."""
         key = self._key(text)
@@ -76,6 +85,7 @@ class EnvGate:
         for waiter in [waiter for waiter in self._requests if waiter[:2] == ("task", tag)]:
             del self._requests[waiter]
         self._node.feed(self.machine, em.CoreLeft(tag))
+        self.inbox.sender_left(tag)
 
     def _granted(self, action: em.Granted) -> None:
         request = self._requests.pop(action.waiter, None)

@@ -109,6 +109,17 @@ class Requests:
         await node.end(f"shutdown() by pid {core.pid}", graceful=True)
         node.loop.create_task(node.leave_after_answer(core.peer))
 
+    def rpc_package_has(self, core: Core, uri: str) -> bool:
+        return self._node.envs.inbox.has(uri)
+
+    def rpc_package_put(self, core: Core, uri: str, offset: int, data: bytes, size: int) -> None:
+        self._node.envs.inbox.put(core.tag, uri, offset, data, size)
+
+    def rpc_set_job_env(self, core: Core, text: str) -> None:
+        if core.kind != "driver":
+            raise PermissionError("set_job_env: only a driver says what its job's environment is")
+        self._node.envs.set_of_job(core.job_id, text)
+
     # -- events -----------------------------------------------------------------------------------------------
 
     def event(self, core: Core, name: str, args: tuple[Any, ...]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from typing import Any
@@ -107,6 +108,11 @@ def path_of(session_dir: str, uri: str) -> str:
     if "/" in name or name.startswith("."):
         raise ValueError(f"{uri!r} is no package of this session")
     return f"{folder_of(session_dir)}/{name}"
+
+
+def named_in(text: str) -> list[str]:
+    """The URIs of the store in an environment's text."""
+    return sorted(set(re.findall(r'"(gcs://[^"]+)"', text)))
 
 
 def _ensure(session_dir: str) -> str:

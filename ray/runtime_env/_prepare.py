@@ -35,13 +35,11 @@ def check(option: str, value: Any) -> RuntimeEnv | None:
     return env if env else None
 
 
-def effective(env: Mapping[str, Any] | None, parent: str, session_dir: str | None, bytes_max: int) -> str:
+def effective(env: Mapping[str, Any] | None, parent: str, session_dir: str, bytes_max: int) -> str:
     """The text of env laid over its parent's; "" if neither asks for anything.
 
-    Args: session_dir: where packages go; None: on another machine, where nothing can be put.
-    Raises:
-        ValueError: something that it names is not there, or too large.
-        NotImplementedError: a package would have to be put on another machine.
+    Args: session_dir: where packages go.
+    Raises: ValueError: something that it names is not there, or too large.
     """
     if not env:
         return parent
@@ -75,11 +73,8 @@ def merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]
     return {name: value for name, value in merged.items() if value is not None}
 
 
-def prepare(env: Mapping[str, Any], session_dir: str | None, bytes_max: int) -> dict[str, Any]:
-    """env without anything that only this process can see. Raises: ValueError, NotImplementedError."""
-    if session_dir is None:
-        _refuse_packages(env)
-        session_dir = ""
+def prepare(env: Mapping[str, Any], session_dir: str, bytes_max: int) -> dict[str, Any]:
+    """env without anything that only this process can see. Raises: ValueError."""
     ready: dict[str, Any] = {name: dict(value) if isinstance(value, Mapping) else value for name, value in env.items()}
     excludes: list[str] = ready.pop("excludes", None) or []
     if "working_dir" in ready:
@@ -97,16 +92,6 @@ def prepare(env: Mapping[str, Any], session_dir: str | None, bytes_max: int) -> 
     if callable(hook):
         ready["worker_process_setup_hook"] = _packages.store_bytes(session_dir, "hook", _pickled(hook))
     return ready
-
-
-def _refuse_packages(env: Mapping[str, Any]) -> None:
-    local = [one for one in [env.get("working_dir"), *env.get("py_modules", ())] if one and not _fields.scheme_of(one)]
-    hook = env.get("worker_process_setup_hook")
-    if local or callable(hook):
-        raise NotImplementedError(
-            f"runtime_env: {local[0] if local else hook!r} would have to be sent to the cluster, which is not built "
-            "yet for ray:// in this version of ray; give the URI of an archive, or 'module.function'"
-        )
 
 
 def _working_dir(given: str, session_dir: str, excludes: list[str], bytes_max: int) -> str:

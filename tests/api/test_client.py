@@ -299,3 +299,24 @@ def test_what_only_a_starting_session_takes_is_refused(cluster):
     with pytest.raises(ValueError, match="num_cpus"):
         ray.init(f"ray://127.0.0.1:{cluster.port}", num_cpus=3)
     assert not ray.is_initialized()
+
+
+def test_what_runtime_environments_name_is_sent_to_the_cluster(cluster, engine, tmp_path):
+    (tmp_path / "renv_client.py").write_text("VALUE = 'sent'")
+    (tmp_path / "large").write_bytes(os.urandom(3 << 20))
+
+    @ray.remote
+    def look() -> tuple[str, int]:
+        import renv_client
+
+        return renv_client.VALUE, os.path.getsize("large")
+
+    engine.start(address=f"ray://127.0.0.1:{cluster.port}", runtime_env={"working_dir": str(tmp_path)})
+    assert ray.get(look.remote()) == ("sent", 3 << 20)
+    env = {"worker_process_setup_hook": lambda: os.environ.update(RENV_HOOKED="1")}
+    hooked = ray.remote(lambda: os.environ.get("RENV_HOOKED")).options(runtime_env=env)
+    assert ray.get(hooked.remote()) == "1"
+    engine.stop()
+    with pytest.raises(ValueError, match="/no/such"):
+        engine.start(address=f"ray://127.0.0.1:{cluster.port}", runtime_env={"working_dir": "/no/such"})
+    engine.stop()
