@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # "as" says that these are the package's own names (PEP 484)
     from ray.api import remote as remote
     from ray.api import shutdown as shutdown
     from ray.api import wait as wait
+    from ray.api import wait_async as wait_async
     from ray.job_config import JobConfig as JobConfig
     from ray.object_ref import ObjectRef as ObjectID  # noqa: F401
     from ray.object_ref import ObjectRef as ObjectRef
@@ -57,7 +58,7 @@ _HOME = {  # public name: module that has it; "" stands for the submodule of tha
         ["available_resources", "cancel", "cluster_resources", "get", "get_actor", "init", "is_initialized", "kill"],
         "api",
     ),
-    **dict.fromkeys(["nodes", "put", "remote", "shutdown", "wait"], "api"),
+    **dict.fromkeys(["nodes", "put", "remote", "shutdown", "wait", "wait_async"], "api"),
     **dict.fromkeys(["ActorHandle", "method"], "actor"),
     **dict.fromkeys(["ActorID", "FunctionID", "JobID", "NodeID", "TaskID", "WorkerID"], "types"),
     **dict.fromkeys(["get_gpu_ids", "get_runtime_context"], "runtime_context"),

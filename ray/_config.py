@@ -88,6 +88,11 @@ TABLE: tuple[Setting, ...] = (
         "shutdown_grace_s", 2.0, "seconds", "node",
         "The same, when the whole session ends; then everything is killed.", "ray.shutdown() takes longer.",
     ),
+    Setting(
+        "timeout_grace_s", 2.0, "seconds", "worker",
+        "Between the interruption of a call that runs over its timeout_s and force; `finally` may take a moment.",
+        "A call that does not react holds its worker longer.",
+    ),
     # -- runtime environments -----------------------------------------------------------------------------------
     Setting(
         "runtime_env_cache_bytes", 10 * 2**30, "bytes a node", "node",

@@ -15,6 +15,7 @@ from typing import Any, Callable, Generic, TypeVar
 from ray import _aliases
 from ray._protocol.resources import UNITS
 
+PRIORITY_MAX = 2**30
 ACTOR_CONCURRENCY_ASYNC = 1000  # calls in flight inside an asyncio actor unless max_concurrency says otherwise
 _RESERVED = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory", "object_store_memory": "object_store_memory"}
 
@@ -154,6 +155,57 @@ def retry_exceptions(option: str, value: Any) -> bool | tuple[type[BaseException
     return tuple(value)
 
 
+def seconds(option: str, value: Any) -> float:
+    """A time limit: more than nothing, less than for ever."""
+    if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, (str, bytes)):
+        raise wrong(TypeError, option, value, "a number of seconds > 0, or None for no limit")
+    number = float(value)
+    if not 0 < number < math.inf:
+        raise wrong(ValueError, option, value, "a number of seconds > 0, or None for no limit")
+    return min(number, 1e9)
+
+
+def priority(option: str, value: Any) -> int:
+    expected = f"a whole number from {-PRIORITY_MAX} to {PRIORITY_MAX}; 0 is usual, higher comes first"
+    number = whole(-PRIORITY_MAX, expected)(option, value)
+    if number > PRIORITY_MAX:
+        raise wrong(ValueError, option, value, expected)
+    return int(number)
+
+
+def concurrency_groups(option: str, value: Any) -> dict[str, int] | None:
+    """The calls of each group that run at a time. Ray also knows a list of {"name": ..., "max_concurrency": ...}."""
+    expected = "a dict of limits by name, such as {'io': 2, 'compute': 4}"
+    if value is None:
+        return None
+    if isinstance(value, (list, tuple)):
+        if not all(isinstance(one, Mapping) and set(one) == {"name", "max_concurrency"} for one in value):
+            raise wrong(TypeError, option, value, f"{expected}, or a list of {{'name': 'io', 'max_concurrency': 2}}")
+        pairs = [(one["name"], one["max_concurrency"]) for one in value]
+    elif isinstance(value, Mapping):
+        pairs = list(value.items())
+    else:
+        raise wrong(TypeError, option, value, expected)
+    checked: dict[str, int] = {}
+    for name, limit in pairs:
+        text(f"{option}: the name of a group", name)
+        if name in checked:
+            raise ValueError(f"{option}: {name!r} is there twice")
+        checked[name] = whole(1, "a whole number >= 1")(f"{option}[{name!r}]", limit)
+    return checked
+
+
+def check_groups(groups: Mapping[str, int] | None, asked: Mapping[str, str | None], of: str) -> None:
+    """Refuses methods that ask for a group which the actor will not have. asked: group by method."""
+    for method, group in asked.items():
+        if group is not None and group not in (groups or {}):
+            known = f"has {', '.join(map(repr, groups))}" if groups else "was given none"
+            raise ValueError(
+                f"{of}: method {method} asks for concurrency_group={group!r}, and the class {known}: name it in "
+                f"concurrency_groups={{{group!r}: <calls at a time>}}"
+            )
+
+
 def max_pending_calls(option: str, value: Any) -> int:
     number = whole(-1, "a whole number >= 1, or -1 for no limit")(option, value)
     if number == 0:
@@ -258,8 +310,8 @@ TASK: dict[str, Check] = {
     "max_calls": whole(0, "a whole number >= 0, where 0 means no limit"),
     "max_retries": whole(-1, "a whole number >= 0, or -1 for no limit"),
     "retry_exceptions": retry_exceptions,
-    "priority": later("a priority among queued tasks", 0),
-    "timeout_s": later("a time limit of tasks"),
+    "priority": priority,
+    "timeout_s": optional(seconds),
     "_generator_backpressure_num_objects": window,
 }
 
@@ -269,7 +321,8 @@ ACTOR: dict[str, Check] = {
     "max_task_retries": whole(-1, "a whole number >= 0, or -1 for no limit"),
     "max_concurrency": optional(whole(1, "a whole number >= 1")),
     "max_pending_calls": max_pending_calls,
-    "concurrency_groups": later("concurrency groups"),
+    "concurrency_groups": concurrency_groups,
+    "allow_out_of_order_execution": optional(boolean),
     "namespace": optional(text),
     "lifetime": lifetime,
     "get_if_exists": boolean,
@@ -281,7 +334,8 @@ METHOD: dict[str, Check] = {
     "max_task_retries": whole(-1, "a whole number >= 0, or -1 for no limit"),
     "retry_exceptions": retry_exceptions,
     "name": optional(text),
-    "concurrency_group": later("concurrency groups"),
+    "concurrency_group": optional(text),
+    "timeout_s": optional(seconds),
     "enable_task_events": boolean,
     "tensor_transport": later("transport of tensors outside the object store"),
     "_generator_backpressure_num_objects": window,
@@ -458,6 +512,8 @@ def task_template(options: Mapping[str, Any]) -> dict[str, Any]:
         "max_calls": options.get("max_calls", 1 if "GPU" in resources else 0),
         "name": options.get("name"),
         "strategy": placement(options),
+        "timeout_s": options.get("timeout_s"),
+        "priority": options.get("priority", 0),
     }
 
 
@@ -466,13 +522,19 @@ def actor_template(options: Mapping[str, Any], is_async: bool) -> dict[str, Any]
     held, to_be_placed = actor_resources(options)
     # Who wants the state to be kept wants the actor to come back: so it was when this was the only reason for restarts.
     restarts = -1 if options.get("checkpoint_interval", 0) > 0 else 0
-    concurrency = options.get("max_concurrency")
+    concurrency = options.get("max_concurrency") or (ACTOR_CONCURRENCY_ASYNC if is_async else 1)
+    groups = options.get("concurrency_groups")
+    out_of_order = options.get("allow_out_of_order_execution")
+    if out_of_order is None:
+        out_of_order = is_async or concurrency > 1 or bool(groups)
     return {
         "resources": held,
         "placement_resources": to_be_placed,
         "max_restarts": options.get("max_restarts", restarts),
         "max_task_retries": options.get("max_task_retries", 0),
-        "max_concurrency": concurrency or (ACTOR_CONCURRENCY_ASYNC if is_async else 1),
+        "max_concurrency": concurrency,
+        "concurrency_groups": groups,
+        "out_of_order": out_of_order,
         "name": options.get("name"),
         "max_pending_calls": options.get("max_pending_calls", -1),
         "checkpoints": max(0, options.get("checkpoint_interval", 0)),

@@ -188,7 +188,13 @@ BUILT_IN = {
 
 
 # What the engine calls the options of a call.
-_ENGINE_NAMES = {"max_task_retries": "max_retries", "retry_exceptions": "retry_exceptions", "name": "name"}
+_ENGINE_NAMES = {
+    "max_task_retries": "max_retries",
+    "retry_exceptions": "retry_exceptions",
+    "name": "name",
+    "concurrency_group": "concurrency_group",
+    "timeout_s": "timeout_s",
+}
 
 
 class ActorMethod:
@@ -436,6 +442,8 @@ class ActorClass(Generic[T]):
         from ray._core.engine import ActorTemplate
 
         returns = {name: m.options.get("num_returns", 1) for name, m in self._description.methods.items()}
+        asked = {name: m.options.get("concurrency_group") for name, m in self._description.methods.items()}
+        _options.check_groups(self._options.get("concurrency_groups"), asked, f"actor class {self.__name__}")
         engine_options = _options.actor_template(self._options, self._description.is_async)
         engine_options["description"] = self._description.pack()
         if issubclass(self._class, Checkpointable):

@@ -94,8 +94,9 @@ def remote(*args: Any, **options: Any) -> Any:
     """Makes a function a remote function, or a class an actor class: `@ray.remote`, or `@ray.remote(num_cpus=2)`.
 
     Options of both: num_cpus, num_gpus, resources, memory, accelerator_type, name, scheduling_strategy.
-    Of functions: num_returns, max_calls, max_retries, retry_exceptions.
-    Of classes: max_restarts, max_task_retries, max_concurrency, namespace, lifetime, get_if_exists.
+    Of functions: num_returns, max_calls, max_retries, retry_exceptions, timeout_s, priority.
+    Of classes: max_restarts, max_task_retries, max_concurrency, concurrency_groups, allow_out_of_order_execution,
+    namespace, lifetime, get_if_exists.
 
     Raises: TypeError, ValueError: an option is unknown or wrong, or the thing is neither a function nor a class.
     """
@@ -217,12 +218,49 @@ def wait(
     if running is None:
         running = _engine_for("wait", object_refs)
     if "asyncio" in _modules and timeout != 0:
-        _warn_in_event_loop("ray.wait()", "`await asyncio.wait(...)` with futures of the refs")
+        _warn_in_event_loop("ray.wait()", "`await ray.wait_async(refs)`")
     try:
         return running.wait(object_refs, num_returns, timeout)
     except TypeError:
         _check_refs("wait", object_refs, TypeError)  # names the element, if that is what it was
         raise
+
+
+async def wait_async(
+    object_refs: list[ObjectRef[R]], num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True
+) -> tuple[list[ObjectRef[R]], list[ObjectRef[R]]]:
+    """`ray.wait` for coroutines: the event loop goes on meanwhile, and one future waits for all the refs together.
+
+    Args:
+        object_refs: distinct.  timeout: seconds; None waits for ever, 0 polls.
+        fetch_local: as in `ray.wait`.
+    Returns: (ready, rest), each in the order given; at most num_returns are in ready.
+    Raises: TypeError, ValueError: an argument is wrong.
+    """
+    if timeout is not None:
+        timeout = _timeout("wait_async", timeout)
+    refs = list(object_refs) if type(object_refs) is list else object_refs  # it may be changed while we wait
+    ready, rest = wait(refs, num_returns, 0, fetch_local)
+    if len(ready) == num_returns or not rest or timeout == 0:
+        return ready, rest
+    from asyncio import get_running_loop
+
+    from ray._core.engine import stop_waiting, when_ready
+
+    settled, waiter = when_ready(refs, num_returns)
+
+    def time_is_over() -> None:
+        if not settled.done():
+            settled.set_result(None)
+
+    timer = None if timeout is None else get_running_loop().call_later(timeout, time_is_over)
+    try:
+        await settled
+    finally:
+        stop_waiting(waiter)
+        if timer is not None:
+            timer.cancel()
+    return wait(refs, num_returns, 0, fetch_local)
 
 
 _warned = False

@@ -1,7 +1,9 @@
 # Becoming an actor and ceasing to be one, and actors whose calls run in threads. Included by engine.pyx. PROCESS worker.
 #
 # The node's become_actor makes this worker an actor, for good: start_actor, on the main thread. Then calls run on the main
-# thread one by one (execute.pxi); with max_concurrency > 1 in a ThreadGroup; on an async actor's loop (actor_async.pxi).
+# thread one by one (execute.pxi); with max_concurrency > 1 or concurrency_groups in groups of threads; on an async actor's loop
+# in groups of coroutines (actor_async.pxi). A group runs its calls in the order of their arrival, so many at a time; groups
+# don't wait for one another.
 
 class _ActorExit(BaseException):
     """Raised by exit_actor() inside a method."""
@@ -39,8 +41,12 @@ cdef int start_actor(Executor self) except -1:
         cls = decode_function(spec["blob"], refs)
         parts = self.arguments(call)
         self.bound = {}
+        make_groups(self, spec)
         self.actor = cls.__new__(cls)
-        self.actor.__init__(*parts[1], **(parts[2] or {}))
+        if self.loop is None:
+            self.actor.__init__(*parts[1], **(parts[2] or {}))
+        else:
+            self.loop.initialize(self.actor, parts[1], parts[2] or {})
         parts = None
         if spec["checkpoints"]:
             from ray._core import checkpoints
@@ -66,10 +72,6 @@ cdef int start_actor(Executor self) except -1:
     call.met = None
     ref = None
     await_counted(self, all_of)
-    if spec["is_async"]:
-        self.loop = ActorLoop(self, spec["max_concurrency"] or 1000)
-    elif spec["max_concurrency"] > 1:
-        self.threads = ThreadGroup(self, spec["max_concurrency"])
     self.engine.event("actor_ready", actor_id)
     return 0
 
@@ -131,25 +133,61 @@ cdef int leave_actor(Executor self, Call call) except -1:
     return 0
 
 
-cdef class ThreadGroup:
-    """Threads that run calls in the order of their arrival, as many at a time as there are threads.
+# ------------------------------------------------------------------ concurrency groups
 
-    They are started one by one, when a call finds none idle; they end with the process.
-    """
+cdef int make_groups(Executor self, dict spec) except -1:
+    """The groups of this actor. None, if its calls run one by one."""
+    cdef CallGroup group
+    cdef dict limits = dict(spec.get("concurrency_groups") or {})
+    if spec["is_async"]:
+        self.loop = ActorLoop(self)
+    elif spec["max_concurrency"] <= 1 and not limits:
+        return 0
+    limits[""] = spec["max_concurrency"]
+    self.groups = {}
+    for name, limit in limits.items():
+        group = CoroutineGroup.__new__(CoroutineGroup) if spec["is_async"] else ThreadGroup.__new__(ThreadGroup)
+        group.executor, group.name, group.limit = self, name, limit
+        self.groups[name] = group
+    return 0
 
-    def __init__(self, Executor executor, int limit):
+
+cdef CallGroup group_of(Executor self, Function function):
+    """Where calls of the function run. Those that name a group which is not there run in the default one, and fail there."""
+    if function.group is None:
+        function.group = self.groups.get(function.group_name)
+        if function.group is None:
+            return self.groups[""]
+    return function.group
+
+
+cdef object no_such_group(Executor self, Function function):
+    known = ", ".join(repr(name) for name in self.groups if name) or "none"
+    return ValueError(f"concurrency_group={function.group_name!r}: the actor {self.actor_name()} was created with concurrency_groups "
+                      f"of these names: {known}")
+
+
+cdef class CallGroup:
+    cdef int put(self, Call call) except -1:
+        """Runs the call when its turn has come."""
+        raise NotImplementedError
+
+
+cdef class ThreadGroup(CallGroup):
+    """Calls in threads, which are started one by one, when a call finds none idle; they end with the process."""
+
+    def __cinit__(self):
         import queue
-        self.executor, self.limit = executor, limit
         self.queue = queue.SimpleQueue()
 
     cdef int put(self, Call call) except -1:
         """Any receiving thread."""
-        self.executor.running[(call.link, call.seq)] = call
         self.queue.put(call)
         if self.started < self.limit and self.queue.qsize() > self.idle:
             self.started += 1
             self.idle += 1
-            threading.Thread(target=self.run, daemon=True, name=f"ray-actor-{self.started}").start()
+            name = f"ray-actor-{self.name}-{self.started}" if self.name else f"ray-actor-{self.started}"
+            threading.Thread(target=self.run, daemon=True, name=name).start()
         return 0
 
     def run(self):
@@ -158,33 +196,38 @@ cdef class ThreadGroup:
         while not executor.stopping:
             call = self.queue.get()
             self.idle -= 1
-            executor.context_var.set(call)
-            run_beside(executor, call)
-            executor.context_var.set(None)
+            if call.link.alive and not call.answered:
+                executor.context_var.set(call)
+                run_beside(executor, call)
+                executor.context_var.set(None)
+            executor.running.pop((call.link, call.seq), None)
             call = None
             self.idle += 1
 
 
 cdef int run_beside(Executor self, Call call) except -1:
     call.started_ns = NowNs()
-    call.running = get_ident()
+    call.running = True
+    if call.function.time_limit_ns:
+        limit_thread(self, call)
     try:
-        if call.cancelled:
-            raise KeyboardInterrupt
+        if call.function.group is None:
+            raise no_such_group(self, call.function)
         parts = self.arguments(call)
         value = parts[0](*parts[1], **(parts[2] or {}))
         parts = None
         if yields(call):
             value = run_generator(self, call, value)
+        call.running = None
         answer(self, call, value)
         record(self, call, "FINISHED")
     except _ActorExit:
+        call.running = None
         leave_actor(self, call)
     except BaseException as error:
-        if call.cancelled and not isinstance(error, Exception):
-            answer_cancelled(self, call)
+        call.running = None
+        if call.cancelled and isinstance(error, KeyboardInterrupt):
+            answer_stopped(self, call)
         else:
             answer_error(self, call, error, 0)
-    finally:
-        self.running.pop((call.link, call.seq), None)
     return 0

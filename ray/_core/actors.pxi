@@ -98,6 +98,7 @@ cdef class ActorLine:
 
     def fail_queue(self):
         cdef Task task
+        self.fail_timed_out()
         for task in self.lost:
             fail_task(task, self.death())
         self.lost = []
@@ -108,10 +109,19 @@ cdef class ActorLine:
             fail_task(task, self.death())
         return 0
 
+    cdef int fail_timed_out(self) except -1:
+        """The oldest call in flight may be what the worker died of: it ran over its time, and force ended it."""
+        if self.lost:
+            error = ended_by_limit(<Task>self.lost[0], self.cause)
+            if error is not None:
+                fail_task(<Task>self.lost.pop(0), error)
+        return 0
+
     def resume(self):
         """The worker was lost and another is to come: calls in flight are sent again or given up."""
         cdef Task task
         again = []
+        self.fail_timed_out()
         for task in self.lost:
             if task.retries_left != 0 and not task.cancelled:
                 if task.retries_left > 0:
@@ -152,6 +162,7 @@ cdef class ActorRef:
         options.setdefault("num_returns", num_returns)
         options.setdefault("max_retries", self.options.get("max_task_retries", 0))
         out.set_options(options)
+        out.out_of_order = self.options.get("out_of_order", False)
         out.pending_max = self.options.get("max_pending_calls", -1)
         return out.submit if out.pending_max < 0 else out.submit_bounded
 
@@ -268,12 +279,14 @@ cdef class ActorMethod(Callee):
         cdef bytes name = self.name.encode()
         if self.actor.engine is not engine:
             raise exceptions.RaySystemError(f"this handle of actor {self.actor.class_name} belongs to an earlier ray.init()")
-        number = engine.method_numbers.get(self.name)
+        settings = pickle.dumps(self.settings) if self.settings else b""
+        number = engine.method_numbers.get((self.name, settings))
         if number is None:
-            number = engine.method_numbers[self.name] = len(engine.callees)
+            number = engine.method_numbers[self.name, settings] = len(engine.callees)
             engine.callees.append(self.name)
         self.number = number
-        self.definition = b"".join((b"\1", bytes(16), bytes(4), len(name).to_bytes(4, "little"), name, bytes(8)))
+        self.definition = b"".join((b"\1", bytes(16), bytes(4), len(name).to_bytes(4, "little"), name,
+                                    len(settings).to_bytes(4, "little"), settings, bytes(4)))
         self.engine = engine
         return 0
 
@@ -317,7 +330,8 @@ cdef class ActorMethod(Callee):
         return 0
 
     cdef int hold(self, Task task) except -1:
-        return self.enqueue(task)  # it has its place from now on, whatever it waits for
+        # Usually it has its place from now on, whatever it waits for.
+        return 0 if self.out_of_order else self.enqueue(task)
 
 
 cdef class Constructor(Callee):
@@ -371,7 +385,7 @@ cdef class ActorTemplate:
         handle.value, handle.state, handle.hold = None, VALUE, actor_id
         intern(handle)
         self_engine.creating[actor_id] = (pins, options.get("max_restarts", 0) != 0)
-        calls = {name: options[name] for name in ("max_task_retries", "max_pending_calls") if name in options}
+        calls = {name: options[name] for name in ("max_task_retries", "max_pending_calls", "out_of_order") if name in options}
         actor = actor_ref(self_engine, actor_id, self.name, handle, calls)
         actor.line.subscribed = True
         if not options.get("detached"):
@@ -379,8 +393,9 @@ cdef class ActorTemplate:
         creation = pickle.dumps({
             "class_name": self.name, "blob": self.blob, "refs": b"".join([(<ObjectRef>x).key() for x in self.refs or ()]),
             "frame": frame, "max_concurrency": options.get("max_concurrency", 0), "is_async": options.get("is_async", False),
-            "resources": options.get("resources") or {}, "calls": calls, "handle": handle.key(),
-            "checkpoints": options.get("checkpoints", 0), "description": options.get("description"), "place": place_of(strategy),
+            "concurrency_groups": options.get("concurrency_groups"), "resources": options.get("resources") or {},
+            "calls": calls, "handle": handle.key(), "checkpoints": options.get("checkpoints", 0),
+            "description": options.get("description"), "place": place_of(strategy),
             "name": options.get("name") or ""})
         named = bool(options.get("name"))
         spec = {

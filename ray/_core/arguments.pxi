@@ -114,7 +114,7 @@ cdef Task make_task(Engine self, Callee callee, tuple args, dict kwargs, int num
     cdef object value
     task.seq = self.next_seq
     self.next_seq += 1
-    task.parent = self.current_seq
+    task.parent = self.current_seq if self.executor is None or self.executor.groups is None else self.executor.parent_now()
     task.callee = callee
     task.num_returns = num_returns
     task.retries_left = callee.max_retries

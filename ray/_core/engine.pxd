@@ -49,6 +49,11 @@ cdef extern from "ray/_core/wire.h" namespace "ray::wire" nogil:
         uint8_t owned
         uint32_t registered
 
+cdef extern from "ray/_core/call_alarm.h" namespace "ray" nogil:
+    cdef cppclass CallAlarm:
+        bint Arm(int64_t soft_ns, int64_t hard_ns, int hard_signal)
+        void Disarm()
+
 ctypedef unordered_map[uint64_t, void*] CallMap
 ctypedef unordered_map[uint32_t, void*] KeptMap
 
@@ -120,7 +125,9 @@ cdef class Callee:
     cdef object retry_exceptions
     cdef int arity_min
     cdef int arity_max            # -1: no bound
+    cdef bint alone               # its calls don't wait in a worker's queue behind others, which may die with it
     cdef object check             # callable(args, kwargs) raising TypeError like a plain call, or None
+    cdef dict settings            # what the worker is told of each call: see on_function
     cdef int define(self) except -1
     cdef Callee captured(self)                       # what is called instead where children follow their parent; None: this
     cdef int dispatch(self, Task task) except -1     # all arguments are there
@@ -162,6 +169,7 @@ cdef class LeasePool:
     cdef dict resources
     cdef object strategy
     cdef str runtime_env          # JSON; "": the plain one
+    cdef readonly int priority    # of this class's tasks before those of others; they have a pool for each
     cdef readonly str name
     cdef deque[void*] queue       # Tasks (owned references)
     cdef list leases
@@ -197,6 +205,7 @@ cdef class TaskTemplate(Callee):
     cdef int max_calls
     cdef dict options
     cdef dict twins               # strategy -> TaskTemplate: for children that follow their parent; None until there are any
+    cdef int priority
 
 # ---------------------------------------------------------------- actors.pxi
 cdef class Countdown:
@@ -223,6 +232,7 @@ cdef class ActorLine:
     cdef int calls_lost(self, list tasks) except -1
     cdef object death(self)
     cdef size_t pending(self)
+    cdef int fail_timed_out(self) except -1
 
 cdef class ActorRef:
     cdef ActorLine line
@@ -236,6 +246,7 @@ cdef class ActorMethod(Callee):
     cdef ActorLine actor
     cdef ActorRef ref             # the share in the actor's life that its calls in flight have
     cdef int64_t pending_max      # -1: no bound
+    cdef bint out_of_order        # a call that waits for its arguments holds up none behind it
     cdef bint is_queued(self, Task task)
     cdef int enqueue(self, Task task) except -1
 
@@ -267,7 +278,8 @@ cdef class Engine:
     cdef int foreground               # threads inside get/wait/serve
     cdef object background            # the thread that receives when nobody else does
     cdef list callbacks               # to run after a round, without the receiver's role
-    cdef int64_t deadline_flush_ns, deadline_idle_ns, deadline_stuck_ns, deadline_hello_ns, deadline_events_ns, timer_ns
+    cdef int64_t deadline_flush_ns, deadline_idle_ns, deadline_stuck_ns, deadline_hello_ns, deadline_events_ns
+    cdef int64_t deadline_limits_ns, timer_ns
     # objects
     cdef PlasmaClient store
     cdef object open_store, reach     # how to; see connect()
@@ -283,9 +295,10 @@ cdef class Engine:
     cdef dict handlers                # event name -> callable
     # submission
     cdef list callees                 # names, by number
-    cdef dict method_numbers          # (method name) -> number
+    cdef dict method_numbers          # (method name, pickled settings) -> number
     cdef dict actor_handles           # key of an actor's handle ref -> actor id, at its creator
     cdef dict pools                   # key -> LeasePool
+    cdef bint prioritized             # one of them has a priority that is not 0
     cdef dict streams                 # seq -> Task: generator calls that have not ended
     cdef dict lease_requests          # req_id -> LeasePool
     cdef dict leases                  # lease_id -> Lease
@@ -302,7 +315,7 @@ cdef class Engine:
     cdef readonly set groups_created  # ids of placement groups made here that have their place
     cdef object capture               # strategy of what is submitted without one; None: no placement group captures it
     cdef Executor executor
-    cdef uint64_t current_seq         # main thread's task, 0 in a driver
+    cdef uint64_t current_seq         # parent_of the call on the main thread, 0 in a driver
 
     cdef Link dial(self, bytes tag)
     cdef int add_link(self, Link link) except -1
@@ -327,6 +340,10 @@ cdef class Function:
     cdef int threads              # what OMP_NUM_THREADS is to be for it
     cdef bint counted             # in executor.counted
     cdef uint32_t ended_well, failed, cancelled   # runs since the last report
+    cdef str group_name           # methods: the concurrency group asked for, "" for the actor's default
+    cdef CallGroup group          # once looked up; None: there is none of that name
+    cdef int64_t time_limit_ns    # of each call; 0: none
+    cdef int plain                # asyncio actors: its method is no coroutine function; -1: not known yet
 
 @cython.final
 cdef class Call:
@@ -336,9 +353,13 @@ cdef class Call:
     cdef uint64_t seq
     cdef Function function
     cdef list met                 # borrowed refs that came with the arguments
-    cdef int64_t started_ns
+    cdef int64_t started_ns       # 0: it waits
+    cdef int64_t limit_ns         # when its time is over; 0: never
     cdef bint cancelled
-    cdef object running           # asyncio task, or thread ident
+    cdef bint timed_out
+    cdef bint answered            # the caller has been told that it was cancelled or timed out: what it returns is dropped
+    cdef object running           # its asyncio task
+    cdef object timer             # of its time limit, in an asyncio actor
     cdef Producer producer        # once its generator runs
     cdef bint abandoned           # the caller wants no more items
 
@@ -373,9 +394,13 @@ cdef class Executor:
     cdef object actor_place       # as Function.place
     cdef int incarnation          # 0 for the first process of an actor
     cdef dict bound               # method name -> bound method
-    cdef ThreadGroup threads      # with max_concurrency > 1
+    cdef dict groups              # name ("" is the default) -> CallGroup; None: calls run on the main thread, one by one
     cdef ActorLoop loop           # of an async actor
-    cdef dict running             # (link, seq) -> Call: in threads or coroutines
+    cdef dict running             # (link, seq) -> Call: those in groups, waiting or running
+    cdef CallAlarm alarm          # bounds the call on the main thread
+    cdef list limits              # heap of (limit_ns, number, Call) of those in threads
+    cdef uint64_t limits_set      # the number of the last
+    cdef int64_t grace_ns         # between the interruption of a call that is over its time and force
     cdef object become            # (actor_id, creation, incarnation, gpu_ids) to act on
 
     cdef int on_task(self, Link link, const uint8_t* data, uint32_t size, uint8_t flags) except -1
@@ -383,11 +408,13 @@ cdef class Executor:
     cdef int on_gpus(self, Link link, Reader* r) except -1
     cdef int on_stuck_timer(self, int64_t now) except -1
     cdef bint may_lend(self)
+    cdef uint64_t parent_now(self)
     cdef int block(self) except -1
     cdef int unblock(self) except -1
     cdef int hand_back(self) except -1
     cdef bint is_needed(self) except -1
     cdef int run_one(self, Call call) except -1
+    cdef int over(self, Call call) except -1
     cdef tuple arguments(self, Call call)
 
 # ---------------------------------------------------------------- produce.pxi
@@ -406,21 +433,37 @@ cdef class Producer:
     cdef list fixed               # Y_FIXED: these, encoded
 
 # ---------------------------------------------------------------- actor_execute.pxi
-cdef class ThreadGroup:
+cdef class CallGroup:
+    """Calls of one actor, of which at most `limit` run at a time; they start in the order of their arrival."""
     cdef Executor executor
-    cdef int limit                # threads
-    cdef int started
-    cdef int idle                 # of these
-    cdef object queue             # SimpleQueue of Calls
+    cdef readonly str name
+    cdef int limit
     cdef int put(self, Call call) except -1
 
+cdef class ThreadGroup(CallGroup):
+    cdef int started              # threads
+    cdef int idle                 # of these
+    cdef object queue             # SimpleQueue of Calls
+
 # ---------------------------------------------------------------- actor_async.pxi
+cdef class CoroutineGroup(CallGroup):
+    cdef int running
+    cdef deque[void*] waiting     # Calls (owned references)
+    cdef int ended(self) except -1
+
 cdef class ActorLoop:
     cdef Executor executor
-    cdef int limit                # calls that run at a time
     cdef object loop              # the asyncio loop
-    cdef object semaphore         # of limit
+    cdef object cancelled_error   # asyncio.CancelledError
+    cdef object clean_context     # that each call starts with a copy of
+    cdef bint taking              # inside receive(): it takes the calls that are queued now
     cdef bint flush_scheduled
+    cdef int start(self, Call call) except -1
+    cdef bint is_wanted(self, Call call) except -1
+    cdef object begin(self, Call call)
+    cdef int succeeded(self, Call call, value) except -1
+    cdef int failed(self, Call call, error) except -1
+    cdef int ended(self, Call call) except -1
     cdef int wake(self) except -1
     cdef int cancel(self, Call call) except -1
     cdef int stop(self) except -1

@@ -25,6 +25,7 @@ Read in this order; each part is one idea, compiled together so that a call neve
     produce.pxi     generators: the items that leave
     actor_execute.pxi   becoming an actor; its threads
     actor_async.pxi     an asyncio actor's loop
+    time_limits.pxi timeout_s
     cancel.pxi      ray.cancel on both sides
     inspect.pxi     what is told to tools: what ran, waits and is held
 
@@ -35,7 +36,7 @@ everything pending fails with LocalRayletDiedError.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.list cimport PyList_GET_SIZE
+from cpython.list cimport PyList_GET_SIZE, PyList_GetSlice
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_REFCNT, PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
@@ -101,6 +102,7 @@ cdef enum:
     R_RETIRE = 4        # the worker reached max_calls
     R_CANCELLED = 8     # without ERROR, for generators: stopped before its end
     R_KEPT = 16         # a list of borrowed refs that the worker kept follows
+    R_TIMED_OUT = 128   # in the worker only: the error is a TaskTimeoutError of ours
 
 # Flags of CANCEL.
 cdef enum:
@@ -137,6 +139,7 @@ cdef enum:
     D_STUCK = 2
     D_HELLO = 3
     D_EVENTS = 4
+    D_LIMITS = 5
 
 cdef Engine the_engine = None
 cdef object target_wrapper = None  # (function or method, its name) -> what a worker calls in its place: see tracing.py
@@ -176,6 +179,7 @@ include "reply.pxi"
 include "produce.pxi"
 include "actor_execute.pxi"
 include "actor_async.pxi"
+include "time_limits.pxi"
 include "cancel.pxi"
 include "inspect.pxi"
 
@@ -414,8 +418,10 @@ cdef class Engine:
             self.deadline_stuck_ns = at_ns
         elif which == D_HELLO:
             self.deadline_hello_ns = at_ns
-        else:
+        elif which == D_EVENTS:
             self.deadline_events_ns = at_ns
+        else:
+            self.deadline_limits_ns = at_ns
         return arm_timer(self)
 
     def receive_in_background(self):

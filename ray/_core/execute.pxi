@@ -15,20 +15,23 @@ cdef int on_function(Engine self, Link link, Reader* r) except -1:
     cdef uint32_t max_calls = r.U32()
     cdef uint32_t n = r.U32()
     cdef const uint8_t* name = r.Take(n)
-    cdef uint32_t resources_bytes = r.U32()
-    cdef const uint8_t* resources = r.Take(resources_bytes)
+    cdef uint32_t settings_bytes = r.U32()
+    cdef const uint8_t* at = r.Take(settings_bytes)
     cdef list refs = refs_of(self, r, r.U32())
     cdef Function function = Function.__new__(Function)
     if not r.ok:
         return 0
-    function.resources = {}
-    if resources_bytes:
-        function.resources, function.place = pickle.loads((<const char*>resources)[:resources_bytes])
-        function.capture = capture_of(function.place)
+    settings = pickle.loads((<const char*>at)[:settings_bytes]) if settings_bytes else {}
+    function.resources = settings.get("resources") or {}
+    function.group_name = settings.get("concurrency_group") or ""
+    function.time_limit_ns = <int64_t>((settings.get("timeout_s") or 0.0) * 1e9)
+    function.place = settings.get("place")
+    function.capture = capture_of(function.place)
     function.threads = threads_for(function.resources)
     function.name = (<const char*>name)[:n].decode()
     function.function_id = (<const char*>digest)[:16]
     function.max_calls = <int>max_calls
+    function.plain = -1
     function.refs = refs
     if refs is not None:
         adopt(self, link, refs)
@@ -46,6 +49,11 @@ def threads_for(resources):
     return max(1, resources.get("CPU", 0) // 10_000)
 
 
+cdef inline uint64_t parent_of(Link link, uint64_t seq) noexcept:
+    """What the calls that this one makes know it by: their Task.parent. Unique in this process."""
+    return seq ^ (link.key << 44)
+
+
 cdef class Call:
     def __repr__(self):
         return f"<Call {self.function.name if self.function else '?'} {self.seq}>"
@@ -58,7 +66,8 @@ cdef class Executor:
         engine.executor = self
         self.main_thread = <unsigned long>get_ident()
         self.calls_of, self.running, self.events, self.counted = {}, {}, [], []
-        self.gpu_ids = []
+        self.gpu_ids, self.limits = [], []
+        self.grace_ns = -1
         self.context_var = contextvars.ContextVar("ray_call", default=None)
         self.omp_threads = 0 if "OMP_NUM_THREADS" in os.environ else -1
         engine.on_event("become_actor", self.on_become)
@@ -76,12 +85,14 @@ cdef class Executor:
         call.seq = header.seq
         call.function = <Function>link.functions[header.function]
         call.frame = PyBytes_FromStringAndSize(<const char*>data, size)
-        if self.threads is not None:
-            return self.threads.put(call)
+        if self.groups is not None:
+            self.running[(link, call.seq)] = call
+            if self.loop is None:
+                return group_of(self, call.function).put(call)
         Py_INCREF(call)
         self.queue.push_back(<void*>call)
         if self.loop is not None:
-            if <unsigned long>get_ident() != self.main_thread:
+            if not self.loop.taking:
                 self.loop.wake()
         elif self.actor is None and (self.blocked or self.retiring):
             self.hand_back()
@@ -138,22 +149,22 @@ cdef class Executor:
         cdef Call call
         cdef size_t i
         if flags & C_RECURSIVE:
-            cancel_children(self.engine, seq, flags)
-        for i in range(self.queue.size()):
-            call = <Call>self.queue[i]
-            if call.link is link and call.seq == seq:
-                if flags & C_STOP:
-                    call.abandoned = True
-                else:
-                    call.cancelled = True  # answered when its turn comes, without being run
-                return 0
+            cancel_children(self.engine, parent_of(link, seq), flags)
         call = find_call(self, link, seq)
         if call is None:
-            return 0
+            for i in range(self.queue.size()):
+                if (<Call>self.queue[i]).link is link and (<Call>self.queue[i]).seq == seq:
+                    call = <Call>self.queue[i]
+                    break
+            else:
+                return 0
         if flags & C_STOP:
             return stop_producer(self, call)
         call.cancelled = True
-        if self.loop is not None and call.running is not None:
+        if call.started_ns == 0:
+            answer_stopped(self, call)  # now, and not when its turn comes
+            return call.link.flush()
+        if self.loop is not None:
             self.loop.cancel(call)
         elif call is self.current and self.actor is None and (call.producer is None or not call.producer.waiting):
             import signal
@@ -161,10 +172,16 @@ cdef class Executor:
         return 0
 
     def on_sigint(self, signum, frame):
-        """Main thread, on SIGINT, which only on_cancel and on_reclaim send."""
-        if self.current is not None and self.current.cancelled:
+        """Main thread, on SIGINT, which only on_cancel, on_reclaim and the alarm send."""
+        cdef Call call = self.current
+        if call is None:
+            return
+        if call.limit_ns and NowNs() >= call.limit_ns:
+            call.timed_out = True
+            cancel_children(self.engine, self.engine.current_seq, 2)
+        if call.cancelled or call.timed_out:
             # It may strike in the middle of an import, say, and leave a module half made: this process runs no other task.
-            self.interrupted = True
+            self.interrupted = self.actor is None
             raise KeyboardInterrupt
 
     def on_become(self, actor_id, creation, incarnation, gpu_ids):
@@ -204,9 +221,14 @@ cdef class Executor:
                 return True
         return False
 
+    cdef uint64_t parent_now(self):
+        """Of the call that this thread or coroutine runs."""
+        cdef Call call = self.context_var.get()
+        return self.engine.current_seq if call is None else parent_of(call.link, call.seq)
+
     # ------------------------------------------------------------------ waiting inside a task
     cdef bint may_lend(self):
-        return not self.blocked and self.loop is None and self.current is not None \
+        return not self.blocked and self.current is not None \
             and <unsigned long>get_ident() == self.main_thread
 
     cdef int block(self) except -1:
@@ -263,8 +285,8 @@ cdef class Executor:
     cdef int run_one(self, Call call) except -1:
         cdef tuple parts
         cdef object value
-        if not call.link.alive:
-            return 0  # the caller is dead: nobody wants the result
+        if not call.link.alive or call.answered:
+            return 0  # the caller is dead, or has cancelled it: nobody wants the result
         self.current = call
         self.current_name = call.function.name if self.actor is None else self.actor_name()
         if not self.queue.empty() and self.engine.deadline_stuck_ns == 0:
@@ -273,37 +295,47 @@ cdef class Executor:
             self.set_threads(call.function.threads)
         if self.actor is None:
             self.engine.capture = call.function.capture
-        self.engine.current_seq = call.seq
+        self.engine.current_seq = parent_of(call.link, call.seq)
         call.started_ns = NowNs()
+        if call.function.time_limit_ns:
+            set_alarm(self, call)
         try:
-            if call.cancelled:
-                raise KeyboardInterrupt
             parts = self.arguments(call)
             value = (<object>parts[0])(*<tuple>parts[1], **<dict>parts[2]) if parts[2] is not None else \
                 (<object>parts[0])(*<tuple>parts[1])
             parts = None
             if yields(call):
                 value = run_generator(self, call, value)
-            self.current = None  # from here on a cancel is too late
+            self.over(call)
             if self.checkpoints is not None:
                 self.checkpoints.after_call()
-            answer(self, call, value)
-            record(self, call, "FINISHED")
+            if call.timed_out:
+                answer_stopped(self, call)
+            else:
+                answer(self, call, value)
+                record(self, call, "FINISHED")
         except _ActorExit:
-            self.current = None
+            self.over(call)
             parts = None
             leave_actor(self, call)
         except BaseException as error:
-            if self.checkpoints is not None and self.current is not None:  # None: it ran, and its value can't be sent
-                self.current = None
-                self.checkpoints.after_call()
-            self.current = None
+            ran = self.current is not None  # else it ended, and its value can't be sent
+            self.over(call)
             parts = None
-            if call.cancelled and isinstance(error, KeyboardInterrupt):
-                answer_cancelled(self, call)
+            if self.checkpoints is not None and ran:
+                self.checkpoints.after_call()
+            if call.timed_out or (call.cancelled and isinstance(error, KeyboardInterrupt)):
+                answer_stopped(self, call)
             else:
                 answer_error(self, call, error, 0)
         self.engine.current_seq = 0
+        return 0
+
+    cdef int over(self, Call call) except -1:
+        """User code has ended: from here on a cancel is too late."""
+        self.current = None
+        if call.limit_ns:
+            self.alarm.Disarm()
         return 0
 
     def set_threads(self, n):

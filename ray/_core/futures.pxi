@@ -19,7 +19,7 @@ def finish_future(target, ObjectRef ref):
         target.set_result(None)
         return
     try:
-        value = value_of(engine_or_raise(), ref)
+        value = value_of(engine_or_raise(), ref) if ref is not None else None
     except BaseException as error:
         target.set_exception(error)
     else:
@@ -27,22 +27,58 @@ def finish_future(target, ObjectRef ref):
 
 
 cdef class _LoopWaiter(Waiter):
-    """Finishes an asyncio future in its loop; all that become ready in one round wake the loop once."""
+    """Finishes an asyncio future in its loop."""
     cdef object loop, target
     cdef ObjectRef ref         # kept alive by this cycle until it settles: `await f.remote()` holds no other reference
 
     cdef int ready(self, ObjectRef ref) except -1:
-        cdef Engine self_engine = the_engine
-        batch = self_engine.loop_batches.get(self.loop)
-        if batch is None:
-            batch = self_engine.loop_batches[self.loop] = []
-            self_engine.callbacks.append((wake_loop, (self.loop,)))
-        batch.append((self.target, ref))
-        return 0
+        return finish_in_loop(self.loop, self.target, ref)
+
+
+cdef class _CountWaiter(Waiter):
+    """Finishes an asyncio future, with None, when `left` more of the refs that it is added to are there."""
+    cdef object loop, target
+    cdef list refs
+    cdef Py_ssize_t left
+
+    cdef int ready(self, ObjectRef ref) except -1:
+        self.left -= 1
+        return finish_in_loop(self.loop, self.target, None) if self.left == 0 else 0
+
+
+cdef int finish_in_loop(loop, target, ObjectRef ref) except -1:
+    """All that become ready in one round wake the loop once."""
+    cdef Engine self = the_engine
+    batch = self.loop_batches.get(loop)
+    if batch is None:
+        batch = self.loop_batches[loop] = []
+        self.callbacks.append((wake_loop, (loop,)))
+    batch.append((target, ref))
+    return 0
+
+
+cdef int forget_abandoned(ObjectRef ref) except -1:
+    """Futures that were cancelled stay with a ref until it settles. Whoever polls one with asyncio.wait_for would add them
+    without end, so their list is gone through whenever it has doubled."""
+    cdef Py_ssize_t n
+    if type(ref.waiters) is list:
+        n = PyList_GET_SIZE(ref.waiters)
+        if n >= 16 and n & (n - 1) == 0:
+            ref.waiters = [waiter for waiter in <list>ref.waiters if not is_abandoned(waiter)]
+    return 0
+
+
+cdef bint is_abandoned(waiter) except -1:
+    if type(waiter) is _LoopWaiter:
+        return (<_LoopWaiter>waiter).target.cancelled()
+    return type(waiter) is _FutureWaiter and (<_FutureWaiter>waiter).target.cancelled()
 
 
 def wake_loop(loop):
     batch = (<Engine>the_engine).loop_batches.pop(loop, ()) if the_engine is not None else ()
+    if sys.modules["asyncio"]._get_running_loop() is loop:
+        finish_batch(batch)  # it is this thread's: an asyncio actor receives in its loop
+        return
     try:
         loop.call_soon_threadsafe(finish_batch, batch)
     except RuntimeError:
@@ -66,6 +102,7 @@ def as_future(ObjectRef ref):
         return target
     waiter = _FutureWaiter.__new__(_FutureWaiter)
     waiter.target, waiter.ref = target, ref
+    forget_abandoned(ref)
     add_waiter(ref, waiter)
     self.flush_dirty()
     return target
@@ -84,5 +121,37 @@ def as_asyncio_future(ObjectRef ref):
         return target
     waiter = _LoopWaiter.__new__(_LoopWaiter)
     waiter.loop, waiter.target, waiter.ref = loop, target, ref
+    forget_abandoned(ref)
     add_waiter(ref, waiter)
     return target
+
+
+def when_ready(list refs, Py_ssize_t n):
+    """(an asyncio future that finishes when n of the refs are ready, what stop_waiting wants in the end)."""
+    import asyncio
+    cdef Engine self = engine_or_raise()
+    cdef ObjectRef ref
+    cdef _CountWaiter waiter = _CountWaiter.__new__(_CountWaiter)
+    waiter.loop = asyncio.get_running_loop()
+    waiter.target = waiter.loop.create_future()
+    waiter.left = n
+    refs = stand_ins(self, refs)
+    for ref in refs:
+        if ref.state == PENDING:
+            if not ref.owned and not ref.asked:
+                ask_owner(self, ref)
+            add_waiter(ref, waiter)
+        else:
+            waiter.left -= 1
+    if waiter.left <= 0:
+        waiter.target.set_result(None)
+    self.flush_dirty()
+    waiter.refs = refs
+    return waiter.target, waiter
+
+
+def stop_waiting(_CountWaiter waiter):
+    cdef ObjectRef ref
+    for ref in waiter.refs:
+        if ref.state == PENDING:
+            remove_waiter(ref, waiter)

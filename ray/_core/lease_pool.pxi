@@ -10,9 +10,9 @@ cdef int REQUESTS_MAX = 8          # lease requests of one class at the node at 
 
 
 cdef class LeasePool:
-    def __init__(self, Engine engine, dict resources, strategy, name, runtime_env):
+    def __init__(self, Engine engine, dict resources, strategy, name, runtime_env, int priority):
         self.engine, self.resources, self.strategy, self.name = engine, resources, strategy, name
-        self.runtime_env = runtime_env
+        self.runtime_env, self.priority = runtime_env, priority
         self.leases, self.requests = [], {}
         self.average_us = -1
 
@@ -72,8 +72,9 @@ cdef class LeasePool:
             Py_DECREF(task)
             if task.cancelled:
                 continue
-            if lease.in_flight > 0 and task.callee.max_retries == 0:
-                # It must never run twice, so nothing may be in doubt about it when its worker dies.
+            if lease.in_flight > 0 and task.callee.alone:
+                # It must never run twice, so nothing may be in doubt about it when its worker dies; or it may be the one
+                # that its worker dies of.
                 Py_INCREF(task)
                 self.queue.push_front(<void*>task)
                 break
@@ -86,7 +87,7 @@ cdef class LeasePool:
             send_task(self.engine, lease.link, task)
             lease.in_flight += 1
             room -= 1
-            if task.callee.max_retries == 0:
+            if task.callee.alone:
                 break
         if lease.in_flight:
             lease.idle_since_ns = 0
@@ -120,6 +121,8 @@ cdef class LeasePool:
             self.requests[req_id] = True
             self.engine.lease_requests[req_id] = self
             info = {"name": self.name, "strategy": self.strategy}
+            if self.priority:
+                info["priority"] = self.priority
             if self.runtime_env:
                 info["runtime_env"] = self.runtime_env
             self.engine.event("lease_request", req_id, self.resources, info)
@@ -149,12 +152,32 @@ cdef class Lease:
 cdef int lease_idle(Engine self, Lease lease) except -1:
     if lease.over:
         return 0
-    if lease.draining or lease.retired:
+    if lease.draining or lease.retired or (lease.pool.priority != 0 and has_queue(self)):
         return end_lease(self, lease)
     lease.idle_since_ns = NowNs()
     if self.deadline_idle_ns == 0:
         self.set_deadline(D_IDLE, lease.idle_since_ns + IDLE_LEASE_NS)
     return 0
+
+
+cdef bint is_outranked(LeasePool self) except -1:
+    """Tasks of a higher priority wait here for something of what this one's leases hold."""
+    cdef LeasePool pool
+    for pool in self.engine.pools.values():
+        if pool.priority > self.priority and not pool.queue.empty() and not pool.warned:
+            for name in pool.resources:
+                if name in self.resources:
+                    return True
+    return False
+
+
+cdef bint has_queue(Engine self) except -1:
+    """Tasks of some class wait: a lease of another priority is not kept for what may come."""
+    cdef LeasePool pool
+    for pool in self.pools.values():
+        if not pool.queue.empty():
+            return True
+    return False
 
 
 cdef int end_lease(Engine self, Lease lease) except -1:

@@ -152,7 +152,7 @@ cdef bint send_item(Executor self, Call call, object value) except -1:
         producer.fixed.append(encode(value, f"value {PyList_GET_SIZE(producer.fixed)} yielded by {call.function.name}()"))
         return False
     producer.sent += 1
-    if producer.sent < producer.first or not call.link.alive:
+    if producer.sent < producer.first or not call.link.alive or call.answered:
         return False
     n = encode_into(value, room + 21, 512)
     if n <= 0:
@@ -201,7 +201,7 @@ cdef int leaves(Executor self, Call call) except -1:
 # ------------------------------------------------------------------ what the caller says
 
 cdef bint is_stopped(Executor self, Call call) noexcept:
-    return call.cancelled or call.abandoned or not call.link.alive or self.stopping
+    return call.cancelled or call.abandoned or call.timed_out or not call.link.alive or self.stopping
 
 
 cdef int await_room(Executor self, Call call) except -1:

@@ -209,6 +209,10 @@ cdef int on_timer(Engine self) except -1:
             self.executor.on_stuck_timer(now)
     if self.deadline_events_ns and now >= self.deadline_events_ns:
         report(self)
+    if self.deadline_limits_ns and now >= self.deadline_limits_ns:
+        self.deadline_limits_ns = 0
+        if self.executor is not None:
+            on_limits_timer(self.executor, now)
     if self.deadline_hello_ns and now >= self.deadline_hello_ns:
         close_silent_links(self, now)
     arm_timer(self)
@@ -227,6 +231,8 @@ cdef int arm_timer(Engine self) except -1:
         at = self.deadline_hello_ns
     if self.deadline_events_ns and (at == 0 or self.deadline_events_ns < at):
         at = self.deadline_events_ns
+    if self.deadline_limits_ns and (at == 0 or self.deadline_limits_ns < at):
+        at = self.deadline_limits_ns
     if at and self.poller != NULL and (self.timer_ns == 0 or at < self.timer_ns):
         self.timer_ns = at
         at -= NowNs()

@@ -30,6 +30,8 @@ cdef int answer(Executor self, Call call, object value) except -1:
     cdef Py_ssize_t n, i
     cdef TaskHeader* header = <TaskHeader*>PyBytes_AS_STRING(call.frame)
     cdef list objects = []
+    if call.answered:
+        return 0
     if call.producer is not None:
         return answer_produced(self, call)
     if header.num_returns == 1 and call.met is None and call.function.max_calls == 0:
@@ -57,7 +59,9 @@ cdef int answer(Executor self, Call call, object value) except -1:
 
 cdef int answer_error(Executor self, Call call, BaseException error, uint8_t flags) except -1:
     cdef Encoded e
-    if isinstance(error, exceptions.RayError) and flags & R_CANCELLED:
+    if call.answered:
+        return 0
+    if flags & (R_CANCELLED | R_TIMED_OUT):
         e = encode_error(error)
     else:
         e = encode_error(error, call.function.name, None if self.actor is None else repr_of(self.actor))
@@ -67,12 +71,22 @@ cdef int answer_error(Executor self, Call call, BaseException error, uint8_t fla
     record(self, call, "CANCELLED" if flags & R_CANCELLED else "FAILED", error)
     error.__traceback__ = None
     error = None
-    return finish(self, call, flags | R_ERROR, [e])
+    return finish(self, call, flags & ~R_TIMED_OUT | R_ERROR, [e])
 
 
-cdef int answer_cancelled(Executor self, Call call) except -1:
-    error = exceptions.TaskCancelledError(f"{call.function.name}() was cancelled")
-    return answer_error(self, call, error, R_CANCELLED)
+cdef int answer_stopped(Executor self, Call call) except -1:
+    """The call was cancelled, or ran over its time. Any thread; whatever it may still return is dropped."""
+    if call.started_ns == 0:
+        call.started_ns = NowNs()
+    if call.timed_out:
+        limit_s = call.function.time_limit_ns / 1e9
+        error = exceptions.TaskTimeoutError(f"{call.function.name}() ran longer than its timeout_s={limit_s:g}")
+        answer_error(self, call, error, R_TIMED_OUT)
+    else:
+        error = exceptions.TaskCancelledError(f"{call.function.name}() was cancelled")
+        answer_error(self, call, error, R_CANCELLED)
+    call.answered = True
+    return 0
 
 
 cdef int finish(Executor self, Call call, uint8_t flags, list objects) except -1:
@@ -207,8 +221,8 @@ cdef int answered(Executor self, Call call) except -1:
     if call.link.conn.pending_bytes() > BACKLOG_BYTES_MAX:
         call.link.flush()
         return relieve(self.engine, call.link)
-    if self.threads is not None:
-        if self.threads.queue.empty():
+    if self.groups is not None:
+        if call.function.group is None or (<ThreadGroup>call.function.group).queue.empty():
             return call.link.flush()
         return call.link.later()
     if self.queue.empty() or call.link.conn.pending_bytes() >= <size_t>FLUSH_BYTES:

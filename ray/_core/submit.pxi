@@ -142,18 +142,27 @@ cdef bint wants_retry(Engine self, Task task, Reader* r, uint8_t flags) except -
         ahead.Take(<size_t>n * 28)
         n = ahead.U32()
         at = ahead.Take(n)
-        if at == NULL:
+        if at == NULL or not retries_error(task.callee, decode_raw(at, n, None, [None] * 0)):
             return False
-        error = decode_raw(at, n, None, [None] * 0)
-        cause = getattr(error, "cause", error)
-        if not isinstance(cause, task.callee.retry_exceptions) and not isinstance(error, task.callee.retry_exceptions):
-            return False
+    again(task)
+    return True
+
+
+cdef bint retries_error(Callee callee, object error) except -1:
+    """Whether retry_exceptions, True or a tuple of classes, asks for another try after this one."""
+    if type(callee.retry_exceptions) is bool:
+        return callee.retry_exceptions
+    return isinstance(error, callee.retry_exceptions) or isinstance(getattr(error, "cause", None), callee.retry_exceptions)
+
+
+cdef int again(Task task) except -1:
+    """One try fewer is left, and the next begins after this round."""
     task.attempt += 1
     if task.retries_left > 0:
         task.retries_left -= 1
     task.state, task.order = WAITING, 0
-    self.callbacks.append((redispatch, (task,)))
-    return True
+    task.callee.engine.callbacks.append((redispatch, (task,)))
+    return 0
 
 
 def redispatch(Task task):
@@ -237,7 +246,7 @@ cdef int lost_calls(Engine self, Link link) except -1:
         return (<ActorMethod>(<Task>tasks[0]).callee).actor.calls_lost(tasks)
     retry, fail = [], []
     for task in tasks:
-        if task.retries_left != 0 and not task.cancelled and not self.closed and self.node.alive:
+        if task.retries_left != 0 and not task.cancelled and not self.closed and self.node.alive and not has_limit(task):
             if task.retries_left > 0:
                 task.retries_left -= 1
             task.attempt += 1
@@ -278,7 +287,13 @@ def fail_all_crashed(tasks, Engine self, request, ok, value):
 
 
 def fail_crashed(Task task, cause):
-    if task.cancelled:
+    timed_out = ended_by_limit(task, cause)
+    if has_limit(task) and task.retries_left != 0 and not task.cancelled and not task.callee.engine.closed and (
+            timed_out is None or retries_error(task.callee, timed_out)):
+        again(task)
+    elif timed_out is not None:
+        fail_task(task, timed_out)
+    elif task.cancelled:
         fail_task(task, exceptions.TaskCancelledError(f"{task.callee.name}() was cancelled"))
     else:
         fail_task(task, exceptions.WorkerCrashedError(
@@ -316,6 +331,7 @@ cdef class Callee:
         arity = options.get("arity")
         self.arity_min, self.arity_max = (0, -1) if arity is None else (arity[0], -1 if arity[1] is None else arity[1])
         self.check = options.get("check")
+        self.settings = {name: options[name] for name in ("resources", "concurrency_group", "timeout_s") if options.get(name)} or None
         return 0
 
     def submit(self, *args, **kwargs):
@@ -371,7 +387,9 @@ cdef class TaskTemplate(Callee):
         self.strategy = options.get("strategy")
         self.max_calls = options.get("max_calls", 0)
         self.runtime_env = options.get("runtime_env") or ""
+        self.priority = options.get("priority", 0)
         self.set_options(options)
+        self.alone = self.max_retries == 0 or options.get("timeout_s") is not None
 
     cdef int define(self) except -1:
         """First call in this session: pickles the function once and finds its scheduling class."""
@@ -383,15 +401,18 @@ cdef class TaskTemplate(Callee):
         ids = b"".join([(<ObjectRef>x).key() for x in refs or ()])
         for x in refs or ():
             intern(<ObjectRef>x)
-        held = pickle.dumps((self.resources, place_of(self.strategy)))
+        settings = pickle.dumps(dict(self.settings or {}, place=place_of(self.strategy)))
         self.definition = b"".join((b"\0", function_id, self.max_calls.to_bytes(4, "little"), len(name).to_bytes(4, "little"), name,
-                                    len(held).to_bytes(4, "little"), held, (len(ids) // 28).to_bytes(4, "little"), ids, blob))
+                                    len(settings).to_bytes(4, "little"), settings, (len(ids) // 28).to_bytes(4, "little"), ids, blob))
         self.definition_refs = refs
-        key = (tuple(sorted(self.resources.items())), repr(self.strategy), self.runtime_env, self.name if self.max_calls else None)
+        key = (tuple(sorted(self.resources.items())), repr(self.strategy), self.runtime_env, self.name if self.max_calls else None,
+               self.priority)
         pool = engine.pools.get(key)
         if pool is None:
-            pool = engine.pools[key] = LeasePool(engine, self.resources, self.strategy, self.name, self.runtime_env)
+            pool = LeasePool(engine, self.resources, self.strategy, self.name, self.runtime_env, self.priority)
+            engine.pools[key] = pool
         self.pool = pool
+        engine.prioritized = engine.prioritized or self.priority != 0
         self.number = <uint32_t>len(engine.callees)
         engine.callees.append(self.name)
         self.engine = engine
@@ -422,6 +443,8 @@ cdef class TaskTemplate(Callee):
             pool.average_us += (exec_us - pool.average_us) * 0.125
         if flags & R_RETIRE:
             lease.retired = lease.draining = True
+        if pool.engine.prioritized and is_outranked(pool):
+            lease.draining = True  # what it holds is wanted for them: the node decides
         if not pool.queue.empty():
             # Half empty: a whole batch is worth a write.
             if lease.in_flight * 2 <= pool.depth(lease):

@@ -65,9 +65,10 @@ cdef class Waiter:
     cdef int ready(self, ObjectRef ref) except -1
 
 cdef class ObjectRef:
-    cdef ObjectId id
-    cdef uint8_t state
+    cdef uint64_t mark         # scratch of ray.wait: the call that saw it last. Beside the reference count and the state, for
+    cdef uint8_t state         # that call touches these of thousands of refs (one cache line each: test_wait's loop over 10,000)
     cdef bint owned            # this process created it
+    cdef ObjectId id
     cdef bint interned         # listed in `interned`, so that a second arrival of the id finds this object
     cdef bint is_error         # BLOB holds an encoded exception
     cdef bint pinned           # PLASMA, and this process's journal pins it
@@ -79,7 +80,6 @@ cdef class ObjectRef:
     cdef object waiters        # None, a Waiter, or a list of them
     cdef object producer       # owner: the call that makes it, while it may be needed (again)
     cdef object hold           # whatever must outlive this ref (an ActorRef's state, a protecting container)
-    cdef uint64_t mark         # scratch of ray.wait: the call that saw it last
     cdef int64_t size          # bytes of the encoded value, 0 while unknown
     cdef object site           # "file:line" that created it, if recorded
     cdef void* before          # neighbours, by age, among the refs that new_ref has made: see all_refs

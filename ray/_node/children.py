@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from ray._launch.node_process import python_command
+from ray._protocol.frames import TIME_LIMIT_CAUSE, TIME_LIMIT_SIGNAL
 
 RESTART_DELAY_FIRST_S, RESTART_DELAY_MAX_S = 0.1, 5.0  # of a fork server that ends before it is of any use
 _DESCRIPTOR_FLOOR = 16  # descriptors for children are moved above it first, so that dup2 never meets itself
@@ -28,6 +29,8 @@ def describe_exit(result: os.waitid_result) -> str:
     """Text for people: "exited with code 3", "killed by SIGSEGV"."""
     if result.si_code == os.CLD_EXITED:
         return f"exited with code {result.si_status}"
+    if result.si_status == TIME_LIMIT_SIGNAL:
+        return TIME_LIMIT_CAUSE
     try:
         name = signal.Signals(result.si_status).name
     except ValueError:

@@ -27,6 +27,7 @@ class LeaseRequested(NamedTuple):
     exclusive: bool = False
     env: str = ""  # name of the runtime environment, which is ready
     strategy: Strategy = DEFAULT
+    priority: int = 0  # higher is served first
 
 
 class LeaseCancelled(NamedTuple):

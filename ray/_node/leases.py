@@ -33,6 +33,7 @@ class ClassKey(NamedTuple):
     group_id: bytes = b""  # of the placement group they are to run in; b"": on the node itself
     bundle: int = -1
     parts: tuple[Shape, ...] = ()  # of BUNDLES: that are to be taken together
+    priority: int = 0  # higher is served first
 
 
 class Lease:
@@ -40,7 +41,8 @@ class Lease:
 
     __slots__ = (
         "actor_starting", "allocation", "asked_at", "blocked", "bundle", "env", "exclusive", "is_actor", "job_id",
-        "lease_id", "name", "pid", "place", "req_id", "shape", "state", "story", "tag", "waits", "why", "worker_id",
+        "lease_id", "name", "pid", "place", "priority", "req_id", "shape", "state", "story", "tag", "waits", "why",
+        "worker_id",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +58,7 @@ class Lease:
         self.env = ""
         self.state = QUEUED
         self.exclusive = False
+        self.priority = 0
         self.is_actor = False
         self.actor_starting = False  # counts against actors_starting_max
         self.waits = NOWHERE
@@ -72,8 +75,8 @@ class Lease:
     def key(self) -> ClassKey:
         kind = ACTOR if self.is_actor else TASK
         if self.place is None:
-            return ClassKey(self.shape, kind, self.env)
-        return ClassKey(self.shape, kind, self.env, self.place.group_id, self.place.bundle)
+            return ClassKey(self.shape, kind, self.env, priority=self.priority)
+        return ClassKey(self.shape, kind, self.env, self.place.group_id, self.place.bundle, priority=self.priority)
 
     @property
     def line(self) -> bytes:

@@ -1,7 +1,8 @@
 """Who waits for resources of a node, class by class, and whose turn it is. Pure; a part of the local scheduler.
 
-Those that wait for the same stand in one *class*; classes take turns, and inside a class its owners. What is given, and
-what giving it means, is the scheduler's affair: it hands in `give`, which says whether there was room.
+Those that wait for the same stand in one *class*; the highest priority comes first, classes of the same take turns, and
+inside a class its owners. What is given, and what giving it means, is the scheduler's affair: it hands in `give`, which
+says whether there was room.
 
 A large request could wait forever behind a stream of small ones: one that has waited long gets windows of time
 (`_holding_back`) in which nobody else may take what it lacks. Windows, not a reservation: what it waits for may
@@ -46,7 +47,8 @@ class Lines:
     def serve(
         self, now: float, may_start: Callable[[ClassKey], bool], give: Callable[[SchedulingClass, float], bool]
     ) -> None:
-        """Gives what is free to who waits: one a class in each round, until nothing fits any more."""
+        """Gives what is free to who waits: one a class in each round, until nothing fits any more. Of several
+        priorities the highest is asked again before a lower one gets anything."""
         self.hold_until = None
         if not self.classes:
             return
@@ -54,7 +56,11 @@ class Lines:
         served = True
         while served:
             served = False
-            for key in list(self.classes):
+            in_turn = list(self.classes)
+            mixed = len({key.priority for key in in_turn}) > 1
+            if mixed:
+                in_turn.sort(key=lambda key: -key.priority)
+            for key in in_turn:
                 waiting = self.classes[key]
                 if not may_start(key):
                     continue
@@ -71,6 +77,8 @@ class Lines:
                     del self.classes[key]
                 if starving and key == starving[0]:
                     starving, hold_until = self._holding_back(now)
+                if mixed:
+                    break
 
     def want(self, lease: Lease) -> bool:
         """Whether somebody waits for what this lease holds."""
@@ -79,7 +87,9 @@ class Lines:
     def _wants(self, waiting: SchedulingClass, lease: Lease) -> bool:
         if waiting.key.group_id != (lease.place.group_id if lease.place is not None else b""):
             return False  # what it holds is in a bundle that the other may not use, or the other way round
-        if (waiting.shape, waiting.key.env) == (lease.shape, lease.env) and list(waiting.lines) == [lease.tag]:
+        if waiting.key.priority < lease.priority:
+            return False  # it would only be asked for again, and granted first
+        if waiting.key == lease.key and list(waiting.lines) == [lease.tag]:
             return False  # only the holder itself waits, for more of the same: it has no idle lease, or soon uses it
         held = lease.allocation.units if lease.allocation else {}
         return any(name in held for name, _ in waiting.shape)

@@ -10,10 +10,10 @@ of
     ENDING     its owner is gone, its worker is asked to stop; holds the resources until it has, or is really dead
 
 If an owner dies, all its leases end; if a worker dies, its lease is lost and the owner is told. Requests of one
-scheduling class (the same shape and environment) wait together; classes take turns, and inside a class the owners
-take turns (`lines.py`), so one process with a million tasks does not shut out another with one. A request that can
-never be met stays queued and its owner is told why. Somebody waiting makes every other holder be asked to give back
-leases it has no work for.
+scheduling class (the same shape, environment and priority) wait together; the highest priority comes first, classes of
+the same take turns, and inside a class the owners take turns (`lines.py`), so one process with a million tasks does not
+shut out another with one. A request that can never be met stays queued and its owner is told why. Somebody waiting
+makes every other holder be asked to give back leases it has no work for.
 
 A lease may name a placement group: then it draws from one of the group's bundles here (`bundles.py`), waits until there
 is one, and ends with the group. A reservation of bundles stands in line like a lease, but takes what it needs only when
@@ -133,7 +133,7 @@ class LocalScheduler:
             self.ignored += 1
             return
         lease = self._new(event.tag, event.req_id, core.job_id, shape_of(event.resources), event.name, now)
-        lease.exclusive, lease.env = event.exclusive, event.env
+        lease.exclusive, lease.env, lease.priority = event.exclusive, event.env, event.priority
         core.requests[event.req_id] = lease
         if isinstance(event.strategy, InGroup):
             self._enter_group(lease, event.strategy, now)

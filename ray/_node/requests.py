@@ -163,6 +163,7 @@ class Requests:
             str(info.get("name", "")),
             bool(info.get("exclusive_worker")),
             strategy=parse_strategy(info.get("strategy")),
+            priority=int(info.get("priority", 0)),
         )
         self._node.envs.request(("task", core.tag, int(req_id)), str(info.get("runtime_env") or ""), request)
 

@@ -30,6 +30,11 @@ LOG_NAME_MARK = b"\x1fray:name:"
 # How the cause of death begins of an actor whose runtime environment could not be set up: callers raise another error.
 RUNTIME_ENV_FAILED = "its runtime environment could not be set up: "
 
+# A worker whose call ran over its timeout_s and could not be interrupted dies of this signal (a real-time one, which no
+# program uses by itself), and this is the cause that the node gives for its death.
+TIME_LIMIT_SIGNAL = 60
+TIME_LIMIT_CAUSE = "a call ran over its timeout_s and did not react to the interruption"
+
 
 def job_id_bytes(number: int) -> bytes:
     return number.to_bytes(JOB_ID_BYTES, "little")

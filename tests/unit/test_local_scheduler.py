@@ -105,6 +105,37 @@ def test_what_can_never_run_names_the_resource_the_ask_and_what_the_node_has() -
     assert bench.do(lm.LeaseCancelled(A, 1)) == [] and bench.machine.stats()["infeasible"] == 1
 
 
+def test_a_higher_priority_is_served_first_whoever_asked_first() -> None:
+    bench = Bench({"CPU": 10_000})
+    lease = the(lm.Grant, bench.ask(A, 0, CPU1)).lease_id
+    for req_id, (tag, priority) in enumerate([(A, 0), (B, 5), (C, -1), (A, 5), (C, 9)], 1):
+        bench.ask(tag, req_id, CPU1, priority=priority)
+    order = []
+    holder = A
+    while granted := [a for a in bench.do(lm.LeaseReturned(holder, lease, True)) if isinstance(a, lm.Grant)]:
+        (grant,) = granted
+        order.append(grant.req_id)
+        holder, lease = grant.tag, grant.lease_id
+    assert order == [5, 2, 4, 1, 3]
+
+
+def test_all_of_a_higher_priority_come_before_one_of_a_lower() -> None:
+    bench = Bench({"CPU": 40_000})
+    lease = the(lm.Grant, bench.ask(A, 0, {"CPU": 40_000})).lease_id
+    for req_id in range(1, 5):
+        bench.ask(B, req_id, CPU1)
+        bench.ask(C, req_id, CPU1, priority=1)
+    assert grants(bench.do(lm.LeaseReturned(A, lease, True))) == [(C, req_id) for req_id in range(1, 5)]
+
+
+def test_a_holder_is_asked_back_for_a_higher_priority_of_its_own_but_not_for_a_lower() -> None:
+    for held, asked, expected in ((0, 1, [A]), (1, 0, []), (0, 0, [])):
+        bench = Bench({"CPU": 10_000})
+        bench.ask(A, 0, CPU1, priority=held)
+        done = bench.ask(A, 1, CPU1, priority=asked)
+        assert [a.tag for a in done if isinstance(a, lm.LeaseWanted)] == expected
+
+
 def test_owners_take_turns_so_a_long_queue_does_not_shut_out_a_short_one() -> None:
     bench = Bench({"CPU": 10_000})
     lease = the(lm.Grant, bench.ask(A, 0, CPU1)).lease_id

@@ -108,8 +108,6 @@ def test_an_unknown_option_is_an_error_with_a_hint(table, option, hint):
     "table, option, value",
     [
         (TASK, "_labels", {"zone": "a"}),
-        (TASK, "timeout_s", 5),
-        (ACTOR, "concurrency_groups", {"io": 2}),
     ],
     ids=repr,
 )

@@ -1,0 +1,77 @@
+// Bounds how long the main thread runs one call: at `soft` it gets a SIGINT, which Python turns into an exception; at
+// `hard` the process gets a deadly signal. The kernel keeps both clocks, so nothing of ours has to be able to run when
+// they strike: a call may hold the GIL for ever.
+//
+// Main thread only. The timers are made at the first Arm and kept; a forked child has none (timer_create(2)).
+#pragma once
+
+#include <csignal>
+#include <cstdint>
+#include <ctime>
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace ray {
+
+class CallAlarm {
+ public:
+  CallAlarm() = default;
+  CallAlarm(const CallAlarm&) = delete;
+  CallAlarm& operator=(const CallAlarm&) = delete;
+  ~CallAlarm() {
+    if (made_) {
+      timer_delete(soft_);
+      timer_delete(hard_);
+    }
+  }
+
+  // Both in nanoseconds of CLOCK_MONOTONIC, soft before hard. False: the kernel gave no timer.
+  bool Arm(int64_t soft_ns, int64_t hard_ns, int hard_signal) {
+    if (!made_ && !Make(hard_signal)) return false;
+    Set(soft_, soft_ns);
+    Set(hard_, hard_ns);
+    return true;
+  }
+
+  void Disarm() {
+    if (!made_) return;
+    Set(soft_, 0);
+    Set(hard_, 0);
+  }
+
+ private:
+  bool Make(int hard_signal) {
+    sigevent interrupt{};
+    interrupt.sigev_notify = SIGEV_THREAD_ID;  // to this thread: it may have to be woken from a system call
+    interrupt.sigev_signo = SIGINT;
+#ifdef sigev_notify_thread_id
+    interrupt.sigev_notify_thread_id = static_cast<pid_t>(syscall(SYS_gettid));
+#else
+    interrupt._sigev_un._tid = static_cast<pid_t>(syscall(SYS_gettid));
+#endif
+    if (timer_create(CLOCK_MONOTONIC, &interrupt, &soft_) != 0) return false;
+    sigevent end{};
+    end.sigev_notify = SIGEV_SIGNAL;
+    end.sigev_signo = hard_signal;
+    if (timer_create(CLOCK_MONOTONIC, &end, &hard_) != 0) {
+      timer_delete(soft_);
+      return false;
+    }
+    made_ = true;
+    return true;
+  }
+
+  static void Set(timer_t timer, int64_t at_ns) {  // 0 disarms
+    itimerspec when{};
+    when.it_value.tv_sec = at_ns / 1000000000;
+    when.it_value.tv_nsec = at_ns % 1000000000;
+    timer_settime(timer, TIMER_ABSTIME, &when, nullptr);
+  }
+
+  bool made_ = false;
+  timer_t soft_{};
+  timer_t hard_{};
+};
+
+}  // namespace ray
