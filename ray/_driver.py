@@ -236,6 +236,11 @@ def _start_session(options: InitOptions, info: dict[str, Any]) -> tuple[NodeProc
 def _join(session: Session, info: dict[str, Any]) -> Engine:
     from ray._core import driver
 
+    if os.path.exists(session.core_socket(info["tag"])):  # a random tag never is
+        raise ValueError(
+            f"ray.init: object_id_seed: a program with the same one is in the session already ({session.folder}), and "
+            "ids would be given out twice: choose another, or none"
+        )
     engine = driver.start(session.folder, session.node_socket, session.token, info)
     theirs, ours = tuple(engine.info["python_version"]), sys.version_info[:2]
     if theirs[:2] != ours:  # what either pickles the other could not read

@@ -398,6 +398,10 @@ class Node:
             self.orphans.owner_died(core.tag)
         if core.kind == "worker":
             return  # the head hears of it when the process has ended, with the cause
+        try:
+            os.unlink(self.session.core_socket(core.tag))
+        except FileNotFoundError:
+            pass  # it ended in order and removed it itself
         self.head.driver_gone(core.tag, why, core.leaving)
         self.logs.resume(core.job_id)
         if not self.head.job_goes_on(core.job_id):

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import ray
+from ray._init_options import parse
 from ray._launch import current
 from ray._launch import session as sessions
 from ray._native.plasma import PlasmaClient
@@ -311,7 +312,11 @@ def test_two_programs_with_one_object_id_seed_do_not_mix(standing):
         """
         assert "object_id_seed" in standing.run(refused)
         assert first.poll() is None
-        first.stdin.write("\n")
+        first.kill()
+    again = "ray.init(object_id_seed=1); print(ray.get(ray.put(6)))"
+    socket = sessions.open_existing(standing.folder()).core_socket(parse({"object_id_seed": 1}).driver_tag())
+    wait_until(lambda: not os.path.exists(socket))
+    assert standing.run(again) == "6\n", "a program that was killed doesn't keep its seed"
 
 
 def test_jobs_do_not_share_functions_or_names(standing):
