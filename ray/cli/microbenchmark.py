@@ -142,7 +142,7 @@ def refs_to_ones(n: int) -> list[Any]:
 
 @ray.remote
 def count_to(n: int) -> Iterator[int]:
-    for i in range(n):  # the peer's wrapper sends into the generator, and a range has no send for `yield from`
+    for i in range(n):  # noqa: UP028  the peer's wrapper sends into the generator, and a range has no send for `yield from`
         yield i
 
 
