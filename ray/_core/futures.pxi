@@ -19,7 +19,7 @@ def finish_future(target, ObjectRef ref):
         target.set_result(None)
         return
     try:
-        value = value_of(engine_or_raise(), ref) if ref is not None else None
+        value = value_of(engine_or_raise(), ref)
     except BaseException as error:
         target.set_exception(error)
     else:
