@@ -104,7 +104,8 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, engine: Any) -> Iterator[Cluster]:
+    engine.stop()  # the session that tests share: its end is to leave nothing, and the cluster would be something
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_TOKEN", TOKEN)
         patch.setenv("RAY_CLIENT_OBJECT_STORE_BYTES", str(300 << 20))

@@ -279,7 +279,8 @@ def test_what_init_is_given_is_what_the_node_has(engine, tmp_path):
     }  # fmt: skip
     with engine.start(**options) as context:
         (node,) = ray.nodes()
-        assert (node["NodeName"], node["Labels"], node["NodeManagerAddress"]) == ("here", {"zone": "a"}, "127.0.0.2")
+        assert (node["NodeName"], node["NodeManagerAddress"]) == ("here", "127.0.0.2")
+        assert node["Labels"] == {"zone": "a", "ray.io/node-id": node["NodeID"]}
         assert node["Resources"] == ray.cluster_resources()
         wanted = {"CPU": 3, "GPU": 2, "tape": 0.5, "memory": 10**6, "object_store_memory": 10**8}
         assert {name: node["Resources"][name] for name in wanted} == wanted
