@@ -10,6 +10,8 @@ vocabulary       _native, _protocol, _config, exceptions        bytes, ids, sett
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing: type checkers know the name
 if TYPE_CHECKING:  # "as" says that these are the package's own names (PEP 484)
     from ray import actor as actor
+    from ray import client as client
+    from ray import client_builder as client_builder
     from ray import exceptions as exceptions
     from ray import runtime_env as runtime_env
     from ray import types as types
@@ -67,8 +69,10 @@ _HOME = {  # public name: module that has it; "" stands for the submodule of tha
     "ObjectRef": "object_ref",
     **dict.fromkeys(["DynamicObjectRefGenerator", "ObjectRefGenerator"], "object_ref_generator"),
     **dict.fromkeys(
-        ["actor", "exceptions", "job_config", "plasma", "runtime_context", "runtime_env", "types", "util"], ""
+        ["actor", "client", "client_builder", "exceptions", "job_config", "plasma", "runtime_context", "runtime_env"],
+        "",
     ),
+    **dict.fromkeys(["types", "util"], ""),
 }
 
 

@@ -8,3 +8,24 @@ The program's engine is the same one that a driver beside the session has: it su
 there. Only two things differ: its connections are Unix sockets that `ray client` forwards, and its store is its own,
 with copies to and from the cluster's (objects.py). Start reading at connect.py.
 """
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.client_builder import ClientBuilder
+
+
+class _Package(ModuleType):
+    """The package, which can also be called: `ray.client("host:port")` is what programs of an earlier time say."""
+
+    def __call__(self, address: str | None = None) -> ClientBuilder:
+        from ray.client_builder import ClientBuilder
+
+        return ClientBuilder(address)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -297,6 +297,20 @@ def test_an_address_that_is_none_is_refused(address):
     assert not ray.is_initialized()
 
 
+def test_the_older_way_to_connect_is_the_same(cluster, engine):
+    engine.stop()
+    with ray.client(f"127.0.0.1:{cluster.port}").namespace("mine").env({"env_vars": {"GREETING": "hello"}}).connect():
+        assert ray.get_runtime_context().namespace == "mine"
+        assert ray.get(ray.remote(lambda: os.environ["GREETING"]).remote()) == "hello"
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("address", [5, b"host:1"])
+def test_the_older_way_refuses_what_is_no_address(address):
+    with pytest.raises(TypeError, match=r"ray\.client"):
+        ray.client(address)
+
+
 def test_what_only_a_starting_session_takes_is_refused(cluster):
     with pytest.raises(ValueError, match="num_cpus"):
         ray.init(f"ray://127.0.0.1:{cluster.port}", num_cpus=3)

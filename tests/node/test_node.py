@@ -281,9 +281,7 @@ def test_an_idle_worker_is_reaped_after_its_time_and_then_nothing_wakes_up(start
         return sum(int(status(pid, "voluntary_ctxt_switches")) for pid in watched)
 
     driver.stats()
-    time.sleep(
-        1.2
-    )  # a worker's death: soon after, the store is asked for what it owned (orphans.py)
+    time.sleep(1.2)  # a worker's death: soon after, the store is asked for what it owned (orphans.py)
     before = wakeups()
     time.sleep(2.0)
     assert wakeups() - before <= 2
