@@ -527,11 +527,12 @@ def test_a_restarted_actor_goes_on_where_it_was(ray_shared, notes):
 
 def test_a_killed_actors_generator_ends_with_its_error(ray_shared, notes):
     actor = Plain.remote()
-    generator = actor.noted.options(_generator_backpressure_num_objects=2).remote(notes.path, 10)
+    n = 100_000  # taking items lets the actor go on until the kill has reached it: it must not be done by then
+    generator = actor.noted.options(_generator_backpressure_num_objects=2).remote(notes.path, n)
     notes.await_line("1")
     ray.kill(actor)
     *refs, last = list(generator)
-    assert ray.get(refs) == list(range(len(refs))) and len(refs) < 10
+    assert ray.get(refs) == list(range(len(refs))) and len(refs) < n
     with pytest.raises(ActorDiedError):
         ray.get(last)
     with pytest.raises(ActorDiedError):
