@@ -424,6 +424,7 @@ cdef class Producer:
     cdef int64_t taken            # by the caller
     cdef uint32_t window          # of items sent and not taken; 0 for no limit
     cdef bint ended               # by itself
+    cdef int64_t closing_until    # no interrupt before, in nanoseconds; 0: it isn't being closed
     cdef uint32_t first           # index of the first item to send
     cdef int64_t left_ns          # when an item last left by itself
     cdef bint waiting             # a thread waits for room

@@ -179,6 +179,10 @@ cdef class Executor:
         if call.limit_ns and NowNs() >= call.limit_ns:
             call.timed_out = True
             cancel_children(self.engine, self.engine.current_seq, 2)
+        if call.producer is not None and NowNs() < call.producer.closing_until:
+            # It has stopped already and runs the clean-up of its user, who is given the time for it.
+            self.alarm.Arm(call.producer.closing_until, 0 if call.limit_ns == 0 else call.limit_ns + grace_of(self), TIME_LIMIT_SIGNAL)
+            return
         if call.cancelled or call.timed_out:
             # It may strike in the middle of an import, say, and leave a module half made: this process runs no other task.
             self.interrupted = self.actor is None
@@ -334,7 +338,7 @@ cdef class Executor:
     cdef int over(self, Call call) except -1:
         """User code has ended: from here on a cancel is too late."""
         self.current = None
-        if call.limit_ns:
+        if call.limit_ns or call.producer is not None:
             self.alarm.Disarm()
         return 0
 

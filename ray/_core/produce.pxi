@@ -60,6 +60,7 @@ cdef object run_generator(Executor self, Call call, object generator):
                 await_room(self, call)
     finally:
         if hasattr(generator, "close"):
+            producer.closing_until = NowNs() + grace_of(self)
             generator.close()
     return produced(self, call)
 

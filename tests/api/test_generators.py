@@ -455,12 +455,42 @@ def test_the_consumers_death_closes_the_generator(ray_shared, notes, kind, windo
     consumer = Consumer.remote()
     assert ray.get(consumer.take_one.remote(actor, notes.path), timeout=20) == 0
     ray.kill(consumer)
-    if actor is None:
-        # A task's worker is reclaimed as well: that interrupt may come first, or strike the generator's own clean-up.
-        wait_until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
-    else:
-        notes.await_line("closed")
+    notes.await_line("closed")
+    if actor is not None:
         ray.get(actor.ready.remote(), timeout=10)
+
+
+@pytest.mark.parametrize("seconds, lines", [(0.5, ["cleaning", "closed"]), (3600, ["cleaning"])])
+def test_an_interrupt_leaves_the_clean_up_of_a_closed_generator_its_time(ray_shared, notes, seconds, lines):
+    """A cancel that comes while a generator is being closed waits for its `finally`, but not for ever."""
+
+    @ray.remote
+    def slow_to_close(path):
+        try:
+            while True:
+                yield 1
+                time.sleep(0.01)
+        finally:
+            note(path, "cleaning")
+            time.sleep(seconds)
+            note(path, "closed")
+
+    @ray.remote(num_cpus=0)
+    class Consumer:
+        def take_one(self, path):
+            self.generator = slow_to_close.remote(path)
+            ray.get(next(self.generator))
+
+        def close(self):
+            self.generator.close()
+
+    consumer = Consumer.remote()
+    ray.get(consumer.take_one.remote(notes.path), timeout=20)
+    ray.get(consumer.close.remote(), timeout=20)
+    notes.await_line("cleaning")
+    ray.kill(consumer)  # its worker is reclaimed
+    wait_until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
+    assert notes.lines() == lines
 
 
 # -- deaths -----------------------------------------------------------------------------------------------------------
