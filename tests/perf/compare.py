@@ -48,14 +48,17 @@ START_ROWS = (
 )
 
 
-def peer_python(folder: Path) -> str:
-    """The interpreter of a virtual environment that holds the peer; made, from the network, if it isn't there."""
+def peer_python(folder: Path, extras: str = "", needed: str = "ray") -> str:
+    """The interpreter of a virtual environment that holds the peer; made, from the network, if it isn't there.
+
+    Without extras it starts the least; its client server wants more.
+    """
     python = folder / "bin" / "python"
-    check = [str(python), "-c", f"import grpc, ray; raise SystemExit(ray.__version__ != {PEER_VERSION!r})"]
+    check = [str(python), "-c", f"import {needed}, ray; raise SystemExit(ray.__version__ != {PEER_VERSION!r})"]
     if not python.exists() or subprocess.run(check, cwd="/", check=False).returncode != 0:
         print(f"installing ray=={PEER_VERSION} into {folder}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        wanted = [f"ray[client]=={PEER_VERSION}", "numpy"]
+        wanted = [f"ray{extras}=={PEER_VERSION}", "numpy"]
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *wanted], check=True)
     return str(python)
 
@@ -63,9 +66,10 @@ def peer_python(folder: Path) -> str:
 class Engine:
     """One of the two: an interpreter that imports its `ray`."""
 
-    def __init__(self, name: str, python: str, from_tree: bool) -> None:
+    def __init__(self, name: str, python: str, from_tree: bool, client_python: str = "") -> None:
         self.name = name
         self.python = python
+        self.client_python = client_python or python  # for the rows of ray://
         self.env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")}
         self.env["RAY_USAGE_STATS_ENABLED"] = "0"
         if from_tree:
@@ -93,7 +97,8 @@ class Engine:
         """The row's rate, or None and why there is none."""
         with tempfile.NamedTemporaryFile(suffix=".json") as result:
             script = str(ROOT / "tests" / "perf" / "microbench.py")
-            command = [self.python, script, "--row", row, "--seconds", str(window_s), "--json", result.name]
+            python = self.client_python if row.startswith("client:") else self.python
+            command = [python, script, "--row", row, "--seconds", str(window_s), "--json", result.name]
             status, output = self.run(command, ROW_TIMEOUT_S)
             text = Path(result.name).read_text()
             rate = json.loads(text).get(row) if text else None
@@ -206,7 +211,8 @@ def measure(options: argparse.Namespace, keep: Path) -> dict[str, Any]:
     engines = []
     if not options.no_peer:
         peer = options.peer or peer_python(ROOT / "build" / "peer")
-        engines.append(Engine(f"Ray {PEER_VERSION}", peer, from_tree=False))
+        client = options.peer or peer_python(ROOT / "build" / "peer-client", "[default,client]", needed="grpc, aiohttp")
+        engines.append(Engine(f"Ray {PEER_VERSION}", peer, from_tree=False, client_python=client))
     if not options.no_ours:
         engines.append(Engine("this", options.ours, from_tree=True))
     results: dict[str, Any] = {"machine": machine(), "engines": [e.name for e in engines], "load": [os.getloadavg()[0]]}
