@@ -9,6 +9,7 @@ def _pickler_init(self, file, buffer_callback):
     self.refs = None
 
 
+cdef Py_ssize_t CODE_FILENAME = 10      # among the arguments of types.CodeType, in every Python from 3.8 on
 cdef object _pickler_base_init = None
 cdef object _plain_dump = None
 cdef dict _arrow_reducers = {}          # empty until this process has imported pyarrow
@@ -33,7 +34,7 @@ def _reducer_override(self, obj):
         return NotImplemented if _goes_by_name(obj) else _cloudpickle_override(self, obj)
     reducer = _cloudpickle_reducers.get(type(obj))
     if reducer is not None:
-        return reducer(obj)
+        return _with_its_file(obj, reducer(obj)) if type(obj) is CodeType else reducer(obj)
     if PyExceptionInstance_Check(obj):
         from ray._serialization.reducers import reduce_exception
         return reduce_exception(obj)
@@ -42,6 +43,15 @@ def _reducer_override(self, obj):
         if reducer is not None:
             return reducer(obj)
     return NotImplemented
+
+
+cdef object _with_its_file(object code, object reduced):
+    """From 3.1.3 on cloudpickle says "<dynamic-code>" for every file; tracebacks and debuggers would find no source line."""
+    cdef object build = reduced[0]
+    cdef tuple arguments = reduced[1]
+    if build is not CodeType or type(arguments[CODE_FILENAME]) is not str:
+        return reduced
+    return build, arguments[:CODE_FILENAME] + (code.co_filename,) + arguments[CODE_FILENAME + 1:]
 
 
 cdef bint _goes_by_name(object definition) except -1:

@@ -12,7 +12,7 @@ import copyreg
 import sys
 from _pickle import dumps as _c_dumps, loads as _c_loads
 from io import BytesIO
-from types import FunctionType
+from types import CodeType, FunctionType
 
 cimport cython
 from cpython.buffer cimport (

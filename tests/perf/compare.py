@@ -72,6 +72,8 @@ class Engine:
         self.client_python = client_python or python  # for the rows of ray://
         self.env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")}
         self.env["RAY_USAGE_STATS_ENABLED"] = "0"
+        if not from_tree:
+            self.env["RAY_AUTH_MODE"] = "disabled"  # the peer asks for a token that its own client does not send
         if from_tree:
             self.env["PYTHONPATH"] = str(ROOT)
 

@@ -554,3 +554,13 @@ def test_interrupts_pass_through() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         serialization.encode([Interrupted()])
+
+
+def test_code_that_travels_by_value_keeps_the_name_of_its_file() -> None:
+    def outer() -> Any:
+        return lambda: 1
+
+    back = round_trip(outer)
+    assert back.__code__.co_filename == __file__
+    assert back().__code__.co_filename == __file__  # nested code is pickled on its own
+    assert back()() == 1
