@@ -80,6 +80,11 @@ TABLE: tuple[Setting, ...] = (
         "A large request waits longer behind a stream of small ones.",
     ),
     Setting(
+        "spill_hops_max", 4, "nodes", "node",
+        "Views of other nodes are some tenths of a second old; a request that was sent on so often waits where it is.",
+        "Under bursts a request may travel longer before it waits in a line.",
+    ),
+    Setting(
         "worker_exit_grace_s", 5.0, "seconds", "node",
         "Between exit() to a worker and SIGKILL: atexit handlers and output of the user may take a moment.",
         "A worker that ignores exit() holds memory longer.",

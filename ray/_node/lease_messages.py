@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from ray._scheduling.strategy import DEFAULT, InGroup, Strategy
 
+from .spillback import NodeRow
+
 # -- events ---------------------------------------------------------------------------------------------------
 
 
@@ -28,6 +30,8 @@ class LeaseRequested(NamedTuple):
     env: str = ""  # name of the runtime environment, which is ready
     strategy: Strategy = DEFAULT
     priority: int = 0  # higher is served first
+    hops: int = 0  # nodes that have sent it on
+    holds: Mapping[int, int] | None = None  # bytes of its arguments by the number of the node that has them
 
 
 class LeaseCancelled(NamedTuple):
@@ -114,6 +118,10 @@ class GroupRemoved(NamedTuple):  # from the head: nobody need wait for it
     why: str
 
 
+class View(NamedTuple):  # what is known of other nodes; of those not named, nothing has changed
+    rows: Iterable[NodeRow]
+
+
 class Tick(NamedTuple):
     """A deadline that `deadline()` gave has passed."""
 
@@ -141,6 +149,12 @@ class LeaseFailed(NamedTuple):  # its environment can't be set up: its owner's t
     tag: bytes
     req_id: int
     cause: str
+
+
+class Spill(NamedTuple):  # its owner is to ask the node of that number instead
+    tag: bytes
+    req_id: int
+    number: int
 
 
 class LeaseRefused(NamedTuple):

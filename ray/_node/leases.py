@@ -6,12 +6,13 @@ No I/O, no decisions: `local_scheduler.py` alone changes them.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ray._protocol.resources import Shape
 from ray._scheduling.machine import Story
 from ray._scheduling.node_resources import Allocation
-from ray._scheduling.strategy import InGroup
+from ray._scheduling.strategy import DEFAULT, InGroup, Strategy
 
 if TYPE_CHECKING:
     from .bundles import Bundle
@@ -40,9 +41,9 @@ class Lease:
     """One request and what became of it. `tag` is its owner's; an actor's lease has the actor id there instead."""
 
     __slots__ = (
-        "actor_starting", "allocation", "asked_at", "blocked", "bundle", "env", "exclusive", "is_actor", "job_id",
-        "lease_id", "name", "pid", "place", "priority", "req_id", "shape", "state", "story", "tag", "waits", "why",
-        "worker_id",
+        "actor_starting", "allocation", "asked_at", "blocked", "bundle", "env", "exclusive", "holds", "hops",
+        "is_actor", "job_id", "lease_id", "name", "pid", "place", "priority", "req_id", "shape", "state", "story",
+        "strategy", "tag", "waits", "why", "worker_id",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +65,9 @@ class Lease:
         self.waits = NOWHERE
         self.why = ""  # INFEASIBLE: what was said of it
         self.blocked = False  # its worker waits in ray.get or ray.wait
+        self.strategy: Strategy = DEFAULT
+        self.hops = 0  # nodes that have sent it on
+        self.holds: Mapping[int, int] | None = None  # bytes of its arguments by node number
         self.place: InGroup | None = None  # in a placement group
         self.bundle: Bundle | None = None  # from which it has its allocation; None: from the node
         self.allocation: Allocation | None = None

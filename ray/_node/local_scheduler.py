@@ -18,6 +18,9 @@ makes every other holder be asked to give back leases it has no work for.
 A lease may name a placement group: then it draws from one of the group's bundles here (`bundles.py`), waits until there
 is one, and ends with the group. A reservation of bundles stands in line like a lease, but takes what it needs only when
 it can take all of it.
+
+On a cluster a request may also be sent on to another node (`spillback.py`): when it comes, if another should run it,
+and whenever a view of the others shows that one of them can. Its owner is told which, and asks there.
 """
 
 from __future__ import annotations
@@ -27,11 +30,12 @@ from typing import Any
 
 from ray._protocol.resources import Resources, Shape, shape_of
 from ray._scheduling.machine import InvalidTransition
-from ray._scheduling.node_resources import Allocation, NodeResources
+from ray._scheduling.node_resources import NodeResources
+from ray._scheduling.policies import NodeView
 from ray._scheduling.strategy import InGroup, NodeAffinity, NodeLabels, Strategy
 
+from . import group_leases, pending
 from . import lease_messages as lm
-from . import pending
 from .bundles import Bundles, Reservation
 from .leases import (
     ACTOR,
@@ -42,14 +46,17 @@ from .leases import (
     HELD,
     IN_LINE,
     INFEASIBLE,
+    NOWHERE,
     QUEUED,
     STAFFING,
+    TASK,
     ClassKey,
     Holder,
     Lease,
     SchedulingClass,
 )
 from .lines import Lines
+from .spillback import Neighbours
 
 
 class LocalScheduler:
@@ -64,11 +71,13 @@ class LocalScheduler:
         actors_starting_max: int = 8,
         node_id: bytes = b"",
         labels: Mapping[str, str] | None = None,
+        spill_hops_max: int = 4,
     ) -> None:
         self.resources = resources
         self.bundles = Bundles(resources)
         self.node_id = node_id
         self.labels = dict(labels or {})
+        self.neighbours = Neighbours(node_id, spill_hops_max)
         self._actors_starting_max = actors_starting_max
         self._cores: dict[bytes, Holder] = {}
         self._stuck_after_s = stuck_after_s
@@ -93,13 +102,16 @@ class LocalScheduler:
         """One event in, the actions it causes out, in order."""
         HANDLERS[type(event)](self, event, now)
         self._dispatch(now)
+        if self.neighbours.looking(now):
+            self._look_elsewhere(now)
         self._look_for_stuck(now)
         actions, self._actions = self._actions, []
         return actions
 
     def deadline(self) -> float | None:
         """When to send a lm.Tick, or None: nothing depends on time alone."""
-        return min((at for at in (self._lines.hold_until, self._look_at) if at is not None), default=None)
+        times = (self._lines.hold_until, self._look_at, self.neighbours.look_at)
+        return min((at for at in times if at is not None), default=None)
 
     def _go(self, lease: Lease, event: str, now: float) -> None:
         """The one gate through which a lease changes state."""
@@ -134,9 +146,12 @@ class LocalScheduler:
             return
         lease = self._new(event.tag, event.req_id, core.job_id, shape_of(event.resources), event.name, now)
         lease.exclusive, lease.env, lease.priority = event.exclusive, event.env, event.priority
+        lease.strategy, lease.hops, lease.holds = event.strategy, event.hops, event.holds
         core.requests[event.req_id] = lease
         if isinstance(event.strategy, InGroup):
-            self._enter_group(lease, event.strategy, now)
+            group_leases.enter_group(self, lease, event.strategy, now)
+            return
+        if self.neighbours and self._sent_on(lease, now):
             return
         refusal = self._not_this_node(event.strategy, lease.name)
         if refusal and refusal[0]:
@@ -152,8 +167,55 @@ class LocalScheduler:
         if isinstance(strategy, NodeAffinity) and not strategy.soft and strategy.node_id != self.node_id:
             return True, pending.no_such_node(name, strategy.node_id)
         if isinstance(strategy, NodeLabels) and not strategy.admits(self.labels):
-            return False, pending.no_such_labels(name, strategy, self.labels)
+            return False, pending.no_such_labels(name, strategy, self.labels, not self.neighbours)
         return None
+
+    # -- other nodes ------------------------------------------------------------------------------------------
+
+    def _viewed(self, event: lm.View, now: float) -> None:
+        self.neighbours.update(event.rows, now)
+        self._look_elsewhere(now)
+
+    def _look_elsewhere(self, now: float) -> None:
+        """Everything that waits is looked at again. What has room here has been served before."""
+        if not self.neighbours:
+            return
+        aside = [lease for lease in [*self._infeasible.values(), *self._for_group.values()] if not lease.is_actor]
+        waiting: list[Any] = [
+            waiter
+            for key, waiting in self._lines.classes.items()
+            if key.kind == TASK and self.neighbours.any_room(key.shape)
+            for line in waiting.lines.values()
+            for waiter in line
+        ]
+        for lease in aside + waiting:
+            self._sent_on(lease, now)
+
+    def _sent_on(self, lease: Lease, now: float) -> bool:
+        """Sends a queued request to the node that should rather run it, if there is one."""
+        if lease.waits == NOWHERE and lease.hops > self.neighbours.hops_max:
+            self.neighbours.look_soon(now)  # if it can't be met here either: not at once, see spillback.py
+            return False
+        if lease.place is not None:
+            usable = [b.ledger for b in self.bundles.usable(lease.place.group_id, lease.place.bundle)]
+            able = [ledger for ledger in usable if ledger is not None and not ledger.missing(lease.shape)]
+            room = lease.waits == NOWHERE and any(not ledger.lacking(lease.shape) for ledger in able)
+            number = self.neighbours.with_bundle(lease, bool(able), room)
+        else:
+            here = self._as_seen(taken=lease.waits != NOWHERE or lease.key in self._lines.classes)
+            number = self.neighbours.elsewhere(lease, here)
+        if number is None:
+            return False
+        self.neighbours.sent(number, lease, now)
+        self._actions.append(lm.Spill(lease.tag, lease.req_id, number))
+        self._go(lease, "Spilled", now)
+        return True
+
+    def _as_seen(self, taken: bool) -> NodeView:
+        """This node, in the terms in which others are known. taken: what is free here is for others."""
+        return NodeView(
+            self.node_id, self.resources.total, {} if taken else self.resources.available, labels=self.labels
+        )
 
     def _lease_cancelled(self, event: lm.LeaseCancelled, now: float) -> None:
         core = self._cores.get(event.tag)
@@ -261,7 +323,7 @@ class LocalScheduler:
         lease.env = event.env
         self._actors[event.actor_id] = lease
         if event.place is not None:
-            self._enter_group(lease, event.place, now)
+            group_leases.enter_group(self, lease, event.place, now)
             return
         # What is needed to be placed must exist on the node, what is needed to run must be free: an actor that runs on
         # no CPU must not wait behind tasks that run for hours. Starts are throttled by actors_starting_max instead.
@@ -281,90 +343,6 @@ class LocalScheduler:
             self._go(lease, "Returned", now)
         elif lease.state != ENDING:
             self._go(lease, "Cancelled", now)
-
-    # -- events of placement groups ---------------------------------------------------------------------------
-
-    def _prepare_bundles(self, event: lm.PrepareBundles, now: float) -> None:
-        reservation = self.bundles.reserve(
-            event.group_id, event.attempt, event.bundles, event.job_id, event.name, now
-        )  # fmt: skip
-        if reservation is None:
-            self.ignored += 1
-        elif event.may_wait and not self.resources.missing(reservation.key.shape):
-            self._lines.add(reservation)
-        else:
-            allocations = self.resources.take_all(reservation.key.parts)
-            if allocations is None:
-                self.bundles.give_back(event.group_id, event.bundles, now)
-                free = dict(self.resources.available)
-                self._actions.append(lm.BundlesRefused(event.group_id, event.attempt, free))
-            else:
-                self._prepared(reservation, allocations, now)
-
-    def _prepared(self, reservation: Reservation, allocations: list[Allocation], now: float) -> None:
-        self.bundles.prepare(reservation, allocations, now)
-        self._actions.append(lm.BundlesPrepared(reservation.group_id, reservation.attempt))
-
-    def _commit_bundles(self, event: lm.CommitBundles, now: float) -> None:
-        if not self.bundles.commit(event.group_id, now):
-            self.ignored += 1  # it crossed with the group's end
-            return
-        for lease in list(self.bundles.groups[event.group_id].leases.values()):
-            if lease.lease_id in self._for_group:
-                del self._for_group[lease.lease_id]
-                self._seek_bundle(lease)
-
-    def _return_bundles(self, event: lm.ReturnBundles, now: float) -> None:
-        withdrawn, inside = self.bundles.give_back(event.group_id, event.indexes, now)
-        if withdrawn is not None:
-            self._lines.remove(withdrawn)
-        for lease in inside:
-            self._evict(lease, event.why, now)
-
-    def _group_removed(self, event: lm.GroupRemoved, now: float) -> None:
-        for lease in self.bundles.forget_group(event.group_id, event.why):
-            if lease.state in (QUEUED, STAFFING):
-                self._refuse_removed(lease, event.why, now)
-
-    def _enter_group(self, lease: Lease, place: InGroup, now: float) -> None:
-        lease.place = place
-        self.bundles.enter(lease)
-        why = self.bundles.why_removed(place.group_id)
-        if why is not None:
-            self._refuse_removed(lease, why, now)
-        else:
-            self._seek_bundle(lease)
-
-    def _seek_bundle(self, lease: Lease) -> None:
-        """Into the line for its bundle; or aside, until there is one, or since none could hold it."""
-        assert lease.place is not None
-        usable = self.bundles.usable(lease.place.group_id, lease.place.bundle)
-        if not usable:
-            lease.waits = FOR_GROUP
-            self._for_group[lease.lease_id] = lease
-        elif all(bundle.ledger is not None and bundle.ledger.missing(lease.shape) for bundle in usable):
-            self._set_aside(lease, self.bundles.explain(lease.name, lease.place, lease.shape))
-        else:
-            self._lines.add(lease)
-
-    def _refuse_removed(self, lease: Lease, why: str, now: float) -> None:
-        text = pending.group_removed(lease, why)
-        if lease.is_actor:
-            self._actions.append(lm.ActorRefused(lease.tag, lm.GROUP_REMOVED, text))
-        else:
-            self._actions.append(lm.LeaseRefused(lease.tag, lease.req_id, lm.GROUP_REMOVED, text))
-        self._go(lease, "Refused", now)
-
-    def _evict(self, lease: Lease, why: str, now: float) -> None:
-        """Its bundle is given back: what has a worker loses it, what has none yet is refused."""
-        if lease.state == STAFFING:
-            self._refuse_removed(lease, why, now)
-        elif lease.state == HELD:
-            self._go(lease, "Evicted", now)
-            cause = f"the placement group that it ran in is gone: {why}"
-            if not lease.is_actor:
-                self._actions.append(lm.LeaseLost(lease.tag, lease.lease_id, cause))
-            self._actions.append(lm.KillWorker(lease.worker_id, cause))
 
     def _tick(self, event: lm.Tick, now: float) -> None:
         return  # the dispatch after every event does the rest
@@ -468,7 +446,7 @@ class LocalScheduler:
                 return False
             reservation = waiting.pop()
             assert isinstance(reservation, Reservation)
-            self._prepared(reservation, allocations, now)
+            group_leases.prepared(self, reservation, allocations, now)
             return True
         lease = waiting.first()
         assert isinstance(lease, Lease)
@@ -519,7 +497,9 @@ class LocalScheduler:
 
     def _enqueue_or_set_aside(self, lease: Lease, needed: Shape) -> None:
         missing = self.resources.missing(needed)
-        if missing:
+        if missing and self.neighbours and not lease.is_actor:
+            self._set_aside(lease, self.neighbours.why_nowhere(lease.name, needed, self._as_seen(taken=False)))
+        elif missing:
             self._set_aside(lease, pending.infeasible(lease.name, needed, missing, self.resources.total))
         else:
             self._lines.add(lease)
@@ -577,33 +557,9 @@ class LocalScheduler:
 
     def check(self) -> None:
         """Re-derives every index from the leases. Raises: AssertionError."""
-        drawn = [lease.allocation for lease in self._leases.values() if lease.allocation and lease.bundle is None]
-        self.resources.check([*drawn, *self.bundles.allocations()])
-        self.bundles.check()
-        states: dict[str, set[int]] = {QUEUED: set(), STAFFING: set(), HELD: set(), ENDING: set()}
-        for lease in self._leases.values():
-            states[lease.state].add(lease.lease_id)
-            assert (lease.allocation is None) == (lease.state == QUEUED), lease
-            assert lease.is_actor or lease.state == ENDING or lease.tag in self._cores, lease
-        in_lines = [waiter for c in self._lines.classes.values() for line in c.lines.values() for waiter in line]
-        queued = {waiter.lease_id for waiter in in_lines if isinstance(waiter, Lease)}
-        reservations = {id(waiter) for waiter in in_lines if isinstance(waiter, Reservation)}
-        here = self.bundles.groups.values()
-        assert reservations == {id(group.reservation) for group in here if group.reservation is not None}
-        self._lines.check()
-        assert not queued & self._infeasible.keys() and not queued & self._for_group.keys()
-        assert states[QUEUED] == queued | self._infeasible.keys() | self._for_group.keys()
-        named = {lease.lease_id for lease in self._leases.values() if lease.place is not None}
-        assert named == {lease_id for group in here for lease_id in group.leases}
-        assert states[STAFFING] == self._staffing.keys()
-        assert states[HELD] | states[ENDING] == {lease.lease_id for lease in self._by_worker.values()}
-        assert all(lease.worker_id == worker_id for worker_id, lease in self._by_worker.items())
-        for core in self._cores.values():
-            mine = [lease for lease in self._leases.values() if lease.tag == core.tag and not lease.is_actor]
-            assert set(core.held) == {lease.lease_id for lease in mine if lease.state == HELD}
-            assert set(core.requests) == {lease.req_id for lease in mine if lease.state in (QUEUED, STAFFING)}
-        assert set(self._actors) == {lease.tag for lease in self._leases.values() if lease.is_actor}
-        assert self._actors_starting == sum(lease.actor_starting for lease in self._leases.values())
+        from .lease_audit import audit
+
+        audit(self)
 
     def __repr__(self) -> str:
         return f"LocalScheduler({self.stats()})"
@@ -619,6 +575,7 @@ TRANSITIONS: dict[tuple[str, str], _Step] = {
     (QUEUED, "OwnerLeft"): LocalScheduler._dequeue,
     (QUEUED, "Cancelled"): LocalScheduler._dequeue,
     (QUEUED, "Refused"): LocalScheduler._dequeue,
+    (QUEUED, "Spilled"): LocalScheduler._dequeue,  # its owner asks elsewhere
     (STAFFING, "OwnerLeft"): LocalScheduler._unstaff,
     (STAFFING, "Cancelled"): LocalScheduler._unstaff,
     (STAFFING, "EnvBroken"): LocalScheduler._unstaff,
@@ -648,9 +605,10 @@ HANDLERS: dict[type, Callable[[LocalScheduler, Any, float], None]] = {
     lm.ActorRequested: LocalScheduler._actor_requested,
     lm.ActorStarted: LocalScheduler._actor_started,
     lm.ActorReleased: LocalScheduler._actor_released,
-    lm.PrepareBundles: LocalScheduler._prepare_bundles,
-    lm.CommitBundles: LocalScheduler._commit_bundles,
-    lm.ReturnBundles: LocalScheduler._return_bundles,
-    lm.GroupRemoved: LocalScheduler._group_removed,
+    lm.PrepareBundles: group_leases.prepare_bundles,
+    lm.CommitBundles: group_leases.commit_bundles,
+    lm.ReturnBundles: group_leases.return_bundles,
+    lm.GroupRemoved: group_leases.group_removed,
+    lm.View: LocalScheduler._viewed,
     lm.Tick: LocalScheduler._tick,
 }

@@ -41,8 +41,13 @@ def no_such_node(name: str, node_id: bytes) -> str:
     )
 
 
-def no_such_labels(name: str, strategy: NodeLabels, has: Mapping[str, str]) -> str:
+def no_such_labels(name: str, strategy: NodeLabels, has: Mapping[str, str], alone: bool = True) -> str:
     wanted = " or ".join(labels.describe(selector) for selector in strategy.alternatives)
+    if not alone:
+        return (
+            f"{name or 'a task'} can't be scheduled: no node of the cluster that could hold it is one with {wanted}. "
+            "It stays queued until such a node joins; cancel it, or select by other labels."
+        )
     return (
         f"{name or 'a task'} can't be scheduled: it asks for a node with {wanted}, and this node's labels are "
         f"{dict(has)}. It stays queued until such a node joins; cancel it, or select by other labels."

@@ -76,6 +76,7 @@ class Node:
             actors_starting_max=settings.actors_starting_max or 4 * cpus,
             node_id=node_id,
             labels=detect.node_labels(node_id, resources.total, config.get("labels")),
+            spill_hops_max=settings.spill_hops_max,
         )
         self.cores = Cores()
         self.founder: Core | None = None  # the driver that started the session and ends it by its own end
@@ -109,6 +110,7 @@ class Node:
             lm.Grant: self._grant,
             lm.Infeasible: lambda a: self.tell(a.tag, "lease_infeasible", a.req_id, a.message),
             lm.LeaseRefused: lambda a: self.tell(a.tag, "lease_refused", a.req_id, a.kind, a.message),
+            lm.Spill: lambda a: self.tell(a.tag, "lease_spilled", a.req_id, a.number),
             lm.Stuck: lambda a: self.head.report_error(a.job_id, "pending", a.message, {}),
             lm.LeaseWanted: lambda a: self.tell(a.tag, "lease_wanted"),
             lm.LeaseFailed: lambda a: self.tell(a.tag, "lease_failed", a.req_id, a.cause),

@@ -1,0 +1,253 @@
+"""The other nodes as this one last heard of them, and which of them should run what was asked here. Pure; a part of the
+local scheduler.
+
+Runs in the node process, on its event loop. `update` takes the rows of a view: what the head passes on of each node's
+own reports, so they may be some tenths of a second old. What was sent to a node is deducted for `SENT_S`; after that
+its own report speaks for it, and `look_at` asks for another look at what waits here: what was sent may never have
+arrived. A node that is reported DEAD is forgotten: what had been sent there is the affair of the asker, who knows of
+the death itself and asks again.
+
+`elsewhere` answers with the number of another node, or None: it stays here. The rules, in order:
+
+1. what a strategy names: that node, those labels, the node that has the bundle;
+2. a request that was sent here stays if it fits, and from its `hops_max`-th hop on if it ever can;
+3. where it fits now: the node that holds most of its arguments; else here if less than half of this node is used; else
+   the emptiest. SPREAD: whichever was chosen longest ago;
+4. what fits nowhere now waits here if it ever can, else where it ever can.
+
+Only a node that can never meet a request passes it on beyond `hops_max`, and then not at once but when it looks again:
+views of nodes that have just changed may contradict each other, and the request must neither be lost nor run in circles
+meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from ray._protocol.resources import Resources, Shape, describe, describe_one
+from ray._scheduling.policies import PACK_UNTIL, NodeView, choose, feasible, fits, load
+from ray._scheduling.strategy import DEFAULT, Default, NodeAffinity, NodeLabels, Spread
+
+if TYPE_CHECKING:
+    from .leases import Lease
+
+SENT_S = 0.25  # a report takes 50 ms at each of two hops, and the request itself has to arrive
+GROUP_PART = tuple[int, Mapping[str, int], Mapping[str, int]]  # bundle index, what it holds in all, what of it is free
+
+
+class NodeRow(NamedTuple):
+    """One node in a view."""
+
+    number: int
+    node_id: bytes
+    total: Mapping[str, int]
+    available: Mapping[str, int]
+    queued: int = 0  # requests that wait there
+    labels: Mapping[str, str] = {}
+    alive: bool = True
+    bundles: Mapping[bytes, Iterable[GROUP_PART]] = {}  # of placement groups, by group: those that may be used
+
+
+class _Neighbour:
+    __slots__ = ("chosen_at", "parts", "reported", "row", "sent")
+
+    def __init__(self, row: NodeRow) -> None:
+        self.reported = row
+        self.row = row  # the same, less what was sent
+        self.parts: list[_Part] = []
+        self.sent: deque[tuple[float, Shape]] = deque()
+        self.chosen_at = 0  # by SPREAD: how manieth choice
+
+    def settle(self, now: float) -> None:
+        """What was sent longer ago than SENT_S counts no more."""
+        while self.sent and now - self.sent[0][0] >= SENT_S:
+            self.sent.popleft()
+        available = dict(self.reported.available)
+        for _, shape in self.sent:
+            _deduct(available, shape)
+        self.row = self.reported._replace(available=available)
+        self.parts = [_Part(group_id, *part) for group_id, parts in self.reported.bundles.items() for part in parts]
+
+
+class _Part:
+    """A bundle over there."""
+
+    __slots__ = ("available", "group_id", "index", "total")
+
+    def __init__(self, group_id: bytes, index: int, total: Mapping[str, int], available: Mapping[str, int]) -> None:
+        self.group_id = group_id
+        self.index = index
+        self.total = total
+        self.available: Resources = dict(available)
+
+
+class Neighbours:
+    """All nodes but this one. Empty, and false, on a single machine."""
+
+    def __init__(self, node_id: bytes, hops_max: int) -> None:
+        self.hops_max = hops_max
+        self.look_at: float | None = None  # when to look again at what waits; None: a view will come
+        self._node_id = node_id
+        self._number = -1  # of this node, once a view has said it
+        self._by_number: dict[int, _Neighbour] = {}
+        self._choices = 0
+        self._chose_here = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._by_number)
+
+    def update(self, rows: Iterable[NodeRow], now: float) -> None:
+        """Of nodes that no row is about, nothing has changed."""
+        for row in rows:
+            if row.node_id == self._node_id:
+                self._number = row.number
+            elif not row.alive:
+                self._by_number.pop(row.number, None)
+            else:
+                node = self._by_number.get(row.number)
+                if node is None:
+                    node = self._by_number[row.number] = _Neighbour(row)
+                node.reported = row
+                node.settle(now)
+
+    def sent(self, number: int, lease: Lease, now: float) -> None:
+        """A request is on its way there: what it asks is not free any more."""
+        node = self._by_number[number]
+        self.look_soon(now)
+        if lease.place is None:
+            node.sent.append((now, lease.shape))
+            node.settle(now)
+        else:
+            for part in node.parts:
+                if _is_of(part, lease) and fits_in(part.available, lease.shape):
+                    _deduct(part.available, lease.shape)
+                    break
+
+    def look_soon(self, now: float) -> None:
+        if self.look_at is None:
+            self.look_at = now + SENT_S
+
+    def looking(self, now: float) -> bool:
+        """Whether it is time to look again; then all that is known is brought up to date."""
+        if self.look_at is None or now < self.look_at:
+            return False
+        self.look_at = None
+        for node in self._by_number.values():
+            node.settle(now)
+            if node.sent:
+                self.look_at = min(self.look_at or node.sent[0][0] + SENT_S, node.sent[0][0] + SENT_S)
+        return True
+
+    def elsewhere(self, lease: Lease, here: NodeView) -> int | None:
+        """The number of the node that should be asked for this lease instead of this one; None: none.
+
+        Args: here: this node; with nothing available if others wait here for the same."""
+        ask = dict(lease.shape)
+        strategy = lease.strategy
+        if lease.holds:
+            here = here._replace(holds=lease.holds.get(self._number, 0))
+        if isinstance(strategy, NodeAffinity):
+            named = [n.row.number for n in self._by_number.values() if n.row.node_id == strategy.node_id]
+            if strategy.node_id == self._node_id and feasible(here, ask):
+                return None
+            if named and feasible(self._view(named[0], lease), ask):
+                return named[0]
+            if not strategy.soft:
+                return None
+            strategy = DEFAULT
+        possible = feasible(here, ask) and (not isinstance(strategy, NodeLabels) or strategy.admits(dict(here.labels)))
+        room = possible and fits(here, ask)
+        if possible and (lease.hops >= self.hops_max or (lease.hops and room)):
+            return None
+        others = {n.row.node_id: n for n in self._by_number.values()}
+        if isinstance(strategy, Spread) and not lease.hops:
+            return self._in_turn(lease, ask, possible, room)
+        if room and isinstance(strategy, Default) and (not lease.holds or here.holds == max(lease.holds.values())):
+            if load(here, dict.fromkeys(ask, 0)) < PACK_UNTIL:
+                return None  # without looking at all the others: on a large cluster most requests end here
+        views = [here, *(self._view(n.row.number, lease) for n in others.values())]
+        chosen = choose(views, ask, DEFAULT if isinstance(strategy, Spread) else strategy)
+        if chosen is None or chosen == self._node_id:
+            return None
+        node = others[chosen]
+        if possible and not fits(self._view(node.row.number, lease), ask):
+            return None  # it would only wait there instead of here
+        return node.row.number
+
+    def with_bundle(self, lease: Lease, usable: bool, room: bool) -> int | None:
+        """The same for a lease that is to run in a placement group.
+
+        Args: usable: this node has a bundle that could hold it.  room: and it is free."""
+        if room or (usable and lease.hops >= self.hops_max):
+            return None
+        roomy = anywhere = None
+        for number, node in self._by_number.items():
+            for part in node.parts:
+                if not _is_of(part, lease) or not fits_in(part.total, lease.shape):
+                    continue
+                if roomy is None and fits_in(part.available, lease.shape):
+                    roomy = number
+                anywhere = number if anywhere is None else anywhere
+        return roomy if usable or roomy is not None else anywhere
+
+    def why_nowhere(self, name: str, shape: Shape, here: NodeView) -> str:
+        """That no node can ever hold it, and which one comes nearest."""
+        views = [here, *(NodeView(n.row.node_id, n.row.total, {}) for n in self._by_number.values())]
+        lacks = {view.node_id: [r for r, units in shape if units > view.total.get(r, 0)] for view in views}
+        nearest = min(views, key=lambda view: len(lacks[view.node_id]))
+        ask = dict(shape)
+        parts = [
+            f"{describe_one(resource, ask[resource])} is asked for, and it has "
+            + (describe_one(resource, nearest.total[resource]) if nearest.total.get(resource) else f"no {resource!r}")
+            for resource in lacks[nearest.node_id]
+        ]
+        return (
+            f"{name or 'a task'} can't be scheduled: none of the {len(views)} nodes can ever hold it. Node "
+            f"{nearest.node_id.hex()}, with {describe(dict(nearest.total))}, comes nearest: {'; '.join(parts)}. It "
+            "stays queued until a node with enough of it joins; cancel it, or ask for less."
+        )
+
+    def any_room(self, shape: Shape) -> bool:
+        """Whether it is worth looking for a better place at all for one of those that wait for so much."""
+        return any(fits_in(node.row.available, shape) or node.parts for node in self._by_number.values())
+
+    def _view(self, number: int, lease: Lease) -> NodeView:
+        row = self._by_number[number].row
+        return NodeView(
+            row.node_id,
+            row.total,
+            row.available,
+            row.queued,
+            lease.holds.get(number, 0) if lease.holds else 0,
+            row.labels,
+        )
+
+    def _in_turn(self, lease: Lease, ask: Mapping[str, int], possible: bool, room: bool) -> int | None:
+        """SPREAD: of those with room, this node among them, the one that was chosen longest ago."""
+        roomy = [n for n in self._by_number.values() if fits(self._view(n.row.number, lease), ask)]
+        if not roomy:
+            able = [n for n in self._by_number.values() if feasible(self._view(n.row.number, lease), ask)]
+            return None if possible or not able else min(able, key=lambda n: n.row.queued).row.number
+        self._choices += 1
+        oldest = min(roomy, key=lambda n: n.chosen_at)
+        if room and self._chose_here <= oldest.chosen_at:
+            self._chose_here = self._choices
+            return None
+        oldest.chosen_at = self._choices
+        return oldest.row.number
+
+
+def fits_in(available: Mapping[str, int], shape: Shape) -> bool:
+    return all(available.get(name, 0) >= units for name, units in shape)
+
+
+def _is_of(part: _Part, lease: Lease) -> bool:
+    assert lease.place is not None
+    return part.group_id == lease.place.group_id and lease.place.bundle in (-1, part.index)
+
+
+def _deduct(available: Resources, shape: Shape) -> None:
+    for name, units in shape:
+        available[name] = available.get(name, 0) - units
