@@ -44,7 +44,7 @@ class Core:
 
     def __init__(self, peer: Any, kind: str, tag: bytes, job_id: bytes, namespace: str) -> None:
         self.peer = peer
-        self.kind = kind  # "driver" | "worker"
+        self.kind = kind  # "driver" | "worker" | "guest"
         self.tag = tag
         self.pid: int = peer.pid
         self.job_id = job_id
@@ -71,6 +71,7 @@ class Cores:
 
     def __init__(self) -> None:
         self.by_tag: dict[bytes, Core] = {}
+        self.guests: dict[bytes, Core] = {}  # of other nodes, that lease workers here: see guests.py
         self.by_worker: dict[int, Core] = {}
         self.worker_of_pid: dict[int, int] = {}  # forked and not yet reaped
         self.jobs: dict[bytes, Job] = {}

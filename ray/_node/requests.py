@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ray._protocol.frames import ROLE_DRIVER, ROLE_TOOL, ROLE_WORKER, TAG_BYTES
 from ray._scheduling.strategy import parse_strategy
 
+from . import guests, pending
 from . import lease_messages as lm
-from . import pending
 from . import worker_messages as wm
 from .cores import Core
 from .tool_requests import ToolRequests
@@ -41,6 +41,8 @@ class Requests:
     # -- requests with an answer ------------------------------------------------------------------------------
 
     def rpc(self, core: Core | None, method: str, args: tuple[Any, ...]) -> Any:
+        if core is not None and core.kind == "guest" and method not in guests.RPCS:
+            raise PermissionError(f"{method}: ask your own node")
         if method in self._head_rpcs:
             return self._node.head.rpc(core, method, args)
         handler = getattr(self, "rpc_" + method, None)
@@ -123,6 +125,8 @@ class Requests:
     # -- events -----------------------------------------------------------------------------------------------
 
     def event(self, core: Core, name: str, args: tuple[Any, ...]) -> None:
+        if core.kind == "guest" and name not in guests.EVENTS:
+            raise PermissionError(f"{name}: tell your own node")
         if name in self._head_events:
             if name in ("actor_ready", "actor_failed"):
                 self._node.feed(self._node.scheduler, lm.ActorStarted(args[0]))
@@ -164,6 +168,8 @@ class Requests:
             bool(info.get("exclusive_worker")),
             strategy=parse_strategy(info.get("strategy")),
             priority=int(info.get("priority", 0)),
+            hops=int(info.get("hops", 0)),
+            holds=info.get("holds"),
         )
         self._node.envs.request(("task", core.tag, int(req_id)), str(info.get("runtime_env") or ""), request)
 
@@ -214,12 +220,13 @@ class Requests:
 
 
 class _Conversation:
-    """One connection: unregistered, then a core."""
+    """One connection: unregistered, then a core of this node or a guest."""
 
     def __init__(self, requests: Requests, peer: Any) -> None:
         self._requests = requests
         self._peer = peer
         self._core: Core | None = None
+        self._early: list[tuple[str, tuple[Any, ...]]] | None = None  # what a guest says while its job is asked for
         peer.on_rpc, peer.on_event, peer.on_close = self._on_rpc, self._on_event, self._on_close
 
     def _on_rpc(self, method: str, args: tuple[Any, ...]) -> Any:
@@ -227,6 +234,9 @@ class _Conversation:
             return self._requests.rpc(self._core, method, args)
         if self._peer.role == ROLE_TOOL:
             return self._requests.of_tools.rpc(self._peer, method, args)
+        if method == "register_guest" and len(args) == 1 and isinstance(args[0], dict) and self._early is None:
+            self._early = []
+            return self._register_guest(args[0])
         if method != "register" or len(args) != 1 or not isinstance(args[0], dict):
             raise PermissionError(f"{method}: register(info) comes first")
         if self._requests._node.ending is not None and args[0].get("kind") == "worker":
@@ -234,11 +244,27 @@ class _Conversation:
         self._core, answer = self._requests.register(self._peer, args[0])
         return answer
 
+    async def _register_guest(self, info: dict[str, Any]) -> dict[str, Any]:
+        try:
+            self._core = await self._requests._node.guests.register(self._peer, info)
+        finally:
+            early, self._early = self._early or [], None  # of one that was not admitted, they are dropped
+        for name, args in early:
+            self._on_event(name, args)
+        return {"node_id": self._requests._node.node_id}
+
     def _on_event(self, name: str, args: tuple[Any, ...]) -> None:
+        if self._core is None and self._early is not None and len(self._early) < guests.EARLY_MAX:
+            self._early.append((name, args))
+            return
         if self._core is None:
             raise PermissionError(f"{name}: register(info) comes first")
         self._requests.event(self._core, name, args)
 
     def _on_close(self, why: str) -> None:
-        if self._core is not None:
+        if self._core is None:
+            return
+        if self._core.kind == "guest":
+            self._requests._node.guests.left(self._core)
+        else:
             self._requests._node.connection_ended(self._core, why)

@@ -32,8 +32,10 @@ from . import lease_messages as lm
 from . import local_scheduler as ls
 from . import worker_messages as wm
 from . import worker_pool as wp
+from .cluster_view import ClusterView
 from .cores import Core, Cores, Job, startup
 from .env_gate import EnvGate
+from .guests import Guests
 from .head_port import HeadPort
 from .inspection import Inspection
 from .log_tail import Line, LogTail
@@ -83,6 +85,8 @@ class Node:
         self.envs = EnvGate(self)
         self.head_port = HeadPort(self)
         self.inspection = Inspection(self)
+        self.guests = Guests(self)
+        self.cluster_view: ClusterView | None = None  # in a cluster
         self._metrics: Any = None  # MetricsExport, once anybody measures or asks
         self.requests = Requests(self)
         self.head: Any = None  # HeadService, once main has imported it
@@ -160,6 +164,8 @@ class Node:
         finally:
             self._pumping = False
         self._set_timer()
+        if self.cluster_view is not None:
+            self.cluster_view.changed()
 
     def _ask(self, machine: Any, event: Any) -> list[Any]:
         try:
@@ -191,7 +197,7 @@ class Node:
     # -- actions ----------------------------------------------------------------------------------------------
 
     def tell(self, tag: bytes, name: str, *args: Any) -> None:
-        core = self.cores.by_tag.get(tag)
+        core = self.cores.by_tag.get(tag) or self.cores.guests.get(tag)
         if core is not None:
             core.tell(name, *args)
 
@@ -600,6 +606,8 @@ class Node:
             self._timer.cancel()
         self.fork_link.close()
         self.envs.builds.close()
+        if self.cluster_view is not None:
+            self.cluster_view.close()
         self.orphans.close()
         if self.store is not None:
             self.store.stop()
