@@ -30,6 +30,7 @@ from ray._options import (
     whole,
     wrong,
 )
+from ray._protocol.ids import NODE_NUMBER_BYTES, new_tag
 from ray.job_config import JobConfig
 
 _LABEL_RULE = "up to 63 letters, digits, '-', '_' and '.', with a letter or digit first and last"
@@ -272,10 +273,11 @@ class InitOptions:
         """What the ids of all that the driver makes begin with: random, or the same in each run with object_id_seed."""
         seed = self.values["object_id_seed"]
         if seed is None:
-            return os.urandom(16)
+            return new_tag()
         import hashlib
 
-        return hashlib.sha256(f"ray object_id_seed {seed}".encode()).digest()[:16]
+        number = new_tag()[:NODE_NUMBER_BYTES]
+        return number + hashlib.sha256(f"ray object_id_seed {seed}".encode()).digest()[:12]
 
     def settings(self) -> dict[str, Any]:
         """Overrides of ray._config: the environment's, then those of _system_config that are settings."""

@@ -39,7 +39,7 @@ cdef int cancel_task(Engine self, Task task, uint8_t flags) except -1:
     if task.link is None:
         return 0  # its actor's worker has died, and it will fail with what the node says next
     if flags & C_FORCE and task.link.lease is not None:
-        self.event("kill_worker", task.link.tag)
+        tell_node(self, task.link.lease.at, "kill_worker", task.link.tag)
     else:
         send_u64(task.link, F_CANCEL, flags, task.seq)
         task.link.flush()

@@ -75,6 +75,7 @@ cdef class Link:
     cdef dict holds               # seq -> what we keep for the peer until its ACK
     cdef Lease lease              # the lease whose worker this is, if any
     cdef list gpu_ids_sent
+    cdef NodeLink of_node         # the peer is another node's process; None: it isn't
     cdef bint to_actor            # the peer is an actor's worker: its calls are ActorMethods'
 
     cdef uint8_t* begin(self, uint8_t type, uint8_t flags, uint32_t n) except NULL
@@ -173,7 +174,7 @@ cdef class LeasePool:
     cdef readonly str name
     cdef deque[void*] queue       # Tasks (owned references)
     cdef list leases
-    cdef dict requests            # req_id -> True, not granted yet
+    cdef dict requests            # req_id -> Asked: not granted yet, and where it is
     cdef bint warned              # the user was told that it can never run here
     cdef double average_us        # of the tasks' run time, -1 before the first
     cdef int submit(self, Task task) except -1
@@ -185,7 +186,8 @@ cdef class LeasePool:
 
 cdef class Lease:
     cdef LeasePool pool
-    cdef readonly int lease_id
+    cdef NodeLink at              # where it was got; None: from the own node
+    cdef readonly int lease_id    # distinct among those of one node
     cdef bytes worker_tag
     cdef Link link
     cdef list gpu_ids
@@ -206,6 +208,24 @@ cdef class TaskTemplate(Callee):
     cdef dict options
     cdef dict twins               # strategy -> TaskTemplate: for children that follow their parent; None until there are any
     cdef int priority
+
+# ---------------------------------------------------------------- nodes.pxi
+cdef class NodeLink:
+    """A connection to the process of another node, where we are a guest."""
+    cdef Engine engine
+    cdef readonly object number   # of that node
+    cdef Link link
+    cdef set rpcs                 # requests that it has not answered: keys of engine.rpcs
+
+cdef class Asked:
+    cdef NodeLink at              # None: at the own node
+    cdef readonly int hops        # nodes that have sent the request on
+
+cdef class NodeAddress:
+    cdef bytes node_id
+    cdef str host                 # or "unix:FOLDER", a session's folder on this machine
+    cdef int port
+    cdef bint alive
 
 # ---------------------------------------------------------------- actors.pxi
 cdef class Countdown:
@@ -301,7 +321,10 @@ cdef class Engine:
     cdef bint prioritized             # one of them has a priority that is not 0
     cdef dict streams                 # seq -> Task: generator calls that have not ended
     cdef dict lease_requests          # req_id -> LeasePool
-    cdef dict leases                  # lease_id -> Lease
+    cdef dict leases                  # lease_key() -> Lease
+    cdef object number                # of the node that this process lives on
+    cdef dict node_table              # number -> NodeAddress of every other node, dead ones too; empty on a single machine
+    cdef dict nodes                   # number -> NodeLink, where we lease or have leased
     cdef dict actors                  # actor_id -> weakref to ActorLine
     cdef dict creating                # actor_id -> pins of the constructor's arguments
     # inspection

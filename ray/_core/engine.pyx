@@ -16,6 +16,8 @@ Read in this order; each part is one idea, compiled together so that a call neve
     arguments.pxi   a call's frame or slots
     submit.pxi      remote functions: send, complete, retry
     lease_pool.pxi  workers leased from the node
+    lease_events.pxi    what nodes say about leases
+    nodes.pxi       other nodes: links, leases there, their death
     lineage.pxi     making lost objects again
     streams.pxi     generators: the items that come of one call
     placement.pxi   placement groups: children that follow their parent, leases that are refused
@@ -170,6 +172,8 @@ include "futures.pxi"
 include "arguments.pxi"
 include "submit.pxi"
 include "lease_pool.pxi"
+include "lease_events.pxi"
+include "nodes.pxi"
 include "lineage.pxi"
 include "streams.pxi"
 include "placement.pxi"
@@ -219,11 +223,12 @@ cdef class Engine:
         self.info = {}
         self.groups_created = set()
         self.handlers.update(
-            lease_grant=self.on_lease_grant, lease_infeasible=self.on_lease_infeasible, lease_failed=self.on_lease_failed,
-            lease_refused=self.on_lease_refused, lease_wanted=self.on_lease_wanted, lease_lost=self.on_lease_lost,
             actor_state=self.on_actor_state, log_lines=self.on_log_lines_event, error=self.on_error_event,
             store_died=self.on_store_died, store_back=self.on_store_back, inspect=self.on_inspect,
-            group_state=self.on_group_state)
+            group_state=self.on_group_state, node_up=functools.partial(on_node_up, self),
+            node_down=functools.partial(on_node_down, self))
+        self.handlers.update({name: functools.partial(handler, self, None) for name, handler in LEASE_EVENTS.items()})
+        self.node_table, self.nodes = {}, {}
 
     def connect(self, node_socket, info, on_log_lines=None, on_error=None, open_store=PlasmaClient, reach=None):
         """Listens, dials the node and registers. Blocks until the node has answered.
@@ -250,6 +255,7 @@ cdef class Engine:
         self.background.start()
         try:
             self.info = self.rpc("register", dict(info, tag=self.tag, pid=os.getpid()))
+            learn_nodes(self, self.info)
             references.begin_session(self.info.get("settings", {}).get("record_ref_creation_sites", False))
             try:
                 self.store = self.open_store(self.info["plasma_socket"])
@@ -292,9 +298,14 @@ cdef class Engine:
             return <Link>found
         if self.closed or (tag == self.tag and self.executor is None):
             return None
+        folder = self.session_dir
+        if self.node_table and node_number(tag) != self.number:
+            folder = folder_of(self, node_number(tag))
+            if folder is None:
+                return None
         if self.reach is not None:
             self.reach(tag)
-        conn = CConnection.Dial(os.fsencode(os.path.join(self.session_dir, "c", tag.hex())), self.identity, &status)
+        conn = CConnection.Dial(os.fsencode(os.path.join(folder, "c", tag.hex())), self.identity, &status)
         if not conn.get():
             return None
         link = Link.__new__(Link)
@@ -325,6 +336,9 @@ cdef class Engine:
         link.holds.clear()
         if link is self.node:
             self.node_closed()
+            return
+        if link.of_node is not None:
+            node_link_lost(self, link.of_node)
             return
         if self.peers.get(link.tag) is link:
             del self.peers[link.tag]
@@ -500,73 +514,12 @@ cdef class Engine:
         return [names[(<ObjectRef>r).state] for r in refs]
 
     # ------------------------------------------------------------------ events from the node
-    def on_lease_grant(self, req_id, lease_id, worker_tag, worker_pid, gpu_ids):
-        cdef LeasePool pool = self.lease_requests.pop(req_id, None)
-        cdef Lease lease
-        cdef Link link
-        cdef uint8_t* out
-        if pool is None:
-            self.event("lease_return", lease_id, True)
-            return
-        pool.requests.pop(req_id, None)
-        pool.warned = False
-        link = self.dial(worker_tag)
-        if link is None:
-            self.event("lease_return", lease_id, False)
-            pool.pump()
-            return
-        lease = Lease.__new__(Lease)
-        lease.pool, lease.lease_id, lease.worker_tag, lease.link = pool, lease_id, worker_tag, link
-        link.lease = lease
-        self.leases[lease_id] = lease
-        pool.leases.append(lease)
-        if (link.gpu_ids_sent or []) != list(gpu_ids):
-            link.gpu_ids_sent = list(gpu_ids)
-            out = PutU32(link.begin(F_GPUS, 0, <uint32_t>(4 + 4 * len(gpu_ids))), <uint32_t>len(gpu_ids))
-            for gpu in gpu_ids:
-                out = PutU32(out, <uint32_t>gpu)
-        pool.pump()
-        if lease.in_flight == 0:
-            lease_idle(self, lease)
-
-    def on_lease_infeasible(self, req_id, message):
-        cdef LeasePool pool = self.lease_requests.get(req_id)
-        if pool is None or pool.warned:
-            return  # said once for this class; its other requests ask for the same
-        pool.warned = True
-        if self.on_error is not None:
-            self.callbacks.append((self.on_error, ("infeasible", message, {})))
-        else:
-            print(f"ray: {message}", file=sys.stderr)
-
-    def on_lease_failed(self, req_id, cause):
-        cdef LeasePool pool = self.lease_requests.pop(req_id, None)
-        if pool is not None:
-            lease_failed(self, pool, req_id, cause)
-
-    def on_lease_refused(self, req_id, kind, message):
-        refuse_lease(self, req_id, kind, message)
-
     def on_group_state(self, group_id, created):
         """Of a placement group made here: so that to ask whether it has its place costs no message."""
         if created:
             self.groups_created.add(group_id)
         else:
             self.groups_created.discard(group_id)
-
-    def on_lease_wanted(self):
-        """Others wait for resources: idle leases go back now, busy ones after what they have in hand."""
-        cdef Lease lease
-        for lease in list(self.leases.values()):
-            if lease.in_flight == 0:
-                end_lease(self, lease)
-            else:
-                lease.draining = True
-
-    def on_lease_lost(self, lease_id, cause):
-        cdef Lease lease = self.leases.get(lease_id)
-        if lease is not None:
-            link_lost_lease(self, lease)  # its calls are dealt with when the worker's link ends
 
     def on_inspect(self, request, what, rows_max):
         try:

@@ -118,14 +118,7 @@ cdef class LeasePool:
         while wanted > 0:
             req_id = self.engine.next_request
             self.engine.next_request += 1
-            self.requests[req_id] = True
-            self.engine.lease_requests[req_id] = self
-            info = {"name": self.name, "strategy": self.strategy}
-            if self.priority:
-                info["priority"] = self.priority
-            if self.runtime_env:
-                info["runtime_env"] = self.runtime_env
-            self.engine.event("lease_request", req_id, self.resources, info)
+            ask_for_lease(self.engine, self, req_id, None, 0)
             wanted -= 1
         return 0
 
@@ -182,12 +175,11 @@ cdef bint has_queue(Engine self) except -1:
 
 cdef int end_lease(Engine self, Lease lease) except -1:
     lease.over = True
-    self.leases.pop(lease.lease_id, None)
+    self.leases.pop(lease_key(lease.at, lease.lease_id), None)
     lease.pool.leases.remove(lease)
     if lease.link.lease is lease:
         lease.link.lease = None
-    if self.node.alive:
-        self.event("lease_return", lease.lease_id, not lease.retired)
+    tell_node(self, lease.at, "lease_return", lease.lease_id, not lease.retired)
     if not lease.pool.queue.empty():
         lease.pool.pump()
     return 0
@@ -207,8 +199,7 @@ cdef int return_idle_leases(Engine self, int64_t now) except -1:
         # Requests of a burst that is over; kept until now, since the next burst would only ask again.
         if pool.requests and pool.queue.empty():
             for req_id in pool.requests:
-                self.lease_requests.pop(req_id, None)
-                self.event("lease_cancel", req_id)
+                cancel_request(self, pool, req_id)
             pool.requests = {}
     if next_ns:
         self.deadline_idle_ns = next_ns + IDLE_LEASE_NS
@@ -217,7 +208,7 @@ cdef int return_idle_leases(Engine self, int64_t now) except -1:
 
 cdef int link_lost_lease(Engine self, Lease lease) except -1:
     lease.over = True
-    self.leases.pop(lease.lease_id, None)
+    self.leases.pop(lease_key(lease.at, lease.lease_id), None)
     if lease in lease.pool.leases:
         lease.pool.leases.remove(lease)
     return 0

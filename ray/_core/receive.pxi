@@ -89,7 +89,7 @@ cdef int read_link(Engine self, Link link) except -1:
 cdef int greet(Engine self, Link link) except -1:
     link.tag = (<const char*>link.conn.peer_tag())[:16]
     link.role = link.conn.peer_role()
-    if link is not self.node and link.tag not in self.peers:
+    if link is not self.node and link.of_node is None and link.tag not in self.peers:
         self.peers[link.tag] = link
     return 0
 
@@ -111,9 +111,9 @@ cdef int on_frame(Engine self, Link link, Frame* frame) except -2:
     elif t == F_FUNCTION:
         on_function(self, link, &r)
     elif t == F_EVENT or t == F_REPLY:
-        if link is not self.node:
+        if link is not self.node and link.of_node is None:
             return -1
-        on_control(self, t, (<const char*>frame.data)[:frame.size])
+        on_control(self, link.of_node, t, (<const char*>frame.data)[:frame.size])
     elif t == F_CANCEL:
         if self.executor is None:
             return -1
@@ -143,7 +143,7 @@ cdef int on_frame(Engine self, Link link, Frame* frame) except -2:
     return 0 if r.ok else -1
 
 
-cdef int on_control(Engine self, uint8_t type, bytes data) except -1:
+cdef int on_control(Engine self, NodeLink at, uint8_t type, bytes data) except -1:
     message = pickle.loads(data)
     if type == F_REPLY:
         request, ok, value = message
@@ -156,6 +156,8 @@ cdef int on_control(Engine self, uint8_t type, bytes data) except -1:
                 slot[0] = True
         return 0
     name, args = message
+    if at is not None:
+        return on_node_event(self, at, name, args)
     handler = self.handlers.get(name)
     if handler is None:
         print(f"ray: event {name!r} from the node process is unknown here", file=sys.stderr)

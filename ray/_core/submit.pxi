@@ -269,19 +269,20 @@ def task_order(Task task):
 
 
 cdef int ask_exit_cause(Engine self, Link link, list tasks) except -1:
-    """Fails tasks with what the node says the worker died of."""
+    """Fails tasks with what the worker's node says it died of."""
     if self.closed or not self.node.alive:
         for task in tasks:
             fail_task(task, self.node_died())
         return 0
-    self.rpcs[self.next_request] = functools.partial(fail_all_crashed, tasks, self, self.next_request)
-    send_control(self.node, F_RPC, (self.next_request, "worker_exit_cause", (link.tag,)))
-    self.next_request += 1
+    at = link.lease.at if link.lease is not None else None
+    if at is not None and not (<NodeLink>at).link.alive:
+        fail_all_crashed(tasks, False, None)
+    else:
+        ask_node(self, at, functools.partial(fail_all_crashed, tasks), "worker_exit_cause", link.tag)
     return 0
 
 
-def fail_all_crashed(tasks, Engine self, request, ok, value):
-    self.rpcs.pop(request, None)
+def fail_all_crashed(tasks, ok, value):
     for task in tasks:
         fail_crashed(task, value if ok and value else "its process ended")
 

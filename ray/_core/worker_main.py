@@ -17,6 +17,7 @@ from ray._core.engine import Engine, Executor
 from ray._native import serialization
 from ray._native.references import ObjectRef
 from ray._protocol.frames import LOG_NAME_MARK
+from ray._protocol.ids import new_tag
 
 serialization.set_ref_type(ObjectRef)
 
@@ -78,9 +79,8 @@ def _set_up(engine: Engine, hook: str) -> bool:
 def main(startup: dict[str, Any]) -> int:
     """Serves until told to exit. `startup`: see "A worker's start" in docs/internals/wire_format.md."""
     token = startup["token"]
-    engine = Engine(
-        startup["session_dir"], bytes.fromhex(token) if isinstance(token, str) else token, os.urandom(16), False
-    )
+    tag = new_tag(startup.get("node_number", 0))
+    engine = Engine(startup["session_dir"], bytes.fromhex(token) if isinstance(token, str) else token, tag, False)
     executor = Executor(engine)
     os.environ.setdefault("PYTHONBREAKPOINT", "ray.util.pdb.set_trace")  # breakpoint() waits for `ray debug`
     # Only ray.cancel sends it: the terminal's Ctrl-C doesn't reach this process group.

@@ -111,14 +111,22 @@ class Cores:
 
 
 def startup(
-    session: Session, settings: Settings, job: Job, worker_id: int, env: str = "", context: dict[str, Any] | None = None
+    session: Session,
+    settings: Settings,
+    job: Job,
+    worker_id: int,
+    env: str = "",
+    context: dict[str, Any] | None = None,
+    number: int = 0,
 ) -> dict[str, Any]:
     """What a new worker is told: the argument of its main.
 
     Args: env, context: its runtime environment's text, and what its builder said (ray/runtime_env/_enter.py).
+        number: of this node.
     """
     return {
         "worker_id": worker_id,
+        "node_number": number,
         "runtime_env": env,
         "env_context": context or {},
         "session_dir": session.folder,

@@ -14,6 +14,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from ray._protocol.frames import ROLE_DRIVER, ROLE_WORKER, TAG_BYTES
+from ray._protocol.ids import node_number
 
 from . import lease_messages as lm
 from . import worker_messages as wm
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 RPCS = frozenset({"worker_exit_cause"})
 EVENTS = frozenset({"lease_request", "lease_cancel", "lease_return", "kill_worker"})
 EARLY_MAX = 10_000  # events of one guest that wait for its job
-NUMBER_BYTES = 4  # of a tag: the number of its node
 
 
 class Guests:
@@ -88,6 +88,6 @@ class Guests:
     def node_down(self, number: int, cause: str) -> None:
         """Nobody of that node lives any more, whatever their connections look like."""
         for core in list(self._node.cores.guests.values()):
-            if int.from_bytes(core.tag[:NUMBER_BYTES], "big") == number:
+            if node_number(core.tag) == number:
                 self.left(core)
                 core.peer.close(f"its node is down: {cause}")

@@ -65,6 +65,8 @@ class Requests:
         core = node.register_driver(peer, tag, info) if kind == "driver" else node.register_worker(peer, tag, info)
         answer = {
             "node_id": node.node_id,
+            "number": node.number,
+            "nodes": node.nodes,
             "job_id": core.job_id,
             "session_dir": node.session.folder,
             "plasma_socket": node.session.plasma_socket,

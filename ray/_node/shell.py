@@ -86,6 +86,10 @@ class Node:
         self.head_port = HeadPort(self)
         self.inspection = Inspection(self)
         self.guests = Guests(self)
+        self.number = 0  # in the cluster; the head's is 0
+        self.nodes: list[
+            dict[str, Any]
+        ] = []  # of the cluster: number, node_id, host, port, state; empty: there is none
         self.cluster_view: ClusterView | None = None  # in a cluster
         self._metrics: Any = None  # MetricsExport, once anybody measures or asks
         self.requests = Requests(self)
@@ -217,7 +221,7 @@ class Node:
         job = self.cores.jobs[action.job_id]
         env = self.envs.machine.get(action.env)
         text, context = (env.text, env.context) if env is not None else ("", {})
-        told = startup(self.session, self.settings, job, action.worker_id, text, context)
+        told = startup(self.session, self.settings, job, action.worker_id, text, context, self.number)
         if context.get("exec"):
             told["start_key"] = self._start_keys[action.worker_id] = os.urandom(16)
         descriptors = self.logs.open(action.worker_id, action.job_id)

@@ -11,6 +11,18 @@ from typing import ClassVar, TypeVar
 
 Self = TypeVar("Self", bound="BaseID")
 
+NODE_NUMBER_BYTES = 4  # at the beginning of each tag, big-endian
+
+
+def new_tag(number: int = 0) -> bytes:
+    """Of a process on the node of that number: 16 bytes, all but the number random."""
+    return number.to_bytes(NODE_NUMBER_BYTES, "big") + os.urandom(12)
+
+
+def node_number(tag: bytes) -> int:
+    """Of the node on which the process with this tag lives; 0 is the head's, and the only one on a single machine."""
+    return int.from_bytes(tag[:NODE_NUMBER_BYTES], "big")
+
 
 class BaseID:
     """An id of one kind. The nil id, all bits set, means "none"."""

@@ -1,0 +1,180 @@
+"""Tasks on several nodes: where they run, and what happens to them when something dies. Small objects only."""
+
+from __future__ import annotations
+
+import collections
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ray
+from ray import exceptions
+from ray.util.scheduling_strategies import In, NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy
+from tests.wait import wait_until
+
+from .relay import Relay
+
+
+@ray.remote
+def where(busy_s: float = 0.0) -> str:
+    time.sleep(busy_s)
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def counts(refs: list[Any]) -> dict[str, int]:
+    return dict(collections.Counter(ray.get(refs, timeout=20)))
+
+
+def test_tasks_run_on_all_nodes_when_there_are_more_than_one_can_run(relay: Relay) -> None:
+    relay.add_node({"CPU": 2})
+    started = time.monotonic()
+    found = counts([where.remote(0.1) for _ in range(12)])
+    assert set(found) == {relay.node_id(0), relay.node_id(1)}
+    assert time.monotonic() - started < 1.1, "one CPU alone takes 1.2 s"
+
+
+@pytest.mark.parametrize("relay", [{"num_cpus": 8}], indirect=True)
+def test_spread_uses_every_node_while_the_first_has_room(relay: Relay) -> None:
+    relay.add_node({"CPU": 8})
+    spread = where.options(scheduling_strategy="SPREAD")
+    assert set(counts([spread.remote(0.05) for _ in range(8)])) == {relay.node_id(0), relay.node_id(1)}
+
+
+def test_a_task_runs_on_the_node_it_is_bound_to(relay: Relay) -> None:
+    relay.add_node({"CPU": 1})
+    for number in (1, 0, 1):
+        strategy = NodeAffinitySchedulingStrategy(relay.node_id(number), soft=False)
+        bound = where.options(scheduling_strategy=strategy)
+        assert counts([bound.remote() for _ in range(3)]) == {relay.node_id(number): 3}
+
+
+def test_labels_and_resources_that_only_one_node_has_are_found_there(relay: Relay) -> None:
+    relay.add_node({"CPU": 1, "special": 1}, labels={"zone": "far"})
+    assert counts([where.options(resources={"special": 1}).remote()]) == {relay.node_id(1): 1}
+    far = NodeLabelSchedulingStrategy(hard={"zone": In("far")})
+    assert counts([where.options(scheduling_strategy=far).remote()]) == {relay.node_id(1): 1}
+
+
+def test_what_no_node_can_run_waits_for_one_that_joins(relay: Relay) -> None:
+    ref = where.options(num_cpus=3).remote()
+    assert ray.wait([ref], timeout=0.2) == ([], [ref])
+    relay.add_node({"CPU": 4})
+    assert counts([ref]) == {relay.node_id(1): 1}
+
+
+def on(relay: Relay, number: int) -> dict[str, Any]:
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(relay.node_id(number), soft=False)}
+
+
+def test_refs_and_nested_tasks_cross_nodes_both_ways(relay: Relay) -> None:
+    relay.add_node({"CPU": 2})
+
+    @ray.remote
+    def double(x: int) -> int:
+        return 2 * x
+
+    @ray.remote
+    def outer(refs: list[Any], there: dict[str, Any]) -> Any:
+        inner = double.options(**there).remote(refs[0])  # its argument is borrowed: the driver owns it
+        return ray.get(inner), [ray.put("made there")], ray.get_runtime_context().get_node_id()
+
+    value, (kept,), node_id = ray.get(outer.options(**on(relay, 1)).remote([ray.put(21)], on(relay, 0)), timeout=20)
+    assert (value, node_id) == (42, relay.node_id(1))
+    assert ray.get(kept, timeout=20) == "made there", "a ref whose owner is a worker of the other node"
+
+
+def test_a_task_that_waits_lends_its_cpu_on_the_other_node_too(relay: Relay) -> None:
+    relay.add_node({"CPU": 1})
+
+    @ray.remote
+    def parent(there: dict[str, Any]) -> str:
+        return str(ray.get(where.options(**there).remote()))
+
+    assert ray.get(parent.options(**on(relay, 1)).remote(on(relay, 1)), timeout=20) == relay.node_id(1)
+
+
+def test_generators_cross_nodes(relay: Relay) -> None:
+    relay.add_node({"CPU": 1})
+
+    @ray.remote(num_returns="streaming")
+    def count(n: int) -> Any:
+        yield ray.get_runtime_context().get_node_id()
+        yield from range(n)
+
+    items = [ray.get(ref, timeout=20) for ref in count.options(**on(relay, 1)).remote(5)]
+    assert items == [relay.node_id(1), 0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_task_on_another_node_can_be_cancelled(relay: Relay, tmp_path: Path, force: bool) -> None:
+    relay.add_node({"CPU": 1})
+    started = tmp_path / "started"
+
+    @ray.remote(max_retries=0)
+    def long() -> None:
+        started.touch()
+        time.sleep(60)
+
+    ref = long.options(**on(relay, 1)).remote()
+    wait_until(started.exists)
+    ray.cancel(ref, force=force)
+    with pytest.raises(exceptions.TaskCancelledError):
+        ray.get(ref, timeout=20)
+    assert counts([where.options(**on(relay, 1)).remote()]) == {relay.node_id(1): 1}, "its CPU is free again"
+
+
+def test_a_worker_that_dies_on_another_node_is_retried_and_its_cause_is_told(relay: Relay, tmp_path: Path) -> None:
+    relay.add_node({"CPU": 1})
+    tried = tmp_path / "tried"
+
+    @ray.remote
+    def dies_once() -> str:
+        if not tried.exists():
+            tried.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return str(ray.get_runtime_context().get_node_id())
+
+    there = on(relay, 1)
+    assert ray.get(dies_once.options(max_retries=1, **there).remote(), timeout=20) == relay.node_id(1)
+    tried.unlink()
+    with pytest.raises(exceptions.WorkerCrashedError, match="SIGKILL"):
+        ray.get(dies_once.options(max_retries=0, **there).remote(), timeout=20)
+
+
+def test_tasks_of_a_node_that_dies_run_on_the_rest(relay: Relay, tmp_path: Path) -> None:
+    number = relay.add_node({"CPU": 4})
+    dead = relay.node_id(number)
+
+    @ray.remote(max_retries=1)
+    def work(i: int) -> tuple[int, str]:
+        (tmp_path / f"{i}-{ray.get_runtime_context().get_node_id()}").touch()
+        time.sleep(0.1)
+        return i, str(ray.get_runtime_context().get_node_id())
+
+    refs = [work.remote(i) for i in range(12)]
+    wait_until(lambda: any(tmp_path.glob(f"*-{dead}")))
+    relay.kill(number)
+    results = ray.get(refs, timeout=20)
+    assert [i for i, _ in results] == list(range(12))
+    assert counts([where.remote() for _ in range(3)]) == {relay.node_id(0): 3}
+    with pytest.raises(exceptions.TaskUnschedulableError):
+        ray.get(
+            where.options(scheduling_strategy=NodeAffinitySchedulingStrategy(dead, soft=False)).remote(), timeout=20
+        )
+
+
+def test_objects_owned_on_a_node_that_dies_are_lost_by_name(relay: Relay) -> None:
+    number = relay.add_node({"CPU": 1})
+
+    @ray.remote
+    def make() -> list[Any]:
+        return [ray.put("there")]
+
+    (ref,) = ray.get(make.options(**on(relay, number)).remote(), timeout=20)
+    relay.kill(number)
+    with pytest.raises(exceptions.OwnerDiedError):
+        ray.get(ref, timeout=20)
