@@ -2,12 +2,14 @@
 #include "channel/connection.h"
 
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cassert>
 #include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <utility>
 
 #include "channel/counters.h"
@@ -52,6 +54,7 @@ Connection::Connection(int fd) : last_frame_(kNoFrame), fd_(fd), owner_pid_(getp
 
 Connection::~Connection() {
   if (fd_ >= 0) close(fd_);
+  if (passed_fd_ >= 0) close(passed_fd_);
   std::free(out_);
   std::free(in_);
 }
@@ -68,8 +71,8 @@ std::unique_ptr<Connection> Connection::Dial(const std::string& unix_path, const
   return connection;
 }
 
-std::unique_ptr<Connection> Connection::DialTcp(const std::string& host, uint16_t port, const Identity& self,
-                                                Status* status) {
+std::unique_ptr<Connection> Connection::DialTcp(const std::string& host, uint16_t port, Destination destination,
+                                                const uint8_t* tag, const Identity& self, Status* status) {
   if (!self.network_proof) {
     *status =
         Status(StatusCode::kPermission, "won't connect to " + host + " port " + std::to_string(port) +
@@ -83,6 +86,9 @@ std::unique_ptr<Connection> Connection::DialTcp(const std::string& host, uint16_
     *status = Status(StatusCode::kPermission, "won't talk to " + host + ": " + connection->why_);
     return nullptr;
   }
+  uint8_t preamble[kPreambleBytes];
+  WritePreamble(destination, tag, preamble);
+  connection->preamble_.assign(reinterpret_cast<const char*>(preamble), sizeof preamble);
   connection->Flush();
   return connection;
 }
@@ -183,6 +189,12 @@ int Connection::Flush() {
 
 // 0: nothing of the greeting is left to send now.
 int Connection::FlushGreeting() {
+  if (!preamble_.empty() && !write_closed_) {
+    size_t sent = 0;
+    if (!Send(reinterpret_cast<const uint8_t*>(preamble_.data()), preamble_.size(), &sent)) return -1;
+    preamble_.erase(0, sent);
+    if (!preamble_.empty()) return 1;
+  }
   const size_t unsent = handshake_->unsent_bytes();
   if (unsent > 0 && !write_closed_) {
     size_t sent = 0;
@@ -225,7 +237,7 @@ int Connection::Fill() {
   }
   ssize_t n;
   do {
-    n = recv(fd_, in_ + in_tail_, in_end_ - in_tail_, MSG_DONTWAIT);
+    n = verified_ ? recv(fd_, in_ + in_tail_, in_end_ - in_tail_, MSG_DONTWAIT) : ReceiveGreeting();
   } while (n < 0 && errno == EINTR);
   if (n > 0) {
     in_tail_ += static_cast<size_t>(n);
@@ -277,6 +289,39 @@ bool Connection::MakeRoomToRead() {
   return true;
 }
 
+// One recv that takes a passed descriptor too. Only before the peer has proved itself: later nobody passes any, and the
+// kernel closes those that come with a plain recv.
+ssize_t Connection::ReceiveGreeting() {
+  iovec bytes{in_ + in_tail_, in_end_ - in_tail_};
+  alignas(cmsghdr) char room[CMSG_SPACE(sizeof(int))];
+  msghdr message{};
+  message.msg_iov = &bytes;
+  message.msg_iovlen = 1;
+  message.msg_control = room;
+  message.msg_controllen = sizeof room;
+  const ssize_t n = recvmsg(fd_, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  if (n < 0) return n;
+  for (cmsghdr* control = CMSG_FIRSTHDR(&message); control != nullptr; control = CMSG_NXTHDR(&message, control)) {
+    if (control->cmsg_level != SOL_SOCKET || control->cmsg_type != SCM_RIGHTS) continue;
+    // There may be two: the room is rounded up. The last is kept, and the hello is judged with it.
+    for (size_t at = 0; at + sizeof(int) <= control->cmsg_len - CMSG_LEN(0); at += sizeof(int)) {
+      if (passed_fd_ >= 0) close(passed_fd_);
+      std::memcpy(&passed_fd_, CMSG_DATA(control) + at, sizeof passed_fd_);
+    }
+  }
+  return n;
+}
+
+// A hello that is right by itself: does it fit how it came? A descriptor comes with kRoleHandoff and with nothing else;
+// who passes one dialled us over a Unix socket, or there would be none.
+bool Connection::JudgeGreeting() {
+  const bool handoff = handshake_->peer_role() == kRoleHandoff;
+  if (handoff == (passed_fd_ >= 0)) return true;
+  Refuse(handoff ? "the peer's hello was to bring a connection, and there was none with it"
+                 : "a descriptor came with the peer's hello, which has no use for one");
+  return false;
+}
+
 // Gives the handshake what came. False: it refused, and the connection is dead.
 bool Connection::Greet() {
   in_head_ += handshake_->Receive(in_ + in_head_, in_tail_ - in_head_);
@@ -285,6 +330,7 @@ bool Connection::Greet() {
     return false;
   }
   if (handshake_->verified()) {
+    if (!JudgeGreeting()) return false;
     verified_ = true;
     hello_deadline_ns_ = 0;
     peer_tag_ = handshake_->peer_tag();

@@ -21,10 +21,12 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "channel/frame.h"
 #include "channel/handshake.h"
 #include "channel/limits.h"
+#include "channel/network_proof.h"
 #include "common/status.h"
 
 namespace ray::channel {
@@ -36,13 +38,15 @@ class Connection {
   // accept queue stayed full for kDialBacklogWaitMs; the only wait in this class), kPermission (the listener is another
   // user's).
   static std::unique_ptr<Connection> Dial(const std::string& unix_path, const Identity& self, Status* status);
-  // The same over TCP; host is a numeric address, since names may take seconds to resolve. Returns while the connection
-  // is still being made: a refusal shows in Fill or Flush. kPermission without self.network_proof.
-  static std::unique_ptr<Connection> DialTcp(const std::string& host, uint16_t port, const Identity& self,
-                                             Status* status);
-  // Takes over an accepted socket of either kind. Never null: a socket that can't be used (another user's process, TCP
-  // without a network_proof) comes back closed, and why_closed() says so. Says nothing to the peer before the peer's
-  // hello.
+  // The same over TCP, to the gate of a node; host is a numeric address, since names may take seconds to resolve. The
+  // preamble, which says for whom it is (tag: 16 bytes, of the process if it is for a core; else null), goes first.
+  // Returns while the connection is still being made: a refusal shows in Fill or Flush, an address that doesn't answer
+  // at hello_deadline_ns(). kPermission without self.network_proof.
+  static std::unique_ptr<Connection> DialTcp(const std::string& host, uint16_t port, Destination destination,
+                                             const uint8_t* tag, const Identity& self, Status* status);
+  // Takes over an accepted socket of either kind (of a TCP one the preamble has been read). Never null: a socket that
+  // can't be used (another user's process, TCP without a network_proof) comes back closed, and why_closed() says so.
+  // Says nothing to the peer before the peer's hello.
   static std::unique_ptr<Connection> Adopt(int fd, const Identity& self);
 
   // Closes the descriptor; no farewell, so that a forked child may destroy its copy without hurting the parent's.
@@ -115,6 +119,10 @@ class Connection {
   uint8_t peer_role() const { return peer_role_; }
   pid_t peer_pid() const { return peer_pid_; }  // of the process that dialled or called listen; 0 over TCP
 
+  // The descriptor that came with a hello of kRoleHandoff; the caller's from now on. -1: none, or taken already. A
+  // connection of that role carries nothing else: its owner takes what it brought and closes it.
+  int TakePassed() { return std::exchange(passed_fd_, -1); }
+
   size_t buffer_bytes() const { return out_end_ + in_end_; }  // memory held, used or not
 
   int error() const { return error_; }  // errno, EPROTO for a broken protocol; 0 while alive or closed in good order
@@ -127,6 +135,8 @@ class Connection {
   bool MakeRoom(size_t bytes);
   bool MakeRoomToRead();
   int FlushGreeting();
+  ssize_t ReceiveGreeting();
+  bool JudgeGreeting();
   bool Send(const uint8_t* data, size_t bytes, size_t* sent);
   bool Greet();
   bool Malformed();
@@ -153,6 +163,8 @@ class Connection {
   bool full_ = false;                     // the socket took only part of the last send
   bool handshake_held_ = false;           // frames wait in out_ until the peer has proved itself
   std::unique_ptr<Handshake> handshake_;  // until verified and its last byte sent
+  std::string preamble_;                  // what of it is still to be sent, before the hello
+  int passed_fd_ = -1;                    // came with the hello
 
   Tag peer_tag_{};
   uint8_t peer_role_ = 0;

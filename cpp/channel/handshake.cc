@@ -12,6 +12,7 @@ Handshake::Handshake(const Identity& self, std::unique_ptr<Proof> proof, Side si
   std::memcpy(out_, kHelloMagic, sizeof kHelloMagic);
   std::memcpy(out_ + kVersionAt, &kHelloVersion, sizeof kHelloVersion);
   out_[kRoleAt] = self.role;
+  out_[kSideAt] = side == Side::kAccepted;
   std::memcpy(out_ + kTagAt, self.tag, sizeof self.tag);
   proof_->Offer(out_ + kProofAt);
   if (side_ == Side::kDialled) {
@@ -49,6 +50,10 @@ void Handshake::JudgeHello() {
   std::memcpy(&version, theirs_ + kVersionAt, sizeof version);
   if (version != kHelloVersion) return Refuse("the peer speaks another version of the channel (two installations?)");
   if (theirs_[kRoleAt] > kRoleMax) return Refuse("the peer's hello names a role that doesn't exist");
+  if (theirs_[kSideAt] != (side_ == Side::kDialled)) {
+    return Refuse(
+        "the peer's hello is that of the same side as ours (it was sent back, or carried here from elsewhere)");
+  }
   for (size_t i = 0; i < kZeroBytes; ++i) {
     if (theirs_[kZeroAt + i] != 0) return Refuse("the peer's hello has bits set that must be zero");
   }

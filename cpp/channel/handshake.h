@@ -2,7 +2,7 @@
 // without I/O or clock: Connection feeds it bytes and sends what it wants sent; the fuzz test does the same.
 //
 //   offset 0   magic 8 bytes, differing in bits that 7-bit or newline-converting transports damage
-//          8   u16 version, u8 role, u8 zero, u32 zero
+//          8   u16 version, u8 role, u8 side (0 dialled, 1 accepted), u32 zero
 //         16   tag, 16 bytes
 //         32   proof, 32 bytes (proof.h)
 //
@@ -10,6 +10,9 @@
 // own hello only after the dialler's was right: whoever connects without the token learns nothing. With a proof that
 // answers (TCP) both hellos are public; the dialler answers first, then the accepting side. A dialler may send frames
 // right behind a secret offer; behind a public one only when it has accepted the peer's answer.
+//
+// The side is in the hello because the answers are codes of both hellos: without it somebody between two processes that
+// both dial him could let each prove itself to the other, and both would take the other for the one they had dialled.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +24,9 @@
 namespace ray::channel {
 
 constexpr uint8_t kHelloMagic[8] = {0x8f, 'r', 'a', 'y', '\r', '\n', 0x1a, '\n'};
-constexpr uint16_t kHelloVersion = 1;
-constexpr uint8_t kRoleMax = 3;  // 0 driver, 1 worker, 2 node, 3 tool
+constexpr uint16_t kHelloVersion = 2;
+constexpr uint8_t kRoleHandoff = 4;
+constexpr uint8_t kRoleMax = kRoleHandoff;  // 0 driver, 1 worker, 2 node, 3 tool, 4 brings a descriptor (handoff.h)
 
 // Who this process says it is. network_proof makes the proof for TCP connections; without it they are refused.
 struct Identity {
@@ -56,7 +60,8 @@ class Handshake {
 
  private:
   enum class Step : uint8_t { kHello, kAnswer, kVerified, kRefused };
-  static constexpr size_t kVersionAt = 8, kRoleAt = 10, kZeroAt = 11, kZeroBytes = 5, kTagAt = 16, kProofAt = 32;
+  static constexpr size_t kVersionAt = 8, kRoleAt = 10, kSideAt = 11, kZeroAt = 12, kZeroBytes = 4, kTagAt = 16,
+                          kProofAt = 32;
 
   void JudgeHello();
   void JudgeAnswer();

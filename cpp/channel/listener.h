@@ -1,4 +1,4 @@
-// A listening socket: a Unix one in the session folder, or a TCP one (a later issue's). Owned by one event loop, under
+// A listening socket: a Unix one in the session folder, or a TCP one, the gate's. Owned by one event loop, under
 // the same lock as its connections. Accepting hands out bare descriptors; Connection::Adopt gives them a voice.
 #pragma once
 

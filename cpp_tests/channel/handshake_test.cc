@@ -121,4 +121,14 @@ TEST(Handshake, AnAnswerReflectedAtItsSenderIsRefused) {
   EXPECT_FALSE(dialled->verified());
 }
 
+// Two that both dial somebody in the middle: carried crosswise, each one's answer would be just what the other expects.
+TEST(Handshake, TwoDiallersAreNotTakenForOneAnothersTarget) {
+  auto first = Make(NetworkIdentity('D'), Side::kDialled), second = Make(NetworkIdentity('E'), Side::kDialled);
+  const std::string hello = Carry(first.get(), nullptr);
+  Carry(second.get(), first.get());
+  Feed(second.get(), hello);
+  EXPECT_TRUE(first->refused() != nullptr && second->refused() != nullptr);
+  EXPECT_EQ(first->unsent_bytes() + second->unsent_bytes(), 0u);
+}
+
 }  // namespace ray::channel

@@ -1,4 +1,4 @@
-// The same Connection over TCP (loopback), with a stand-in for the proof that a later issue brings.
+// The same Connection over TCP (loopback), with a stand-in for the real proof.
 #include <netinet/in.h>
 
 #include "channel/counters.h"
@@ -13,18 +13,33 @@ std::unique_ptr<Listener> ListenSomewhere(Status* status) {
   return Listener::ListenTcp("127.0.0.1", 0, 16, NetworkIdentity('A'), status);
 }
 
+// What a gate does: reads the preamble, and hands the rest on.
+int AcceptBehindGate(Listener* listener) {
+  const int fd = listener->Accept();
+  std::string preamble;
+  while (preamble.size() < kPreambleBytes && Ready(fd, POLLIN)) {
+    char piece[kPreambleBytes];
+    const ssize_t n = recv(fd, piece, kPreambleBytes - preamble.size(), MSG_DONTWAIT);
+    if (n <= 0) break;
+    preamble.append(piece, static_cast<size_t>(n));
+  }
+  EXPECT_EQ(preamble.size(), kPreambleBytes);
+  return fd;
+}
+
 }  // namespace
 
 TEST(Tcp, CarriesFramesQueuedBeforeAndAfterTheHellos) {
   Status status;
   auto listener = ListenSomewhere(&status);
   ASSERT_TRUE(listener != nullptr);
-  auto dialled = Connection::DialTcp("127.0.0.1", listener->port(), NetworkIdentity('D'), &status);
+  auto dialled =
+      Connection::DialTcp("127.0.0.1", listener->port(), Destination::kNode, nullptr, NetworkIdentity('D'), &status);
   ASSERT_TRUE(dialled != nullptr);
   ASSERT_TRUE(Send(dialled.get(), 20, 1, "queued early"));
   ASSERT_GE(dialled->Flush(), 0);
   ASSERT_TRUE(Ready(listener->fd(), POLLIN));
-  auto accepted = Connection::Adopt(listener->Accept(), NetworkIdentity('A'));
+  auto accepted = Connection::Adopt(AcceptBehindGate(listener.get()), NetworkIdentity('A'));
   ASSERT_TRUE(Ready(accepted->fd(), POLLIN));
   EXPECT_GT(accepted->Fill(), 0);
   ASSERT_TRUE(Ready(dialled->fd(), POLLIN));
@@ -45,7 +60,8 @@ TEST(Tcp, CarriesFramesQueuedBeforeAndAfterTheHellos) {
 
 TEST(Tcp, IsRefusedWithoutAConfiguredProof) {
   Status status;
-  EXPECT_TRUE(Connection::DialTcp("127.0.0.1", 9, MakeIdentity('D', 0), &status) == nullptr);
+  EXPECT_TRUE(Connection::DialTcp("127.0.0.1", 9, Destination::kNode, nullptr, MakeIdentity('D', 0), &status) ==
+              nullptr);
   EXPECT_TRUE(status.code() == StatusCode::kPermission);
   EXPECT_TRUE(status.message().find("network_proof") != std::string::npos);
   EXPECT_TRUE(Listener::ListenTcp("127.0.0.1", 0, 16, MakeIdentity('A', 0), &status) == nullptr);
@@ -57,7 +73,7 @@ TEST(Tcp, NeverShowsTheTokenItself) {
   auto listener = ListenSomewhere(&status);
   Identity careless = MakeIdentity('D', 0);
   careless.network_proof = [careless] { return std::make_unique<TokenProof>(careless.token); };
-  auto dialled = Connection::DialTcp("127.0.0.1", listener->port(), careless, &status);
+  auto dialled = Connection::DialTcp("127.0.0.1", listener->port(), Destination::kNode, nullptr, careless, &status);
   EXPECT_TRUE(dialled == nullptr);
   EXPECT_TRUE(status.code() == StatusCode::kPermission);
 }
@@ -65,9 +81,10 @@ TEST(Tcp, NeverShowsTheTokenItself) {
 TEST(Tcp, AnAdoptedSocketWithoutAProofComesBackClosedWithTheReason) {
   Status status;
   auto listener = ListenSomewhere(&status);
-  auto dialled = Connection::DialTcp("127.0.0.1", listener->port(), NetworkIdentity('D'), &status);
+  auto dialled =
+      Connection::DialTcp("127.0.0.1", listener->port(), Destination::kNode, nullptr, NetworkIdentity('D'), &status);
   ASSERT_TRUE(Ready(listener->fd(), POLLIN));
-  auto accepted = Connection::Adopt(listener->Accept(), MakeIdentity('A', 2));
+  auto accepted = Connection::Adopt(AcceptBehindGate(listener.get()), MakeIdentity('A', 2));
   EXPECT_FALSE(accepted->alive());
   EXPECT_EQ(accepted->Fill(), -1);
   EXPECT_TRUE(std::string(accepted->why_closed()).find("network_proof") != std::string::npos);
@@ -77,9 +94,10 @@ TEST(Tcp, AWrongTokenIsRefusedAndCounted) {
   const uint64_t before = counters().hellos_refused.load();
   Status status;
   auto listener = ListenSomewhere(&status);
-  auto dialled = Connection::DialTcp("127.0.0.1", listener->port(), NetworkIdentity('D', 'x'), &status);
+  auto dialled = Connection::DialTcp("127.0.0.1", listener->port(), Destination::kNode, nullptr,
+                                     NetworkIdentity('D', 'x'), &status);
   ASSERT_TRUE(Ready(listener->fd(), POLLIN));
-  auto accepted = Connection::Adopt(listener->Accept(), NetworkIdentity('A'));
+  auto accepted = Connection::Adopt(AcceptBehindGate(listener.get()), NetworkIdentity('A'));
   EXPECT_GE(dialled->Flush(), 0);
   ASSERT_TRUE(Ready(accepted->fd(), POLLIN));
   EXPECT_GT(accepted->Fill(), 0);
@@ -97,7 +115,7 @@ TEST(Tcp, APeerThatIsNotThereShowsAsAnEnd) {
     auto listener = ListenSomewhere(&status);
     port = listener->port();
   }
-  auto dialled = Connection::DialTcp("127.0.0.1", port, NetworkIdentity('D'), &status);
+  auto dialled = Connection::DialTcp("127.0.0.1", port, Destination::kNode, nullptr, NetworkIdentity('D'), &status);
   if (dialled == nullptr) {
     EXPECT_TRUE(status.code() == StatusCode::kDisconnected);
     return;
@@ -109,7 +127,8 @@ TEST(Tcp, APeerThatIsNotThereShowsAsAnEnd) {
 
 TEST(Tcp, AHostNameIsRefusedSinceLookingItUpWouldBlock) {
   Status status;
-  EXPECT_TRUE(Connection::DialTcp("localhost", 80, NetworkIdentity('D'), &status) == nullptr);
+  EXPECT_TRUE(Connection::DialTcp("localhost", 80, Destination::kNode, nullptr, NetworkIdentity('D'), &status) ==
+              nullptr);
   EXPECT_TRUE(status.code() == StatusCode::kInvalidArgument);
 }
 

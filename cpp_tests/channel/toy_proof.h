@@ -1,4 +1,4 @@
-// A challenge and response with the shape of the real one (a later issue's) and no cryptographic worth: tests only.
+// A challenge and response with the shape of the real one (network_proof.h) and no cryptographic worth: tests only.
 #pragma once
 
 #include <cstring>

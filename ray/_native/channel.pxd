@@ -58,11 +58,28 @@ cdef extern from "channel/handshake.h" namespace "ray::channel" nogil:
         uint8_t tag[16]
         uint8_t role
 
+    const uint8_t kRoleHandoff
+
+
+cdef extern from "channel/network_proof.h" namespace "ray::channel" nogil:
+    cdef enum class Destination(uint8_t):
+        kNode
+        kCore
+        kStore
+
+
+cdef extern from "channel/handoff.h" namespace "ray::channel" nogil:
+    Status HandOver(const string& unix_path, int fd, const Identity& identity)
+    void ProveOverNetwork(Identity* identity)
+
 
 cdef extern from "channel/connection.h" namespace "ray::channel" nogil:
     cdef cppclass CConnection "ray::channel::Connection":
         @staticmethod
         unique_ptr[CConnection] Dial(const string& unix_path, const Identity& identity, Status* status)
+        @staticmethod
+        unique_ptr[CConnection] DialTcp(const string& host, uint16_t port, Destination destination, const uint8_t* tag,
+                                        const Identity& identity, Status* status)  # tag: of a core, else NULL
         @staticmethod
         unique_ptr[CConnection] Adopt(int fd, const Identity& identity)
         uint8_t* Reserve(uint8_t type, uint8_t flags, uint32_t payload_bytes)  # NULL: too large or too much unsent
@@ -82,6 +99,7 @@ cdef extern from "channel/connection.h" namespace "ray::channel" nogil:
         const uint8_t* peer_tag()  # 16 bytes
         uint8_t peer_role()
         int peer_pid()
+        int TakePassed()  # the descriptor that came with a hello of kRoleHandoff, or -1
         int error()
         const char* why_closed()
 
@@ -90,7 +108,10 @@ cdef extern from "channel/listener.h" namespace "ray::channel" nogil:
     cdef cppclass CListener "ray::channel::Listener":
         @staticmethod
         unique_ptr[CListener] Listen(const string& path, int backlog, Status* status)
+        @staticmethod
+        unique_ptr[CListener] ListenTcp(const string& host, uint16_t port, int backlog, const Identity& identity, Status* status)
         int Accept()  # -1: none waiting
+        uint16_t port()
         int fd()
 
 

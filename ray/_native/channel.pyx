@@ -40,7 +40,14 @@ cdef Identity _identity(token, tag, role) except *:
     memcpy(made.token, <const char*><bytes>token, TOKEN_BYTES)
     memcpy(made.tag, <const char*><bytes>tag, TAG_BYTES)
     made.role = role
+    ProveOverNetwork(&made)
     return made
+
+
+cdef _port(port):
+    if not isinstance(port, int) or not 0 <= port <= 65535:
+        raise ValueError(f"port must be 0 to 65535, not {port!r}")
+    return port
 
 
 cdef _shape(value):
@@ -92,6 +99,52 @@ cdef class Connection:
         if not self._c:
             _raise(status)
         return self
+
+    @staticmethod
+    def dial_tcp(host, port, destination, token, tag, role, core_tag=None):
+        """Connects to the gate of a node. Frames may be sent at once: they leave when both sides have proved themselves.
+
+        Args:
+            host: a numeric address.
+            destination: whose the connection is to become: 0 the node process, 1 its core `core_tag`, 2 its plasma_store.
+        Raises:
+            ValueError: an argument of the wrong size or kind.
+            ConnectionRefusedError, OSError: refused at once. Later refusals, and no answer by `hello_deadline_s`, are the
+                connection's end.
+        Blocks: no.
+        """
+        cdef Identity identity = _identity(token, tag, role)
+        cdef Status status
+        cdef Connection self = Connection.__new__(Connection)
+        cdef const uint8_t* to = NULL
+        if destination not in (0, 1, 2):
+            raise ValueError(f"destination must be 0 (node), 1 (core) or 2 (store), not {destination!r}")
+        if (destination == 1) != (core_tag is not None):
+            raise ValueError("core_tag is needed for destination 1 (core), and for no other")
+        if core_tag is not None:
+            if not isinstance(core_tag, bytes) or len(core_tag) != TAG_BYTES:
+                raise ValueError(f"core_tag must be {TAG_BYTES} bytes, not {_shape(core_tag)}")
+            to = <const uint8_t*><const char*><bytes>core_tag
+        self._c = CConnection.DialTcp(host.encode(), _port(port), <Destination><int>destination, to, identity, &status)
+        if not self._c:
+            _raise(status)
+        return self
+
+    @staticmethod
+    def adopt(int fd, token, tag, role):
+        """Goes on with a connected socket that another part accepted (its preamble read); closes fd itself, now or later.
+
+        Never raises for what the socket is: one that can't be used comes back closed, see `is_alive` and `why_closed`.
+        """
+        cdef Identity identity = _identity(token, tag, role)
+        cdef Connection self = Connection.__new__(Connection)
+        self._c = CConnection.Adopt(fd, identity)
+        return self
+
+    def take_passed(self):
+        """The descriptor that a peer of role 4 brought, the caller's to close; None: there is none, or it was taken."""
+        cdef int fd = self._c.get().TakePassed()
+        return None if fd < 0 else fd
 
     def send(self, int type, payload, int flags=0):
         """Appends one frame and gives the kernel what it takes; returns the bytes still unsent (0: all gone).
@@ -258,6 +311,48 @@ cdef class Listener:
     def close(self):
         """Stops listening and removes the socket file. Twice is fine."""
         self._c.reset()
+
+
+cdef class TcpListener:
+    """A TCP socket that a gate listens on: hands out bare descriptors, of which nothing is known yet."""
+
+    cdef unique_ptr[CListener] _c
+
+    def __init__(self, host, port, backlog=kBacklog):
+        """host: a numeric address. port: 0 takes any free one. Raises ValueError, FileExistsError (port in use), OSError."""
+        cdef Status status
+        cdef Identity nobody = _identity(bytes(TOKEN_BYTES), bytes(TAG_BYTES), 3)  # proves nothing here: Adopt does
+        self._c = CListener.ListenTcp(host.encode(), _port(port), backlog, nobody, &status)
+        if not self._c:
+            _raise(status)
+
+    def accept(self):
+        """The next connection's descriptor, non-blocking, the caller's to close; None: none waits. Never blocks."""
+        cdef int fd = self._c.get().Accept() if self._c else -1
+        return None if fd < 0 else fd
+
+    @property
+    def port(self):
+        return self._c.get().port() if self._c else 0
+
+    def fileno(self):
+        return self._c.get().fd() if self._c else -1
+
+    def close(self):
+        """Stops listening. Twice is fine."""
+        self._c.reset()
+
+
+def hand_over(path, int fd, token, tag):
+    """Passes a copy of the connection fd to the process that listens at path, as its to go on with.
+
+    Raises: FileNotFoundError, ConnectionRefusedError: it has ended. TimeoutError: it is stopped or far behind.
+        PermissionError: another user's. ValueError, OSError.
+    Blocks: no (up to 0.2 s if its accept queue is full).
+    """
+    cdef Status status = HandOver(os.fsencode(path), fd, _identity(token, tag, 2))
+    if not status.ok():
+        _raise(status)
 
 
 def stats():

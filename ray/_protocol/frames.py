@@ -14,6 +14,16 @@ ROLE_DRIVER = 0
 ROLE_WORKER = 1
 ROLE_NODE = 2
 ROLE_TOOL = 3
+ROLE_HANDOFF = 4  # brings a connection that the node accepted for the process at the other end
+
+# What a node's gate reads before anything else of a TCP connection: PREAMBLE_MAGIC, u16 version, u8 destination, five
+# zeros, 16 bytes tag (of the core; else zeros).
+PREAMBLE_MAGIC = b"\x8fraygate"
+PREAMBLE_VERSION = 1
+PREAMBLE_BYTES = 32
+DESTINATION_NODE = 0
+DESTINATION_CORE = 1
+DESTINATION_STORE = 2
 
 TAG_BYTES = 16
 TOKEN_BYTES = 32

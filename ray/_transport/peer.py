@@ -72,6 +72,8 @@ class Peer:
         self._watching_write = False
         self._counts = {"frames_received": 0, "frames_sent": 0}
         self._loop.add_reader(self._fd, self._readable)
+        if connection.wants_write:  # TCP: the greeting goes out when the connection has been made
+            self._watch_write()
         deadline_s = connection.hello_deadline_s
         self._late = self._loop.call_at(deadline_s, self._hello_late) if deadline_s is not None else None
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 
 from ray._native.channel import Connection, ConnectionClosed, Listener
-from ray._protocol.frames import ROLE_NODE, ROLE_TOOL
+from ray._protocol.frames import DESTINATION_NODE, ROLE_NODE, ROLE_TOOL
 from ray._transport.peer import Peer
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,10 @@ class Server:
             self._loop.remove_reader(self._listener.fileno())
             self._listener.close()
             self._listener = None
+
+    def adopt(self, connection: Connection) -> None:
+        """Greets a connection that was accepted elsewhere (by the gate), as one of ours; `connection.adopt` made it."""
+        self._greet(connection)
 
     def _acceptable(self) -> None:
         for _ in range(ACCEPTS_MAX):
@@ -99,6 +103,39 @@ async def connect_unix(
         FileNotFoundError, ConnectionRefusedError, TimeoutError, PermissionError: nobody to talk to.
         ConnectionClosed: it refused our token, or wasn't one of ours, or said nothing for 5 s.
     """
+    return await _greeted(lambda: Connection.dial(path, token, tag, role), on_peer, os.path.basename(path))
+
+
+async def connect_tcp(
+    host: str,
+    port: int,
+    token: bytes,
+    tag: bytes,
+    on_peer: Callable[[Peer], None] | None = None,
+    *,
+    role: int = ROLE_NODE,
+    destination: int = DESTINATION_NODE,
+    core_tag: bytes | None = None,
+) -> Peer:
+    """Dials the gate of a node and waits until both sides have proved that they know the token; `on_peer` as above.
+
+    Args:
+        host: a numeric address.
+        destination: whose the connection becomes: the node process's, or that of its core `core_tag`.
+    Raises:
+        ConnectionRefusedError, ConnectionClosed: nobody listens there; it refused our token, or we its; no gate at all;
+            no answer within 5 s. `why` says which.
+        ValueError: an argument of the wrong size or kind. OSError.
+    """
+
+    def dial() -> Connection:
+        return Connection.dial_tcp(host, port, destination, token, tag, role, core_tag)
+
+    return await _greeted(dial, on_peer, f"{host}:{port}")
+
+
+async def _greeted(dial: Callable[[], Connection], on_peer: Callable[[Peer], None] | None, name: str) -> Peer:
+    """A peer that has said its hello. Raises what dial does, or ConnectionClosed."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
 
@@ -112,7 +149,7 @@ async def connect_unix(
         if not ready.done():
             ready.set_exception(ConnectionClosed(peer.why_closed or "closed"))
 
-    peer = Peer(Connection.dial(path, token, tag, role), opened, gone, os.path.basename(path))
+    peer = Peer(dial(), opened, gone, name)
     try:
         await ready
     except BaseException:
