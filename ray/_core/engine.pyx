@@ -49,7 +49,7 @@ from libcpp.memory cimport unique_ptr
 from libcpp.string cimport string
 
 from ray._native cimport channel as c_channel
-from ray._native.channel cimport CConnection, CListener, Event, Frame, Identity, Poller, Spin, Standby, Status, kTimerKey
+from ray._native.channel cimport CConnection, CListener, Destination, Event, Frame, Identity, Poller, Spin, Standby, Status, kTimerKey
 from ray._native.plasma cimport PlasmaBuffer, PlasmaClient
 from ray._native cimport references
 from ray._native.references cimport (BLOB, FAILED, PENDING, PLASMA, VALUE, ObjectId, ObjectRef, Waiter, add_waiter,
@@ -205,6 +205,7 @@ cdef class Engine:
         memcpy(self.identity.token, PyBytes_AS_STRING(token), 32)
         memcpy(self.identity.tag, PyBytes_AS_STRING(tag), 16)
         self.identity.role = 0 if is_driver else 1
+        c_channel.ProveOverNetwork(&self.identity)
         self.tag = tag
         memcpy(&self.tag0, PyBytes_AS_STRING(tag), 8)
         memcpy(&self.tag1, PyBytes_AS_STRING(tag) + 8, 8)
@@ -298,14 +299,12 @@ cdef class Engine:
             return <Link>found
         if self.closed or (tag == self.tag and self.executor is None):
             return None
-        folder = self.session_dir
         if self.node_table and node_number(tag) != self.number:
-            folder = folder_of(self, node_number(tag))
-            if folder is None:
-                return None
-        if self.reach is not None:
-            self.reach(tag)
-        conn = CConnection.Dial(os.fsencode(os.path.join(folder, "c", tag.hex())), self.identity, &status)
+            conn.reset(connect_to(self, node_number(tag), tag))
+        else:
+            if self.reach is not None:
+                self.reach(tag)
+            conn = CConnection.Dial(os.fsencode(os.path.join(self.session_dir, "c", tag.hex())), self.identity, &status)
         if not conn.get():
             return None
         link = Link.__new__(Link)

@@ -65,28 +65,40 @@ cdef NodeAddress address_of(Engine self, uint32_t number):
     return address if address is not None and address.alive else None
 
 
-cdef object folder_of(Engine self, uint32_t number):
-    """The session's folder of a node on this machine; None: it is gone, or elsewhere."""
+cdef CConnection* connect_to(Engine self, uint32_t number, bytes tag) except? NULL:
+    """A connection, which may still be being made, to a core of another node, or to the node's process if tag is None. NULL: the
+    node is gone, or it can't be reached. Whether it answers shows later: a core may be long at something else. There is no
+    deadline for it but the node's own: one that can't be reached is soon declared dead."""
     cdef NodeAddress address = address_of(self, number)
-    return address.host[5:] if address is not None and address.host.startswith("unix:") else None
+    cdef unique_ptr[CConnection] conn
+    cdef Status status
+    if address is None:
+        return NULL
+    if address.host.startswith("unix:"):
+        path = os.path.join(address.host[5:], "node.sock" if tag is None else f"c/{tag.hex()}")
+        conn = CConnection.Dial(os.fsencode(path), self.identity, &status)
+    elif tag is None:
+        conn = CConnection.DialTcp(address.host.encode(), address.port, Destination.kNode, NULL, self.identity, &status)
+    else:
+        conn = CConnection.DialTcp(address.host.encode(), address.port, Destination.kCore,
+                                   <const uint8_t*>PyBytes_AS_STRING(tag), self.identity, &status)
+    return conn.release()
 
 
 cdef NodeLink node_link(Engine self, number):
     """The link to a node's process, made if there is none. None: that node is gone, or can't be reached."""
     cdef NodeLink at = self.nodes.get(number)
-    cdef unique_ptr[CConnection] conn
-    cdef Status status
+    cdef CConnection* conn
     cdef Link link
     if at is not None:
         return at
-    folder = folder_of(self, number)
-    if folder is None or self.closed:
+    if self.closed:
         return None
-    conn = CConnection.Dial(os.fsencode(os.path.join(folder, "node.sock")), self.identity, &status)
-    if not conn.get():
+    conn = connect_to(self, number, None)
+    if conn == NULL:
         return None
     link = Link.__new__(Link)
-    link.engine, link.conn, link.dialed = self, conn.release(), True
+    link.engine, link.conn, link.dialed = self, conn, True
     at = NodeLink.__new__(NodeLink)
     at.engine, at.number, at.link, at.rpcs = self, number, link, set()
     link.of_node = at
