@@ -193,6 +193,9 @@ async def _serve(
     _watch_driver(node, control)
     loop.add_signal_handler(signal.SIGTERM, node.founder_gone, "SIGTERM")
     node.server = Server(listener, node.requests.on_peer)
+    reachable = _open_gate(node, control)
+    if not reachable:
+        node.founder_gone("the port for other nodes can't be had")
     node.reaper.reap()  # what ended before there was a handler
     milestones["serving"] = time.monotonic()
     try:
@@ -201,10 +204,26 @@ async def _serve(
         _say(control, ("failed", str(error)))
         node.founder_gone("the store did not start")
     else:
-        if await _exports_metrics(node, control):
+        if reachable and await _exports_metrics(node, control):
             _ready(node, control, milestones)
     await node.ended
     await node.finish()
+
+
+def _open_gate(node: Any, control: socket.socket) -> bool:
+    """Listens for other nodes, if this one is part of a cluster: `config["cluster_port"]` is (numeric host, port).
+    False: it could not, and the session ends."""
+    address = node.config.get("cluster_port")
+    if address is None:
+        return True
+    from .cluster_ports import open_gate
+
+    try:
+        node.gate = open_gate(node, *address)
+    except (OSError, ValueError) as error:
+        _say(control, ("refused", f"{address[0]}:{address[1]} can't be listened on for other nodes: {error}"))
+        return False
+    return True
 
 
 async def _exports_metrics(node: Any, control: socket.socket) -> bool:
@@ -238,6 +257,7 @@ def _ready(node: Any, control: socket.socket, milestones: dict[str, float]) -> N
         "pid": os.getpid(),
         "resources": dict(node.scheduler.resources.total),
         "plasma_capacity": node.store.memory_bytes if node.store else 0,
+        "cluster_port": node.gate.port if node.gate is not None else None,
         "milestones": milestones,
         "processor_s": time.process_time(),
     }

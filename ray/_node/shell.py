@@ -96,6 +96,7 @@ class Node:
         self.head: Any = None  # HeadService, once main has imported it
         self.fork_link: children.ForkServerLink
         self.server: Any = None
+        self.gate: Any = None  # of a cluster's node: the port on which other nodes reach this one
         self.redis: Any = None
         self.started_at = time.time()
         self.reaper = children.Reaper(self.loop, self._look_for_forks, lambda: self.redis.pids if self.redis else ())
@@ -622,6 +623,8 @@ class Node:
         self.reaper.close()
         if self._metrics is not None:
             self._metrics.close()
+        if self.gate is not None:
+            self.gate.close()
         if self.server is not None:
             self.server.close("the session has ended")
 
