@@ -49,7 +49,7 @@ from libcpp.memory cimport unique_ptr
 from libcpp.string cimport string
 
 from ray._native cimport channel as c_channel
-from ray._native.channel cimport CConnection, CListener, Destination, Event, Frame, Identity, Poller, Spin, Standby, Status, kTimerKey
+from ray._native.channel cimport CConnection, CListener, Destination, Event, Frame, Identity, Poller, Spin, Standby, Status, kRoleHandoff, kTimerKey
 from ray._native.plasma cimport PlasmaBuffer, PlasmaClient
 from ray._native cimport references
 from ray._native.references cimport (BLOB, FAILED, PENDING, PLASMA, VALUE, ObjectId, ObjectRef, Waiter, add_waiter,
@@ -287,6 +287,9 @@ cdef class Engine:
         self.next_key += 1
         self.links[link.key] = link
         self.poller.Add(link.conn.fd(), link.key)
+        if link.conn.wants_write():  # over TCP: the greeting goes out when the connection has been made
+            link.want_write = True
+            self.poller.Want(link.conn.fd(), link.key, True, True)
         return 0
 
     cdef Link dial(self, bytes tag):
@@ -324,7 +327,7 @@ cdef class Engine:
             return
         link.alive = False
         if not link.dialed and not link.tag and not self.closed:
-            refused(self, link.conn)
+            refused(self, link.conn, link.conn.why_closed())
         if link.conn.fd() >= 0:
             self.poller.Remove(link.conn.fd())
             link.conn.Close("peer gone")

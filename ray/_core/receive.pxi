@@ -22,25 +22,44 @@ cdef class _Listener:
 
 cdef int accept_links(Engine self) except -1:
     cdef int fd
-    cdef Link link
-    cdef unique_ptr[CConnection] conn
     while True:
         fd = (<_Listener>self.listener).socket.get().Accept()
         if fd < 0:
             return 0
-        conn = CConnection.Adopt(fd, self.identity)
-        if not conn.get().alive():
-            refused(self, conn.get())
-            continue
-        link = Link.__new__(Link)
-        link.engine, link.conn = self, conn.release()
-        self.add_link(link)
-        if self.deadline_hello_ns == 0:
-            self.set_deadline(D_HELLO, link.conn.hello_deadline_ns())
+        take_connection(self, fd)
 
 
-cdef int refused(Engine self, CConnection* conn) except -1:
-    print(f"ray: a connection from process {conn.peer_pid()} was refused: {conn.why_closed().decode()}", file=sys.stderr)
+cdef int take_connection(Engine self, int fd) except -1:
+    """Goes on with an accepted socket: one of our own, or one that the node accepted for us."""
+    cdef Link link
+    cdef unique_ptr[CConnection] conn = CConnection.Adopt(fd, self.identity)
+    if not conn.get().alive():
+        return refused(self, conn.get(), conn.get().why_closed())
+    link = Link.__new__(Link)
+    link.engine, link.conn = self, conn.release()
+    self.add_link(link)
+    if self.deadline_hello_ns == 0:
+        self.set_deadline(D_HELLO, link.conn.hello_deadline_ns())
+    return 0
+
+
+cdef int adopt_passed(Engine self, Link link) except -1:
+    """The node brought a connection over TCP that it accepted for us (cpp/channel/handoff.h); its own has done its duty."""
+    cdef int fd = link.conn.TakePassed()
+    cdef bint of_node = self.node is not None and link.conn.peer_pid() == self.node.conn.peer_pid()
+    link.alive = False
+    self.poller.Remove(link.conn.fd())
+    self.links.pop(link.key, None)
+    link.conn.Close("it has handed over its connection")
+    if of_node:
+        return take_connection(self, fd)
+    os.close(fd)
+    return refused(self, link.conn, "only the node may hand over connections")
+
+
+cdef int refused(Engine self, CConnection* conn, const char* why) except -1:
+    peer = f"process {conn.peer_pid()}" if conn.peer_pid() else "another machine"
+    print(f"ray: a connection from {peer} was refused: {why.decode()}", file=sys.stderr)
     return 0
 
 
@@ -69,6 +88,9 @@ cdef int read_link(Engine self, Link link) except -1:
         rounds += 1
         got = link.conn.Fill()
         if not link.tag and link.conn.greeted():
+            if link.conn.peer_role() == kRoleHandoff:
+                adopt_passed(self, link)
+                return 0
             greet(self, link)
         while link.conn.Next(&frame):
             if on_frame(self, link, &frame) < 0:
