@@ -288,6 +288,11 @@ void Client::Copy(void* dest, const void* source, size_t bytes) {
       &range);
 }
 
+void Client::Prepare(const void* dest, size_t bytes) {
+  const auto from = static_cast<uint64_t>(static_cast<const uint8_t*>(dest) - writable_);
+  if (from < pool_bytes_ && bytes <= pool_bytes_ - from) MapPages(from, from + bytes);
+}
+
 // The kernel fills 4 kB page table entries one fault at a time (1.4 us each); asked for many at once it takes a third
 // of that. Remembers which whole chunks are mapped, since even finding that out costs.
 void Client::MapPages(uint64_t from, uint64_t to) {

@@ -82,6 +82,16 @@ class Client {
   // Gets room for one object of that size: kOutOfMemory with a text on who holds what, once patience.deadline has
   // passed; kTooLarge; kDisconnected.
   Status MakeRoom(uint64_t data_bytes, uint64_t metadata_bytes, const Patience& patience);
+  // The same for a thread that may not wait: asks, and returns. *request 0: there may be room at once, create again.
+  // Else watch connection_fd(), Receive when it is readable, and TakeRoom until it says true; then *status is
+  // MakeRoom's.
+  Status StartRoom(uint64_t data_bytes, uint64_t metadata_bytes, uint64_t* request);
+  Status Receive() { return connection_->Receive(); }
+  bool TakeRoom(uint64_t request, bool exact, Status* status);
+  void CancelRoom(uint64_t request) { connection_->Cancel(request); }
+  static bool ExactRoom(uint64_t data_bytes, uint64_t metadata_bytes) {
+    return ObjectExtentBytes(data_bytes, metadata_bytes) > kSmallObjectBytesMax;
+  }
   Status Sync(const Patience& patience);
   // Waits until every key is sealed (one may be gone again by the time this returns). kTimedOut.
   Status WaitSealed(const std::vector<ObjectId>& keys, const Patience& patience);
@@ -98,6 +108,9 @@ class Client {
 
   // Copies into a created object. Several threads for large ones; maps fresh pages in bulk first.
   void Copy(void* dest, const void* source, size_t bytes);
+  // Puts the pages of a created object's bytes into our page table, in bulk: for bytes that the kernel is to write
+  // there.
+  void Prepare(const void* dest, size_t bytes);
 
   uint64_t pool_bytes() const { return pool_bytes_; }
   uint32_t store_pid() const { return static_cast<uint32_t>(table_.header()->server_pid); }
@@ -122,6 +135,10 @@ class Client {
   Step FindSealedAndPin(const ObjectId& key, Found* out);
   bool PushRing(RingOp op, uint32_t slot, uint64_t generation);  // mutex_ held; false: full
   void RingDoorbell();
+  // What MakeRoom and StartRoom have in common. True: there may be room already.
+  bool AskForRoom(uint64_t bytes, bool exact, LendRequest* request);
+  Status RoomFrom(const Answer& answer, bool exact);
+  Status CheckRoom(uint64_t data_bytes, uint64_t metadata_bytes) const;
   void MapPages(uint64_t from, uint64_t to);  // of the writable mapping
 
   uint64_t id_ = 0;

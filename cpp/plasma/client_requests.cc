@@ -16,7 +16,8 @@
 namespace ray::plasma {
 
 namespace {
-constexpr int64_t kAnswerGraceNs = 10 * kNsPerS;  // beyond the time given to the store itself
+constexpr int64_t kPatientNs = int64_t{365} * 86400 * kNsPerS;  // of StartRoom: until cancelled
+constexpr int64_t kAnswerGraceNs = 10 * kNsPerS;                // beyond the time given to the store itself
 
 // Counts how often this process is a forked child's child: a Client of another count is our parent's.
 std::atomic<uint64_t> fork_count{0};
@@ -162,34 +163,27 @@ Client::~Client() {
   if (death_fd_ >= 0) close(death_fd_);
 }
 
-Status Client::MakeRoom(uint64_t data_bytes, uint64_t metadata_bytes, const Patience& patience) {
+Status Client::CheckRoom(uint64_t data_bytes, uint64_t metadata_bytes) const {
   if (died()) return {StatusCode::kDisconnected, "the plasma store has died"};
   if (data_bytes > pool_bytes_ || metadata_bytes > pool_bytes_) {
     return {StatusCode::kTooLarge, "an object of " + std::to_string(data_bytes) +
                                        " bytes can never fit into a store of " + std::to_string(pool_bytes_) +
                                        " bytes"};
   }
-  const uint64_t bytes = ObjectExtentBytes(data_bytes, metadata_bytes);
-  const bool exact = bytes > kSmallObjectBytesMax;
-  LendRequest request{bytes, 0, std::max<int64_t>(0, patience.deadline_ns - NowNs()), exact ? 1u : 0u, 0};
-  bool room = false;
-  {
-    // There may be room: another thread has brought some, or the key was just being evicted, which kSync waits out.
-    // Else the rest of a used-up extent is given back with the request.
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (exact) {
-      room = std::any_of(own_.begin(), own_.end(), [&](const Extent& e) { return e.end - e.at == bytes; });
-    } else if (extent_.end - extent_.at >= bytes && extent_.next_slot < extent_.slots.size())
-      room = true;
-    if (!exact && !room) request.close_lease = std::exchange(extent_, Extent()).lease;
-  }
-  Patience wait = patience;
-  wait.deadline_ns = patience.deadline_ns > INT64_MAX - kAnswerGraceNs
-                         ? INT64_MAX
-                         : std::max(NowNs(), patience.deadline_ns) + kAnswerGraceNs;
-  if (room) return Sync(wait);
-  Answer answer;
-  if (Status s = connection_->Call(Message::kLend, &request, sizeof(request), wait, &answer); !s.ok()) return s;
+  return Status::Ok();
+}
+
+bool Client::AskForRoom(uint64_t bytes, bool exact, LendRequest* request) {
+  // There may be room: another thread has brought some, or the key was just being evicted, which kSync waits out.
+  // Else the rest of a used-up extent is given back with the request.
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (exact) return std::any_of(own_.begin(), own_.end(), [&](const Extent& e) { return e.end - e.at == bytes; });
+  if (extent_.end - extent_.at >= bytes && extent_.next_slot < extent_.slots.size()) return true;
+  request->close_lease = std::exchange(extent_, Extent()).lease;
+  return false;
+}
+
+Status Client::RoomFrom(const Answer& answer, bool exact) {
   if (answer.type == Message::kRefused) return RefusedAs(answer);
   const std::span<const uint8_t> payload(reinterpret_cast<const uint8_t*>(answer.payload.data()),
                                          answer.payload.size());
@@ -213,6 +207,39 @@ Status Client::MakeRoom(uint64_t data_bytes, uint64_t metadata_bytes, const Pati
   if (unused == 0) return Status::Ok();
   const ReturnRequest back{unused};
   return connection_->Tell(Message::kReturn, 0, &back, sizeof(back));
+}
+
+Status Client::MakeRoom(uint64_t data_bytes, uint64_t metadata_bytes, const Patience& patience) {
+  if (Status s = CheckRoom(data_bytes, metadata_bytes); !s.ok()) return s;
+  const uint64_t bytes = ObjectExtentBytes(data_bytes, metadata_bytes);
+  const bool exact = ExactRoom(data_bytes, metadata_bytes);
+  LendRequest request{bytes, 0, std::max<int64_t>(0, patience.deadline_ns - NowNs()), exact ? 1u : 0u, 0};
+  const bool room = AskForRoom(bytes, exact, &request);
+  Patience wait = patience;
+  wait.deadline_ns = patience.deadline_ns > INT64_MAX - kAnswerGraceNs
+                         ? INT64_MAX
+                         : std::max(NowNs(), patience.deadline_ns) + kAnswerGraceNs;
+  if (room) return Sync(wait);
+  Answer answer;
+  if (Status s = connection_->Call(Message::kLend, &request, sizeof(request), wait, &answer); !s.ok()) return s;
+  return RoomFrom(answer, exact);
+}
+
+Status Client::StartRoom(uint64_t data_bytes, uint64_t metadata_bytes, uint64_t* request) {
+  *request = 0;
+  if (Status s = CheckRoom(data_bytes, metadata_bytes); !s.ok()) return s;
+  const uint64_t bytes = ObjectExtentBytes(data_bytes, metadata_bytes);
+  const bool exact = ExactRoom(data_bytes, metadata_bytes);
+  LendRequest lend{bytes, 0, kPatientNs, exact ? 1u : 0u, 0};
+  if (AskForRoom(bytes, exact, &lend)) return Sync(Patience{});  // answered at once: the store waits for nobody here
+  return connection_->Start(Message::kLend, &lend, sizeof(lend), request);
+}
+
+bool Client::TakeRoom(uint64_t request, bool exact, Status* status) {
+  Answer answer;
+  if (!connection_->Take(request, &answer)) return false;
+  *status = RoomFrom(answer, exact);
+  return true;
 }
 
 Status Client::Sync(const Patience& patience) {

@@ -74,6 +74,55 @@ Status StoreConnection::Call(Message type, const void* body, size_t bytes, const
   return status;
 }
 
+Status StoreConnection::Start(Message type, const void* body, size_t bytes, uint64_t* request) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (dead_) return Died();
+    *request = next_request_++;
+    started_.emplace(*request, std::nullopt);
+  }
+  return Tell(type, *request, body, bytes);
+}
+
+Status StoreConnection::Receive() {
+  char buffer[64 << 10];
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (dead_) return Died();
+  if (receiving_) return Status::Ok();  // another thread reads, for us too
+  const ssize_t n = recv(fd_, buffer, sizeof(buffer), MSG_DONTWAIT);
+  const Status status = Feed(buffer, n, errno);
+  WakeOne();
+  return status;
+}
+
+bool StoreConnection::Take(uint64_t request, Answer* answer) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = started_.find(request);
+  if (found == started_.end() || !found->second) return false;
+  *answer = std::move(*found->second);
+  started_.erase(found);
+  return true;
+}
+
+void StoreConnection::Cancel(uint64_t request) {
+  Answer answer;
+  const bool answered = Take(request, &answer);
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    started_.erase(request);
+  }
+  if (!answered) {
+    // A store that has died keeps nothing.
+    static_cast<void>(Tell(Message::kCancel, request, nullptr, 0));
+  } else if (answer.type == Message::kLent) {
+    const auto* payload = reinterpret_cast<const uint8_t*>(answer.payload.data());
+    if (const auto lent = ReadBody<LentAnswer>({payload, answer.payload.size()})) {
+      const ReturnRequest back{lent->lease};
+      static_cast<void>(Tell(Message::kReturn, 0, &back, sizeof(back)));
+    }
+  }
+}
+
 Status StoreConnection::NextUnasked(const Patience& patience, Answer* answer) {
   Pending pending;
   std::unique_lock<std::mutex> lock(mutex_);
@@ -127,12 +176,17 @@ Status StoreConnection::ReceiveSome(std::unique_lock<std::mutex>* lock, const Pa
   lock->lock();
   if (r == 0) return {StatusCode::kTimedOut, "the plasma store did not answer in time"};
   if (r < 0) return {StatusCode::kInterrupted, "interrupted"};
-  if (n < 0 && (error == EAGAIN || error == EINTR)) return Status::Ok();
-  if (n <= 0) {
+  return Feed(buffer, n, error);
+}
+
+// mutex_ held. What one recv has brought.
+Status StoreConnection::Feed(const char* data, ssize_t bytes, int error) {
+  if (bytes < 0 && (error == EAGAIN || error == EINTR)) return Status::Ok();
+  if (bytes <= 0) {
     dead_ = true;
     return Died();
   }
-  reader_.Feed(buffer, static_cast<size_t>(n));
+  reader_.Feed(data, static_cast<size_t>(bytes));
   FrameHeader header;
   std::span<const uint8_t> payload;
   while (reader_.Next(&header, &payload)) Dispatch(header, payload);
@@ -156,6 +210,10 @@ void StoreConnection::Dispatch(const FrameHeader& header, std::span<const uint8_
   if (found != pending_.end() && header.request != 0) {
     found->second->answer = {type, std::move(bytes)};
     found->second->done = true;
+    return;
+  }
+  if (const auto started = started_.find(header.request); started != started_.end()) {
+    started->second = Answer{type, std::move(bytes)};
     return;
   }
   // The answer to a cancelled request. A lease that nobody will use goes back.

@@ -1,0 +1,155 @@
+// The object manager of one store: a thread of plasma_store that fetches objects from other stores and serves ours.
+//
+// THREAD of plasma_store, beside the store's own loop, of which it is a client like any other (plasma/client.h): so no
+// transfer delays a small request, every rule about pins and extents holds for it, and what it holds goes with it. It
+// starts asleep and connects to the store when it is first asked for something. Owns: the local socket (lines), the
+// connections to other stores (streams), the pins of holds, of answered pulls and of objects being served. Decides
+// nothing: PullQueue and PushQueue do, this carries out.
+//
+// A local process that dies: its line ends, and with it its pulls and their pins; holds are not tied to a line, they
+// end by kFree or kOwnerDead. A store that dies: its streams end; pulls go on from other sources, copies being sent
+// there are unpinned.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "common/status.h"
+#include "object_manager/pull_queue.h"
+#include "object_manager/push_queue.h"
+#include "object_manager/stream.h"
+#include "plasma/client.h"
+
+namespace ray::objects {
+
+struct TransferOptions {
+  std::string socket_path;     // where local processes ask; replaces a dead file of that name
+  std::string plasma_socket;   // of the store of this process
+  channel::Identity identity;  // shown to other stores; network_proof must be set
+};
+
+class TransferLoop final : public Stream::Handler {
+ public:
+  // Listens and starts the thread.
+  static Status Start(const TransferOptions& options, std::unique_ptr<TransferLoop>* out);
+  // Ends the thread. The store's server must have ended its connections before, or still run: the thread may be asking
+  // it.
+  ~TransferLoop() override;
+
+ private:
+  struct LineConn {
+    int fd = -1;
+    FrameReader reader{kLineBytesMax};
+    std::string out;
+    bool wants_write = false;
+    std::deque<int> fds;  // received, not yet claimed by a frame
+  };
+  struct PeerConn {
+    std::unique_ptr<Stream> stream;
+    std::optional<Address> where;  // dialled: whom; accepted: what it said of itself
+    int64_t hello_deadline_ns = 0;
+    bool watched_write = false;
+  };
+  // An object that a puller has asked for.
+  struct Serving {
+    ObjectId key;
+    const uint8_t* base = nullptr;  // null: nothing of it is here yet
+    uint64_t data_bytes = 0, metadata_bytes = 0, at = 0;
+    uint32_t slot = plasma::kNoSlot;  // pinned for this transfer; kNoSlot: partial, it lives as long as the pull
+    bool asked = false;               // kSizes is owed
+    bool flowing = false;
+    bool ended = false;  // by the puller, but a chunk of it is on its way
+    uint64_t total() const { return data_bytes + metadata_bytes; }
+  };
+  struct Room {
+    ObjectId key;
+    uint64_t data_bytes, metadata_bytes;
+  };
+
+  explicit TransferLoop(const TransferOptions& options) : options_(options) {}
+  Status Open();
+  void Run();
+  int TimeoutMs() const;
+  bool Watch(int fd, uint64_t id, bool write, bool fresh);
+
+  // ---- transfer_lines.cc
+  void AcceptLines();
+  void LineReadable(uint64_t id);
+  bool OnLine(uint64_t id, LineConn& line, const FrameHeader& header, std::span<const uint8_t> payload);
+  void Answer(uint64_t id, Line type, uint64_t request, const void* body, size_t bytes);
+  void FlushLine(uint64_t id, LineConn& line);
+  void LineGone(uint64_t id);
+  Stats CountAll() const;
+
+  // ---- transfer_store.cc: our own store
+  plasma::Client* Store();  // null: it cannot be reached
+  bool PinHere(const ObjectId& key, plasma::Place* place);
+  void DeleteHere(const ObjectId& key);
+  bool Hold(const ObjectId& key);
+  void Free(const ObjectId& key);
+  uint64_t OwnerDead(std::span<const uint8_t> prefix);
+  void TryRoom(const Room& room);
+  void RoomsAnswered();
+  void ForgetRoom(const ObjectId& key);
+  void SealPulled(const ObjectId& key);
+
+  // ---- transfer_peers.cc
+  PeerConn* Dial(const Address& address);
+  void Adopt(int fd);
+  void PeerEvent(uint64_t id, uint32_t events);
+  void PeerGone(uint64_t id, const std::string& why);
+  void Pump(uint64_t id, PeerConn& peer);
+  bool OnFrame(Stream& stream, const FrameHeader& header, std::span<const uint8_t> payload) override;
+  bool OnPullerFrame(Stream& stream, PeerConn& peer, const FrameHeader& header, std::span<const uint8_t> payload);
+  bool OnServerFrame(Stream& stream, const FrameHeader& header, std::span<const uint8_t> payload);
+  uint8_t* ChunkRoom(Stream& stream, uint64_t transfer, uint64_t* room) override;
+  void ChunkCame(Stream& stream, uint64_t transfer, uint64_t bytes) override;
+  bool NextChunk(Stream& stream, uint64_t* transfer, const uint8_t** data, uint32_t* bytes) override;
+  void ChunkSent(Stream& stream, uint64_t transfer, uint32_t bytes) override;
+  void Proved(Stream& stream) override;
+  bool Asked(Stream& stream, uint64_t transfer, const AskBody& ask);
+  uint64_t Available(const Serving& serving) const;  // bytes at its front that are here
+  void SendSizes(PushId push, Serving& serving);
+  void EndServing(PushId push);
+  void ForgetServing(PushId push);
+  void PartialGrew(const ObjectId& key);
+  void PartialGone(const ObjectId& key);
+
+  void Act();  // carries out what the queues have decided, until they want nothing more
+  void Do(const PullAction& action);
+  void Do(const PushAction& action);
+
+  const TransferOptions options_;
+  std::thread thread_;
+  int epoll_fd_ = -1, listen_fd_ = -1, stop_fd_ = -1;
+  bool bound_ = false;
+  uint64_t next_id_ = 16;
+
+  PullQueue pulls_;
+  PushQueue pushes_;
+  std::map<uint64_t, LineConn> lines_;
+  std::map<uint64_t, PeerConn> peers_;
+  std::map<Address, uint64_t> links_;                  // dialled peers
+  std::unordered_map<TransferId, uint64_t> asked_of_;  // our transfers: the peer asked
+  std::optional<Address> self_;
+
+  std::shared_ptr<plasma::Client> store_;
+  std::unordered_map<ObjectId, plasma::Place, KeyHash> extents_;  // of pulls
+  std::map<uint64_t, Room> rooms_;                                // by the store's request
+  std::vector<uint32_t> loose_pins_;                              // slots, until Act is through
+  std::map<PullAsker, uint32_t> pins_;                            // slots, of answered pulls
+  std::unordered_map<ObjectId, uint32_t, KeyHash> holds_;         // slots
+  std::map<PushId, Serving> servings_;
+  std::unordered_map<ObjectId, std::vector<PushId>, KeyHash> partial_;  // servings without a pin of their own
+  std::map<uint64_t, TransferId> turn_;                                 // by peer: whose chunk was the last
+
+  uint64_t bytes_in_ = 0, bytes_out_ = 0, bad_frames_ = 0, freed_ = 0;
+};
+
+}  // namespace ray::objects

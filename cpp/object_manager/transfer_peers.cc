@@ -1,0 +1,321 @@
+// Other stores: connections, what they ask of us, what they send us.
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+#include "channel/limits.h"
+#include "channel/sockets.h"
+#include "common/clock.h"
+#include "object_manager/transfer_loop.h"
+
+namespace ray::objects {
+
+using plasma::kNoSlot;
+using plasma::Place;
+
+namespace {
+// What the gate of a node reads first, to know whose the connection is (docs/internals/cluster.md).
+std::string StorePreamble() {
+  std::string out("\x8frayport", 8);
+  const uint16_t version = 1;
+  out.append(reinterpret_cast<const char*>(&version), 2);
+  out.push_back(2);  // destination STORE
+  out.resize(32, '\0');
+  return out;
+}
+}  // namespace
+
+// ---- connections
+
+TransferLoop::PeerConn* TransferLoop::Dial(const Address& address) {
+  if (const auto at = links_.find(address); at != links_.end()) return &peers_.find(at->second)->second;
+  if (peers_.size() >= kPeersMax) return nullptr;
+  Status status;
+  const int fd = channel::ConnectTcp(address.host, address.port, &status);
+  if (fd < 0) return nullptr;
+  channel::TuneSocket(fd, false);
+  const uint64_t id = next_id_++;
+  PeerConn& peer = peers_[id];
+  peer.stream = std::make_unique<Stream>(id, fd, options_.identity, true, this, StorePreamble());
+  peer.where = address;
+  peer.hello_deadline_ns = NowNs() + channel::kHelloDeadlineNs;
+  peer.watched_write = true;
+  Watch(fd, id, true, true);
+  links_.emplace(address, id);
+  return &peer;
+}
+
+void TransferLoop::Adopt(int fd) {
+  if (peers_.size() >= kPeersMax) {
+    close(fd);
+    return;
+  }
+  channel::TuneSocket(fd, false);
+  const uint64_t id = next_id_++;
+  PeerConn& peer = peers_[id];
+  peer.stream = std::make_unique<Stream>(id, fd, options_.identity, false, this, "");
+  peer.hello_deadline_ns = NowNs() + channel::kHelloDeadlineNs;
+  Watch(fd, id, false, true);
+}
+
+void TransferLoop::PeerEvent(uint64_t id, uint32_t events) {
+  const auto peer = peers_.find(id);
+  Stream& stream = *peer->second.stream;
+  if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0 && !stream.Readable()) return PeerGone(id, stream.why());
+  Pump(id, peer->second);  // its end, should there be one, is seen by Act
+}
+
+void TransferLoop::Pump(uint64_t id, PeerConn& peer) {
+  if (peer.stream->wants_write()) peer.stream->Writable();
+  const bool wants = peer.stream->wants_write();
+  if (wants != peer.watched_write) {
+    peer.watched_write = wants;
+    Watch(peer.stream->fd(), id, wants, false);
+  }
+}
+
+void TransferLoop::PeerGone(uint64_t id, const std::string& why) {
+  const auto node = peers_.extract(id);
+  if (node.empty()) return;
+  const PeerConn& peer = node.mapped();
+  if (peer.stream->misbehaved()) {
+    ++bad_frames_;
+    std::fprintf(stderr, "plasma_store: closed the connection %s %s: %s\n", peer.stream->dialled() ? "to" : "from",
+                 peer.where ? peer.where->Text().c_str() : "another store", why.c_str());
+  }
+  if (peer.stream->dialled()) links_.erase(*peer.where);
+  std::vector<TransferId> lost;
+  for (const auto& [transfer, asked] : asked_of_) {
+    if (asked == id) lost.push_back(transfer);
+  }
+  for (const TransferId transfer : lost) asked_of_.erase(transfer);
+  for (const TransferId transfer : lost) pulls_.SourceLost(transfer, why, NowNs());
+  pushes_.PeerGone(id);
+  for (auto at = servings_.lower_bound({id, 0}); at != servings_.end() && at->first.peer == id;
+       at = servings_.lower_bound({id, 0})) {
+    ForgetServing(at->first);
+  }
+  turn_.erase(id);
+}
+
+void TransferLoop::Proved(Stream& stream) {
+  peers_.find(stream.id())->second.hello_deadline_ns = 0;
+  if (!stream.dialled() || !self_) return;
+  std::string where;
+  AppendAddress(&where, *self_);
+  stream.Send(Peer::kWhere, 0, where);
+}
+
+bool TransferLoop::OnFrame(Stream& stream, const FrameHeader& header, std::span<const uint8_t> payload) {
+  if (stream.dialled()) return OnServerFrame(stream, header, payload);
+  return OnPullerFrame(stream, peers_.find(stream.id())->second, header, payload);
+}
+
+// ---- we pull
+
+bool TransferLoop::OnServerFrame(Stream& stream, const FrameHeader& header, std::span<const uint8_t> payload) {
+  const auto asked = asked_of_.find(header.request);
+  if (asked == asked_of_.end() || asked->second != stream.id()) return true;  // about a transfer that we have ended
+  switch (static_cast<Peer>(header.type)) {
+    case Peer::kSizes:
+      pulls_.Sizes(header.request, *ReadBody<SizesBody>(payload), NowNs());
+      return true;
+    case Peer::kRefer: {
+      auto to = ReadAddresses(payload, kReferralsMax);
+      if (!to) return false;
+      std::erase_if(*to, [&](const Address& a) { return a == self_; });
+      pulls_.Refer(header.request, *to, NowNs());
+      return true;
+    }
+    case Peer::kGone:
+      pulls_.SourceLost(header.request, "it has not got the object", NowNs());
+      return true;
+    default:
+      return false;
+  }
+}
+
+uint8_t* TransferLoop::ChunkRoom(Stream& stream, uint64_t transfer, uint64_t* room) {
+  *room = 0;
+  const auto asked = asked_of_.find(transfer);
+  if (asked == asked_of_.end() || asked->second != stream.id()) return nullptr;
+  *room = pulls_.Missing(transfer);
+  if (*room == 0) return nullptr;
+  const ObjectId key = *pulls_.KeyOf(transfer);
+  uint8_t* to = extents_.find(key)->second.address + *pulls_.Received(key);
+  store_->Prepare(to, std::min<uint64_t>(*room, kChunkBytes));
+  return to;
+}
+
+void TransferLoop::ChunkCame(Stream&, uint64_t transfer, uint64_t bytes) {
+  bytes_in_ += bytes;
+  const ObjectId key = *pulls_.KeyOf(transfer);
+  pulls_.Got(transfer, bytes, NowNs());
+  PartialGrew(key);
+}
+
+// ---- we serve
+
+bool TransferLoop::OnPullerFrame(Stream& stream, PeerConn& peer, const FrameHeader& header,
+                                 std::span<const uint8_t> payload) {
+  const PushId push{stream.id(), header.request};
+  const auto at = servings_.find(push);
+  switch (static_cast<Peer>(header.type)) {
+    case Peer::kWhere:
+      peer.where = ReadAddress(payload);
+      return peer.where.has_value();
+    case Peer::kAsk:
+      return at == servings_.end() && Asked(stream, header.request, *ReadBody<AskBody>(payload));
+    case Peer::kGo: {
+      const GoBody go = *ReadBody<GoBody>(payload);
+      if (at == servings_.end()) return true;  // our kGone is on its way
+      Serving& s = at->second;
+      if (s.base == nullptr || s.flowing || go.offset > s.total()) return false;
+      s.at = go.offset;
+      pushes_.Go(push, s.key, go.must_serve != 0, peer.where);
+      return true;
+    }
+    case Peer::kEnd:
+      if (at != servings_.end()) EndServing(push);
+      return true;
+    case Peer::kFree:
+      Free(ObjectId::FromBytes(payload.data()));
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool TransferLoop::Asked(Stream& stream, uint64_t transfer, const AskBody& ask) {
+  const PushId push{stream.id(), transfer};
+  Serving s;
+  s.key = ask.key;
+  s.at = ask.offset;
+  Place place;
+  if (PinHere(ask.key, &place)) {
+    s.base = place.address;
+    s.data_bytes = place.data_bytes;
+    s.metadata_bytes = place.metadata_bytes;
+    s.slot = place.slot;
+    SendSizes(push, servings_.emplace(push, s).first->second);
+  } else if (pulls_.Knows(ask.key)) {
+    s.asked = true;
+    servings_.emplace(push, s);
+    partial_[ask.key].push_back(push);
+    PartialGrew(ask.key);
+  } else {
+    stream.Send(Peer::kGone, transfer);
+  }
+  return true;
+}
+
+uint64_t TransferLoop::Available(const Serving& s) const {
+  if (s.base == nullptr) return 0;
+  return s.slot != kNoSlot ? s.total() : pulls_.Received(s.key).value_or(0);
+}
+
+void TransferLoop::SendSizes(PushId push, Serving& s) {
+  s.asked = false;
+  const SizesBody body{s.data_bytes, s.metadata_bytes, Available(s)};
+  peers_.find(push.peer)->second.stream->Send(Peer::kSizes, push.transfer, &body, sizeof(body));
+}
+
+bool TransferLoop::NextChunk(Stream& stream, uint64_t* transfer, const uint8_t** data, uint32_t* bytes) {
+  const uint64_t peer = stream.id();
+  const auto begin = servings_.lower_bound({peer, 0});
+  if (begin == servings_.end() || begin->first.peer != peer) return false;
+  auto at = servings_.upper_bound({peer, turn_[peer]});  // whose turn comes after the last one's
+  const auto first = at;
+  bool wrapped = false;
+  for (;;) {
+    if (at == servings_.end() || at->first.peer != peer) {
+      if (wrapped) return false;
+      wrapped = true;
+      at = begin;
+    }
+    if (wrapped && at == first) return false;
+    const Serving& s = at->second;
+    if (s.flowing && !s.ended && Available(s) > s.at) {
+      *transfer = turn_[peer] = at->first.transfer;
+      *data = s.base + s.at;
+      *bytes = static_cast<uint32_t>(std::min<uint64_t>(kChunkBytes, Available(s) - s.at));
+      return true;
+    }
+    ++at;
+  }
+}
+
+void TransferLoop::ChunkSent(Stream& stream, uint64_t transfer, uint32_t bytes) {
+  bytes_out_ += bytes;
+  const PushId push{stream.id(), transfer};
+  const auto at = servings_.find(push);
+  if (at == servings_.end()) return;
+  at->second.at += bytes;
+  if (at->second.ended) return ForgetServing(push);
+  pushes_.Sent(push);
+}
+
+void TransferLoop::EndServing(PushId push) {
+  pushes_.End(push);
+  if (peers_.find(push.peer)->second.stream->sending() == push.transfer) {
+    servings_.find(push)->second.ended = true;  // the bytes on their way must stay
+  } else {
+    ForgetServing(push);
+  }
+}
+
+void TransferLoop::ForgetServing(PushId push) {
+  const auto node = servings_.extract(push);
+  if (node.empty()) return;
+  if (node.mapped().slot != kNoSlot) return store_->Unpin(node.mapped().slot);
+  const auto at = partial_.find(node.mapped().key);
+  if (at == partial_.end()) return;
+  std::erase(at->second, push);
+  if (at->second.empty()) partial_.erase(at);
+}
+
+void TransferLoop::PartialGrew(const ObjectId& key) {
+  const auto served = partial_.find(key);
+  const auto extent = extents_.find(key);
+  if (served == partial_.end() || extent == extents_.end()) return;
+  for (const PushId& push : served->second) {
+    Serving& s = servings_.find(push)->second;
+    s.base = extent->second.address;
+    s.data_bytes = extent->second.data_bytes;
+    s.metadata_bytes = extent->second.metadata_bytes;
+    if (s.asked && Available(s) > s.at) SendSizes(push, s);
+    if (s.flowing) peers_.find(push.peer)->second.stream->Wake();
+  }
+}
+
+// The pull is over without a copy of its own making: whoever hangs on it is told so, unless there is another copy.
+void TransferLoop::PartialGone(const ObjectId& key) {
+  const auto node = partial_.extract(key);
+  if (node.empty()) return;
+  for (const PushId& push : node.mapped()) {
+    Stream& stream = *peers_.find(push.peer)->second.stream;
+    Serving& s = servings_.find(push)->second;
+    Place place;
+    if (s.base == nullptr && PinHere(key, &place)) {
+      s.base = place.address;
+      s.data_bytes = place.data_bytes;
+      s.metadata_bytes = place.metadata_bytes;
+      s.slot = place.slot;
+      SendSizes(push, s);
+      continue;
+    }
+    pushes_.End(push);
+    servings_.erase(push);
+    // Half a chunk cannot be taken back: what follows it would be read as its rest.
+    if (stream.sending() == push.transfer) {
+      stream.Abandon("a copy that it was being sent is gone");
+    } else {
+      stream.Send(Peer::kGone, push.transfer);
+    }
+  }
+}
+
+}  // namespace ray::objects

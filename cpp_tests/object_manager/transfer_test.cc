@@ -1,0 +1,321 @@
+// Real transfers: stores on threads of this process, each with its object manager and a gate that hands over
+// connections.
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+
+#include <atomic>
+#include <cstring>
+
+#include "channel/toy_proof.h"
+#include "object_manager/line.h"
+#include "object_manager/transfer_loop.h"
+#include "plasma/fixture.h"
+#include "testing.h"
+
+namespace ray::objects {
+namespace {
+
+using plasma::Key;
+
+// Accepts, reads the preamble, passes the connection on: what ray/_node/gate.py does.
+class Gate {
+ public:
+  explicit Gate(const std::string& line_path) {
+    static_cast<void>(TransferLine::Connect(line_path, &line_));
+    listen_fd_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_in a{};
+    a.sin_family = AF_INET;
+    a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t length = sizeof(a);
+    if (bind(listen_fd_, reinterpret_cast<sockaddr*>(&a), length) != 0 || listen(listen_fd_, 64) != 0) std::abort();
+    getsockname(listen_fd_, reinterpret_cast<sockaddr*>(&a), &length);
+    address_ = {"127.0.0.1", ntohs(a.sin_port)};
+    stop_fd_ = eventfd(0, EFD_CLOEXEC);
+    std::string where;
+    AppendAddress(&where, address_);
+    static_cast<void>(line_->Ask(Line::kSelf, where));
+    thread_ = std::thread([this] { Run(); });
+  }
+  ~Gate() {
+    const uint64_t one = 1;
+    if (write(stop_fd_, &one, sizeof(one)) < 0) std::abort();
+    thread_.join();
+    close(listen_fd_);
+    close(stop_fd_);
+  }
+  const Address& address() const { return address_; }
+
+ private:
+  void Run() {
+    for (;;) {
+      pollfd p[2] = {{listen_fd_, POLLIN, 0}, {stop_fd_, POLLIN, 0}};
+      poll(p, 2, -1);
+      if (p[1].revents != 0) return;
+      const int fd = accept4(listen_fd_, nullptr, nullptr, SOCK_CLOEXEC);
+      char preamble[32];
+      if (recv(fd, preamble, sizeof(preamble), MSG_WAITALL) == sizeof(preamble)) {
+        static_cast<void>(line_->Adopt(fd));
+      }
+      close(fd);
+    }
+  }
+  std::unique_ptr<TransferLine> line_;
+  Address address_;
+  int listen_fd_, stop_fd_;
+  std::thread thread_;
+};
+
+struct Node {
+  explicit Node(uint64_t pool_bytes = 64 << 20, char token = 'T') : store(pool_bytes) {
+    client = store.Connect();
+    TransferOptions options;
+    options.socket_path = folder.path() + "/o.sock";
+    options.plasma_socket = store.socket();
+    options.identity = channel::NetworkIdentity('s', token);
+    if (!TransferLoop::Start(options, &loop).ok()) std::abort();
+    gate = std::make_unique<Gate>(options.socket_path);
+    static_cast<void>(TransferLine::Connect(options.socket_path, &line));
+  }
+  void Die() {
+    gate.reset();
+    client.reset();
+    store.Stop();
+    loop.reset();
+  }
+  ~Node() { Die(); }
+
+  uint64_t Pull(uint64_t n, std::vector<Address> sources, Urgency urgency = Urgency::kGet) {
+    uint64_t request = 0;
+    static_cast<void>(line->Pull({urgency, Key(n), std::move(sources)}, &request));
+    return request;
+  }
+  // The next answer; type kPull if none came within `seconds`.
+  LineEvent Next(double seconds = 20) {
+    LineEvent event{Line::kPull, 0, ""};
+    const int64_t end = NowNs() + static_cast<int64_t>(seconds * 1e9);
+    while (!line->Next(&event)) {
+      pollfd p{line->fd(), POLLIN, 0};
+      const int64_t left = (end - NowNs()) / kNsPerMs;
+      if (left <= 0 || poll(&p, 1, static_cast<int>(left)) <= 0 || !line->Receive().ok()) break;
+    }
+    return event;
+  }
+  Stats Count() {
+    static_cast<void>(line->Ask(Line::kStats, ""));
+    const LineEvent e = Next();
+    Stats stats{};
+    if (e.type == Line::kStatsAre) std::memcpy(&stats, e.payload.data(), sizeof(stats));
+    return stats;
+  }
+  bool Has(uint64_t n, uint64_t bytes) {
+    plasma::Place place;
+    if (plasma::Get(client.get(), n, &place) != plasma::Step::kDone) return false;
+    const bool right = place.data_bytes == bytes && plasma::Right(place.address, bytes, n);
+    client->Unpin(place.slot);
+    return right;
+  }
+
+  plasma::TemporaryFolder folder;
+  plasma::StoreThread store;
+  std::shared_ptr<plasma::Client> client;
+  std::unique_ptr<TransferLoop> loop;
+  std::unique_ptr<Gate> gate;
+  std::unique_ptr<TransferLine> line;
+};
+
+bool Here(const LineEvent& e) { return e.type == Line::kPulled && e.payload[0] == static_cast<char>(Outcome::kHere); }
+std::string Text(const LineEvent& e) { return e.payload.size() > 1 ? e.payload.substr(1) : ""; }
+
+template <typename Condition>
+bool Eventually(Condition condition) {
+  for (int i = 0; i < 2000; ++i) {
+    if (condition()) return true;
+    usleep(5000);
+  }
+  return false;
+}
+
+TEST(Transfer, BringsObjectsOfAllSizesAndTheirMetadata) {
+  Node a, b;
+  for (const uint64_t bytes :
+       {uint64_t{1}, uint64_t{4096}, uint64_t{100'001}, uint64_t{1 << 20}, uint64_t{20'000'001}}) {
+    plasma::Put(a.client.get(), bytes, bytes);
+    const uint64_t request = b.Pull(bytes, {a.gate->address()});
+    const LineEvent e = b.Next();
+    EXPECT_EQ(e.request, request);
+    EXPECT_TRUE(Here(e));
+    EXPECT_TRUE(b.Has(bytes, bytes));
+  }
+  plasma::Place place;
+  std::shared_ptr<plasma::Client> c = a.client;
+  while (c->TryCreate(Key(7), 10, 6, &place) != plasma::Step::kDone) ASSERT_TRUE(c->MakeRoom(10, 6, {}).ok());
+  std::memcpy(place.address, "0123456789meta__", 16);
+  c->TrySeal(Key(7));
+  b.Pull(7, {a.gate->address()});
+  EXPECT_TRUE(Here(b.Next()));
+  ASSERT_TRUE(plasma::Get(b.client.get(), 7, &place) == plasma::Step::kDone);
+  EXPECT_EQ(place.metadata_bytes, 6u);
+  EXPECT_EQ(std::memcmp(place.address, "0123456789meta__", 16), 0);
+  EXPECT_EQ(plasma::Audit(b.client.get()), "");
+  EXPECT_EQ(a.Count().served, 6u);
+}
+
+TEST(Transfer, IsOneHoweverManyAsk) {
+  Node a, b;
+  plasma::Put(a.client.get(), 1, 16 << 20);
+  for (int i = 0; i < 20; ++i) b.Pull(1, {a.gate->address()});
+  for (int i = 0; i < 20; ++i) EXPECT_TRUE(Here(b.Next()));
+  EXPECT_EQ(a.Count().served, 1u);
+  EXPECT_EQ(b.Count().bytes_in, uint64_t{16 << 20});
+}
+
+TEST(Transfer, PinsWhatItBroughtUntilItIsLetGo) {
+  Node a, b(8 << 20);
+  plasma::Put(a.client.get(), 1, 4 << 20);
+  const uint64_t request = b.Pull(1, {a.gate->address()});
+  ASSERT_TRUE(Here(b.Next()));
+  EXPECT_TRUE(plasma::Put(b.client.get(), 2, 6 << 20, 0.05) == plasma::Step::kAsk);
+  ASSERT_TRUE(b.line->LetGo(request).ok());
+  EXPECT_TRUE(plasma::Put(b.client.get(), 2, 6 << 20) == plasma::Step::kDone);
+}
+
+TEST(Transfer, WaitsForRoomAndIsAnsweredWhenThereIs) {
+  Node a, b(8 << 20);
+  plasma::Put(a.client.get(), 1, 4 << 20);
+  plasma::Place pinned;
+  plasma::Put(b.client.get(), 2, 6 << 20);
+  ASSERT_TRUE(plasma::Get(b.client.get(), 2, &pinned) == plasma::Step::kDone);
+  b.Pull(1, {a.gate->address()});
+  EXPECT_TRUE(b.Next(0.2).type == Line::kPull);
+  b.client->Unpin(pinned.slot);
+  EXPECT_TRUE(Here(b.Next()));
+  EXPECT_TRUE(b.Has(1, 4 << 20));
+}
+
+TEST(Transfer, SaysWhyItCannotBe) {
+  Node a, b(2 << 20), stranger(2 << 20, 'X');
+  plasma::Put(a.client.get(), 1, 4 << 20);
+  b.Pull(1, {a.gate->address()});
+  LineEvent e = b.Next();
+  EXPECT_TRUE(e.payload[0] == static_cast<char>(Outcome::kNoRoom));
+  EXPECT_TRUE(Text(e).find("can never fit") != std::string::npos);
+  b.Pull(2, {a.gate->address()});
+  EXPECT_TRUE(Text(b.Next()).find("it has not got the object") != std::string::npos);
+  b.Pull(3, {});
+  EXPECT_TRUE(Text(b.Next()).find("nobody was named") != std::string::npos);
+  b.Pull(4, {{"127.0.0.1", 1}});
+  EXPECT_TRUE(Text(b.Next()).find("refused") != std::string::npos);
+  b.Pull(5, {stranger.gate->address()});
+  EXPECT_TRUE(Text(b.Next()).size() > 20);
+  EXPECT_EQ(stranger.Count().served, 0u);
+}
+
+TEST(Transfer, GoesOnFromAnotherCopyWhenItsSourceDies) {
+  auto a = std::make_unique<Node>(256 << 20);
+  Node b(256 << 20), c(256 << 20);
+  constexpr uint64_t kBytes = 200 << 20;
+  plasma::Put(a->client.get(), 1, kBytes);
+  plasma::Put(b.client.get(), 1, kBytes);
+  c.Pull(1, {a->gate->address(), b.gate->address()});
+  ASSERT_TRUE(Eventually([&] { return c.Count().bytes_in > 1 << 20; }));
+  a.reset();
+  EXPECT_TRUE(Here(c.Next()));
+  EXPECT_TRUE(c.Has(1, kBytes));
+  const Stats stats = c.Count();
+  // It may have been quicker than we; then there was nothing to resume.
+  EXPECT_TRUE(stats.bytes_in == kBytes && stats.resumed <= 1);
+}
+
+TEST(Transfer, LeavesNothingOfAPullThatNobodyWantsAnyMore) {
+  Node a(256 << 20), b(256 << 20);
+  plasma::Put(a.client.get(), 1, 200 << 20);
+  const uint64_t request = b.Pull(1, {a.gate->address()});
+  ASSERT_TRUE(Eventually([&] { return b.Count().bytes_in > 0; }));
+  ASSERT_TRUE(b.line->LetGo(request).ok());
+  EXPECT_TRUE(Eventually([&] { return b.Count().pulls_now == 0; }));
+  EXPECT_TRUE(Eventually([&] { return plasma::Stats(b.client.get()).unsealed_objects == 0; }));
+  EXPECT_TRUE(Eventually([&] { return a.Count().serving_now == 0; }));
+  EXPECT_EQ(plasma::Audit(b.client.get()), "");
+}
+
+TEST(Transfer, SpreadsAsATreeAndIsFreedEverywhere) {
+  constexpr uint64_t kBytes = 16 << 20;
+  constexpr int kNodes = 7;
+  Node root;
+  plasma::Put(root.client.get(), 1, kBytes);
+  uint64_t held = 0;
+  ASSERT_TRUE(root.line->Ask(Line::kHold, std::string(reinterpret_cast<const char*>(Key(1).bytes), 28), &held).ok());
+  EXPECT_EQ(root.Next().payload, std::string(1, '\1'));
+  std::vector<std::unique_ptr<Node>> nodes;
+  for (int i = 0; i < kNodes; ++i) nodes.push_back(std::make_unique<Node>());
+  std::vector<uint64_t> requests;
+  for (auto& node : nodes) requests.push_back(node->Pull(1, {root.gate->address()}));
+  uint64_t served = 0, referred = root.Count().referred;
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    EXPECT_TRUE(Here(nodes[i]->Next()));
+    EXPECT_TRUE(nodes[i]->Has(1, kBytes));
+    ASSERT_TRUE(nodes[i]->line->LetGo(requests[i]).ok());
+    served += nodes[i]->Count().served;
+    referred += nodes[i]->Count().referred;
+  }
+  EXPECT_EQ(served + root.Count().served, uint64_t{kNodes});
+  EXPECT_TRUE(referred + root.Count().referred > 0);
+  ASSERT_TRUE(root.line->Ask(Line::kFree, FreePayload({Key(1), std::nullopt})).ok());
+  for (auto& node : nodes)
+    EXPECT_TRUE(Eventually([&] { return node->client->Contains(Key(1)) == plasma::Step::kAbsent; }));
+  EXPECT_TRUE(Eventually([&] { return plasma::Stats(root.client.get()).sealed_objects == 0; }));
+}
+
+TEST(Transfer, HoldsForAnOwnerElsewhereUntilItFreesOrDies) {
+  Node a(8 << 20), b;
+  const auto hold = [&](uint64_t n) {
+    plasma::Put(a.client.get(), n, 1 << 20);
+    static_cast<void>(a.line->Ask(Line::kHold, std::string(reinterpret_cast<const char*>(Key(n).bytes), 28)));
+    return a.Next().payload == std::string(1, '\1');
+  };
+  ASSERT_TRUE(hold(1) && hold(2) && hold(3));
+  EXPECT_TRUE(plasma::Put(a.client.get(), 9, 6 << 20, 0.05) == plasma::Step::kAsk);
+  ASSERT_TRUE(b.line->Ask(Line::kFree, FreePayload({Key(1), a.gate->address()})).ok());
+  EXPECT_TRUE(Eventually([&] { return a.Count().held == 2; }));
+  ASSERT_TRUE(a.line->Ask(Line::kOwnerDead, std::string("test")).ok());
+  const LineEvent e = a.Next();
+  uint64_t count = 0;
+  std::memcpy(&count, e.payload.data(), sizeof(count));
+  EXPECT_EQ(count, 2u);
+  EXPECT_TRUE(plasma::Put(a.client.get(), 9, 6 << 20) == plasma::Step::kDone);
+  static_cast<void>(a.line->Ask(Line::kHold, std::string(28, 'z')));
+  EXPECT_EQ(a.Next().payload, std::string(1, '\0'));  // there is none
+}
+
+TEST(Transfer, ClosesAConnectionThatBreaksTheProtocolAndServesOn) {
+  Node a, b;
+  plasma::Put(a.client.get(), 1, 1 << 20);
+  int pair[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+  ASSERT_TRUE(a.line->Adopt(pair[1]).ok());
+  close(pair[1]);
+  ASSERT_EQ(write(pair[0], "GET / HTTP/1.1\r\n\r\n", 18), 18);
+  char byte;
+  EXPECT_TRUE(recv(pair[0], &byte, 1, 0) <= 0);
+  close(pair[0]);
+  EXPECT_EQ(a.Count().bad_frames, 1u);
+  b.Pull(1, {a.gate->address()});
+  EXPECT_TRUE(Here(b.Next()));
+}
+
+TEST(Transfer, OfAGigabytePerSecondIsPrinted) {
+  Node a(1200ull << 20), b(1200ull << 20);
+  constexpr uint64_t kBytes = 1ull << 30;
+  plasma::Put(a.client.get(), 1, kBytes, 60);
+  const int64_t begin = NowNs();
+  b.Pull(1, {a.gate->address()});
+  EXPECT_TRUE(Here(b.Next(60)));
+  std::printf("1 GiB store to store: %.2f GB/s\n", static_cast<double>(kBytes) / static_cast<double>(NowNs() - begin));
+}
+
+}  // namespace
+}  // namespace ray::objects
+
+RAY_TEST_MAIN()
