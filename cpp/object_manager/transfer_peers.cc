@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "channel/limits.h"
+#include "channel/network_proof.h"
 #include "channel/sockets.h"
 #include "common/clock.h"
 #include "object_manager/transfer_loop.h"
@@ -17,14 +18,10 @@ using plasma::kNoSlot;
 using plasma::Place;
 
 namespace {
-// What the gate of a node reads first, to know whose the connection is (docs/internals/cluster.md).
 std::string StorePreamble() {
-  std::string out("\x8frayport", 8);
-  const uint16_t version = 1;
-  out.append(reinterpret_cast<const char*>(&version), 2);
-  out.push_back(2);  // destination STORE
-  out.resize(32, '\0');
-  return out;
+  uint8_t bytes[channel::kPreambleBytes];
+  channel::WritePreamble(channel::Destination::kStore, nullptr, bytes);
+  return std::string(reinterpret_cast<const char*>(bytes), sizeof(bytes));
 }
 }  // namespace
 

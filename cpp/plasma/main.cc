@@ -1,5 +1,7 @@
 // PROCESS plasma_store, one per node: owns the shared memory and whatever clients cannot do in it themselves.
 //
+// With --objects-socket it has a second thread, the object manager (object_manager/transfer_loop.h).
+//
 // Started by the node process (ray._launch) or by hand; talked to by every driver and worker through --socket. Owns the
 // pool, the object table and one journal per client, all unnamed files: when this process and its clients have ended,
 // in whatever way, nothing of them is left but the socket's name (removed here on a normal end, by the session's sweep
@@ -7,6 +9,7 @@
 // dies, it undoes what that one left. It ends itself when its lifeline closes or the parent that passed it dies.
 #include <fcntl.h>
 #include <getopt.h>
+#include <sys/random.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -18,6 +21,8 @@
 #include <optional>
 #include <string>
 
+#include "channel/network_proof.h"
+#include "object_manager/transfer_loop.h"
 #include "plasma/server.h"
 
 namespace {
@@ -27,12 +32,14 @@ constexpr uint64_t kMemoryBytesMax = uint64_t{1} << 46;
 
 constexpr char kUsage[] =
     "usage: plasma_store --memory BYTES --socket PATH [--directory DIR] [--huge-pages]\n"
-    "                    [--lifeline-fd N] [--ready-fd N]\n"
+    "                    [--lifeline-fd N] [--ready-fd N] [--objects-socket PATH --token-file PATH]\n"
     "  -m, --memory BYTES   size of the store; 512MB, 1GB, 2GiB are understood\n"
     "  -s, --socket PATH    Unix socket to listen on, at most 107 bytes\n"
     "  -d, --directory DIR  keep the memory in an unnamed file there (default: a memfd)\n"
     "  -h, --huge-pages     the memory is huge pages; DIR, if given, is a hugetlbfs mount\n"
     "      --lifeline-fd N  end when the other end of this pipe is closed, or the parent dies\n"
+    "      --objects-socket PATH  run an object manager too, which listens there for local processes\n"
+    "      --token-file PATH      its secret, 64 hexadecimal digits, that other nodes' stores must prove to know\n"
     "      --ready-fd N     one byte 1 is written there when serving, or the text of an error\n";
 
 // "1GB", "64MiB", "1.5g", "1048576"; powers of 1024 with "i" or a bare letter, of 1000 with "B" alone after the letter.
@@ -78,19 +85,53 @@ int Fail(int ready_fd, const std::string& text) {
   return 1;
 }
 
+// Whether the file begins with the token in hexadecimal.
+bool ReadToken(const char* path, uint8_t out[ray::channel::kTokenBytes]) {
+  char text[2 * ray::channel::kTokenBytes];
+  const int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return false;
+  const ssize_t n = read(fd, text, sizeof(text));
+  close(fd);
+  if (n != static_cast<ssize_t>(sizeof(text))) return false;
+  const auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1; };
+  for (size_t i = 0; i < ray::channel::kTokenBytes; ++i) {
+    const int high = digit(text[2 * i]), low = digit(text[2 * i + 1]);
+    if (high < 0 || low < 0) return false;
+    out[i] = static_cast<uint8_t>(high << 4 | low);
+  }
+  return true;
+}
+
+// Shows itself to other stores as a node process does; the tag only tells connections apart in a log.
+ray::Status StartTransfers(ray::objects::TransferOptions* options, std::unique_ptr<ray::objects::TransferLoop>* out) {
+  options->identity.role = 2;
+  if (getrandom(options->identity.tag, sizeof(options->identity.tag), 0) != sizeof(options->identity.tag)) {
+    return ray::Status::FromErrno("getrandom", errno);
+  }
+  std::string token(reinterpret_cast<const char*>(options->identity.token), ray::channel::kTokenBytes);
+  options->identity.network_proof = [token] {
+    return std::make_unique<ray::channel::NetworkProof>(reinterpret_cast<const uint8_t*>(token.data()));
+  };
+  return ray::objects::TransferLoop::Start(*options, out);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   ray::plasma::ServerOptions options;
+  ray::objects::TransferOptions transfers;
+  bool has_token = false;
   int ready_fd = -1;
   std::string wrong;
-  enum { kLifeline = 256, kReady, kHelp };
+  enum { kLifeline = 256, kReady, kHelp, kObjectsSocket, kTokenFile };
   const option longs[] = {{"memory", required_argument, nullptr, 'm'},
                           {"socket", required_argument, nullptr, 's'},
                           {"directory", required_argument, nullptr, 'd'},
                           {"huge-pages", no_argument, nullptr, 'h'},
                           {"lifeline-fd", required_argument, nullptr, kLifeline},
                           {"ready-fd", required_argument, nullptr, kReady},
+                          {"objects-socket", required_argument, nullptr, kObjectsSocket},
+                          {"token-file", required_argument, nullptr, kTokenFile},
                           {"help", no_argument, nullptr, kHelp},
                           {nullptr, 0, nullptr, 0}};
   for (int o; (o = getopt_long(argc, argv, "m:s:d:h", longs, nullptr)) != -1;) {
@@ -125,6 +166,15 @@ int main(int argc, char** argv) {
           wrong = std::string("--ready-fd ") + optarg + ": not an open file descriptor";
         }
         break;
+      case kObjectsSocket:
+        transfers.socket_path = optarg;
+        break;
+      case kTokenFile:
+        if (!ReadToken(optarg, transfers.identity.token)) {
+          wrong = std::string("--token-file ") + optarg + ": no file of 64 hexadecimal digits";
+        }
+        has_token = true;
+        break;
       case kHelp:
         std::fputs(kUsage, stdout);
         return 0;
@@ -136,6 +186,9 @@ int main(int argc, char** argv) {
   }
   if (wrong.empty() && optind < argc) wrong = std::string("unexpected argument ") + argv[optind];
   if (wrong.empty() && options.socket_path.empty()) wrong = "--socket is missing";
+  if (wrong.empty() && has_token == transfers.socket_path.empty()) {
+    wrong = "--objects-socket and --token-file belong together";
+  }
   if (wrong.empty() && options.pool.bytes < kMemoryBytesMin) {
     wrong = "--memory must be at least " + std::to_string(kMemoryBytesMin) + " bytes";
   }
@@ -154,9 +207,15 @@ int main(int argc, char** argv) {
   }
   std::unique_ptr<ray::plasma::Server> server;
   if (const ray::Status s = ray::plasma::Server::Create(options, &server); !s.ok()) return Fail(ready_fd, s.message());
+  std::unique_ptr<ray::objects::TransferLoop> loop;
+  if (has_token) {
+    transfers.plasma_socket = options.socket_path;
+    if (const ray::Status s = StartTransfers(&transfers, &loop); !s.ok()) return Fail(ready_fd, s.message());
+  }
   Tell(ready_fd, std::string(1, '\x01'));
   const ray::Status end = server->Run();
-  server.reset();
+  server.reset();  // first: the object manager may be waiting for an answer, and so finds out that none comes
+  loop.reset();
   if (!end.ok()) return Fail(-1, end.message());
   return 0;
 }

@@ -8,7 +8,7 @@
 #include <atomic>
 #include <cstring>
 
-#include "channel/toy_proof.h"
+#include "channel/network_proof.h"
 #include "object_manager/line.h"
 #include "object_manager/transfer_loop.h"
 #include "plasma/fixture.h"
@@ -73,7 +73,12 @@ struct Node {
     TransferOptions options;
     options.socket_path = folder.path() + "/o.sock";
     options.plasma_socket = store.socket();
-    options.identity = channel::NetworkIdentity('s', token);
+    options.identity.role = 2;
+    options.identity.network_proof = [token] {
+      uint8_t bytes[channel::kTokenBytes];
+      std::memset(bytes, token, sizeof(bytes));
+      return std::make_unique<channel::NetworkProof>(bytes);
+    };
     if (!TransferLoop::Start(options, &loop).ok()) std::abort();
     gate = std::make_unique<Gate>(options.socket_path);
     static_cast<void>(TransferLine::Connect(options.socket_path, &line));
