@@ -67,6 +67,11 @@ class TransferLoop final : public Stream::Handler {
     bool ended = false;  // by the puller, but a chunk of it is on its way
     uint64_t total() const { return data_bytes + metadata_bytes; }
   };
+  // Where a pull's bytes go.
+  struct Extent {
+    plasma::Place place;
+    uint64_t prepared = 0;  // bytes at its front whose pages are in our page table
+  };
   struct Room {
     ObjectId key;
     uint64_t data_bytes, metadata_bytes;
@@ -140,11 +145,11 @@ class TransferLoop final : public Stream::Handler {
   std::optional<Address> self_;
 
   std::shared_ptr<plasma::Client> store_;
-  std::unordered_map<ObjectId, plasma::Place, KeyHash> extents_;  // of pulls
-  std::map<uint64_t, Room> rooms_;                                // by the store's request
-  std::vector<uint32_t> loose_pins_;                              // slots, until Act is through
-  std::map<PullAsker, uint32_t> pins_;                            // slots, of answered pulls
-  std::unordered_map<ObjectId, uint32_t, KeyHash> holds_;         // slots
+  std::unordered_map<ObjectId, Extent, KeyHash> extents_;  // of pulls
+  std::map<uint64_t, Room> rooms_;                         // by the store's request
+  std::vector<uint32_t> loose_pins_;                       // slots, until Act is through
+  std::map<PullAsker, uint32_t> pins_;                     // slots, of answered pulls
+  std::unordered_map<ObjectId, uint32_t, KeyHash> holds_;  // slots
   std::map<PushId, Serving> servings_;
   std::unordered_map<ObjectId, std::vector<PushId>, KeyHash> partial_;  // servings without a pin of their own
   std::map<uint64_t, TransferId> turn_;                                 // by peer: whose chunk was the last

@@ -142,8 +142,14 @@ uint8_t* TransferLoop::ChunkRoom(Stream& stream, uint64_t transfer, uint64_t* ro
   *room = pulls_.Missing(transfer);
   if (*room == 0) return nullptr;
   const ObjectId key = *pulls_.KeyOf(transfer);
-  uint8_t* to = extents_.find(key)->second.address + *pulls_.Received(key);
-  store_->Prepare(to, std::min<uint64_t>(*room, kChunkBytes));
+  Extent& extent = extents_.find(key)->second;
+  const uint64_t at = *pulls_.Received(key);
+  uint8_t* to = extent.place.address + at;
+  if (at + std::min<uint64_t>(*room, kChunkBytes) > extent.prepared) {
+    const uint64_t ahead = std::min<uint64_t>(*room, kTurnBytes);
+    store_->Prepare(to, ahead);
+    extent.prepared = at + ahead;
+  }
   return to;
 }
 
@@ -280,9 +286,9 @@ void TransferLoop::PartialGrew(const ObjectId& key) {
   if (served == partial_.end() || extent == extents_.end()) return;
   for (const PushId& push : served->second) {
     Serving& s = servings_.find(push)->second;
-    s.base = extent->second.address;
-    s.data_bytes = extent->second.data_bytes;
-    s.metadata_bytes = extent->second.metadata_bytes;
+    s.base = extent->second.place.address;
+    s.data_bytes = extent->second.place.data_bytes;
+    s.metadata_bytes = extent->second.place.metadata_bytes;
     if (s.asked && Available(s) > s.at) SendSizes(push, s);
     if (s.flowing) peers_.find(push.peer)->second.stream->Wake();
   }

@@ -80,7 +80,7 @@ void TransferLoop::TryRoom(const Room& room) {
     Place place;
     const Step step = store->TryCreate(room.key, room.data_bytes, room.metadata_bytes, &place);
     if (step == Step::kDone) {
-      extents_[room.key] = place;
+      extents_[room.key] = {place, 0};
       pulls_.RoomMade(room.key, NowNs());
       return PartialGrew(room.key);
     }
@@ -134,13 +134,13 @@ void TransferLoop::ForgetRoom(const ObjectId& key) {
   const auto extent = extents_.extract(key);
   if (extent.empty()) return;
   Decided(store_.get(), [&] { return store_->TryAbort(key); });
-  store_->Unpin(extent.mapped().slot);
+  store_->Unpin(extent.mapped().place.slot);
 }
 
 void TransferLoop::SealPulled(const ObjectId& key) {
   const auto node = extents_.extract(key);
   if (node.empty()) return;
-  const Place& place = node.mapped();
+  const Place& place = node.mapped().place;
   Decided(store_.get(), [&] { return store_->TrySealSlot(place.slot, place.generation); });
   // Whoever is being served from it goes on with a pin of his own.
   if (const auto served = partial_.extract(key); !served.empty()) {

@@ -31,9 +31,14 @@ def store_binary() -> str:
 
 
 def launch(
-    memory_bytes: int, socket_path: str, directory: str | None = None, huge_pages: bool = False
+    memory_bytes: int,
+    socket_path: str,
+    directory: str | None = None,
+    huge_pages: bool = False,
+    objects_socket: str | None = None,
+    token_file: str | None = None,
 ) -> tuple[subprocess.Popen[bytes], int]:
-    """Starts a store and waits until it serves.
+    """Starts a store and waits until it serves. With objects_socket and token_file it runs an object manager too.
 
     Returns: the process, and the lifeline: a descriptor whose closing ends it.
     Raises:  OSError: it does not start; the text is the store's own.
@@ -43,6 +48,8 @@ def launch(
         command += ["--directory", directory]
     if huge_pages:
         command.append("--huge-pages")
+    if objects_socket is not None and token_file is not None:
+        command += ["--objects-socket", objects_socket, "--token-file", token_file]
     ready_read, ready_write = os.pipe()
     life_read, life_write = os.pipe()
     try:

@@ -1,0 +1,111 @@
+"""Store to store against a plain TCP copy between two processes, in turns; and one object to many stores.
+
+    python -m tests.perf.transfer [--gib 1] [--stores 8] [--rounds 3]
+
+The plain copy does what a transfer does to the memory: from one shared mapping that is there, into another one whose pages were
+never touched (cold) or were (warm). PROCESS: a tool; starts its own stores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import os
+import socket
+import time
+
+from tests.plasma.transfer_node import transfer_nodes
+
+MIB = 1 << 20
+PIECE = 1 * MIB
+MADV_POPULATE_WRITE = 23
+
+
+def raw_copy(nbytes: int, warm: bool) -> float:
+    """Seconds for nbytes from one process's shared memory to another's over loopback TCP."""
+    source = mmap.mmap(-1, nbytes)
+    source.madvise(MADV_POPULATE_WRITE)
+    view = memoryview(source)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        pid = os.fork()
+        if pid == 0:
+            target_fd = os.memfd_create("target")
+            os.ftruncate(target_fd, nbytes)
+            target = mmap.mmap(target_fd, nbytes)
+            if warm:
+                target.madvise(MADV_POPULATE_WRITE)
+            peer = socket.create_connection(server.getsockname())
+            into, at = memoryview(target), 0
+            while at < nbytes:
+                if not warm and at % PIECE == 0:
+                    target.madvise(MADV_POPULATE_WRITE, at, min(PIECE, nbytes - at))
+                at += peer.recv_into(into[at : min(nbytes, at - at % PIECE + PIECE)])
+            peer.send(b"!")
+            os._exit(0)
+        peer, _ = server.accept()
+        with peer:
+            begin = time.perf_counter()
+            for at in range(0, nbytes, PIECE):
+                peer.sendall(view[at : at + PIECE])
+            peer.recv(1)
+            took = time.perf_counter() - begin
+        os.waitpid(pid, 0)
+    view.release()
+    source.close()
+    return took
+
+
+def transfers(nbytes: int, rounds: int) -> tuple[float, float]:
+    """Seconds of the first transfer (cold) and of the best of those after it."""
+    with transfer_nodes(2, nbytes + 64 * MIB) as (a, b):
+        key = b"t" * 28
+        a.client.put(key, bytes(nbytes), timeout_s=60.0)
+        took = []
+        for _ in range(rounds + 1):
+            begin = time.perf_counter()
+            outcome, text, request = b.fetch(key, [a.address], 120.0)
+            took.append(time.perf_counter() - begin)
+            assert outcome == "here", text
+            b.line.let_go(request)
+            b.stats()
+            b.client.delete(key)
+        return took[0], min(took[1:])
+
+
+def broadcast(nbytes: int, stores: int) -> tuple[float, list[int]]:
+    """Seconds until all stores have it, when they ask at once; and how often each served it, the first one first."""
+    with transfer_nodes(stores + 1, nbytes + 32 * MIB) as nodes:
+        root, others = nodes[0], nodes[1:]
+        key = b"b" * 28
+        root.client.put(key, bytes(nbytes), timeout_s=60.0)
+        begin = time.perf_counter()
+        requests = [node.line.pull(key, [root.address]) for node in others]
+        for node, request in zip(others, requests, strict=True):
+            assert node.line.wait(request, 120.0)[2] == "here"
+        return time.perf_counter() - begin, [node.stats()["served"] for node in nodes]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gib", type=float, default=1.0)
+    parser.add_argument("--stores", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    nbytes = int(options.gib * (1 << 30))
+    raw = {warm: min(raw_copy(nbytes, warm) for _ in range(options.rounds)) for warm in (False, True)}
+    cold, warm = transfers(nbytes, options.rounds)
+    for name, ours, plain in (("cold", cold, raw[False]), ("warm", warm, raw[True])):
+        print(
+            f"{name}: store to store {nbytes / ours / 1e9:.2f} GB/s, plain TCP {nbytes / plain / 1e9:.2f}; {plain / ours:.2f} of it"
+        )
+    size = 256 * MIB
+    one, _ = broadcast(size, 1)
+    many, served = broadcast(size, options.stores)
+    print(
+        f"256 MiB to 1 store: {one:.2f} s; to {options.stores}: {many:.2f} s, {many / one:.1f} times that; "
+        f"served by the first {served[0]}, by the others {served[1:]}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""A store with its object manager and a stand-in for the gate of its node, for tests of transfers. LIBRARY of tests."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray._native.plasma import PlasmaClient
+from ray._native.transfer import TransferLine
+from ray.plasma.server import launch
+
+TOKEN = bytes(range(32))
+PREAMBLE_BYTES = 32
+
+
+class TransferNode:
+    """address: where other stores reach this one. kill() is kill -9 of the store."""
+
+    def __init__(self, folder: str, memory_bytes: int, token: bytes = TOKEN) -> None:
+        self.objects_socket = folder + "/objects.sock"
+        Path(folder + "/token").write_text(token.hex())
+        self.process, self._lifeline = launch(
+            memory_bytes,
+            folder + "/plasma.sock",
+            objects_socket=self.objects_socket,
+            token_file=folder + "/token",
+        )
+        self.client = PlasmaClient(folder + "/plasma.sock")
+        self.line = TransferLine(self.objects_socket)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.address: tuple[str, int] = self._listener.getsockname()
+        self._stop_read, self._stop_write = os.pipe()
+        self.line.reached_at(*self.address)
+        self.stats()  # it has heard so
+        self._gate = threading.Thread(target=self._pass_on, name="test-gate")
+        self._gate.start()
+
+    def _pass_on(self) -> None:
+        line = TransferLine(self.objects_socket)
+        while True:
+            ready = select.select([self._listener, self._stop_read], [], [])[0]
+            if self._stop_read in ready:
+                return
+            connection = self._listener.accept()[0]
+            with connection:
+                if len(connection.recv(PREAMBLE_BYTES, socket.MSG_WAITALL)) == PREAMBLE_BYTES:
+                    try:
+                        line.adopt(connection.fileno())
+                    except ConnectionError:
+                        return  # the store was killed by the test
+
+    def fetch(self, key: bytes, sources: list[tuple[str, int]], timeout_s: float = 30.0) -> tuple[str, str, int]:
+        """(outcome, text, request)."""
+        request = self.line.pull(key, sources)
+        _, _, outcome, text = self.line.wait(request, timeout_s)
+        return outcome, text, request
+
+    def stats(self) -> dict[str, int]:
+        answer: tuple[Any, ...] = self.line.wait(self.line.ask_stats())
+        counts: dict[str, int] = answer[2]
+        return counts
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        os.write(self._stop_write, b"x")
+        self._gate.join()
+        for fd in (self._stop_read, self._stop_write):
+            os.close(fd)
+        self._listener.close()
+        self.line.close()
+        self.client.disconnect()
+        os.close(self._lifeline)
+        self.process.wait(10)
+
+
+@contextmanager
+def transfer_nodes(count: int, memory_bytes: int) -> Iterator[list[TransferNode]]:
+    with ExitStack() as stack:
+        nodes = []
+        for _ in range(count):
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-transfer-"))
+            node = TransferNode(folder, memory_bytes)
+            stack.callback(node.close)
+            nodes.append(node)
+        yield nodes
