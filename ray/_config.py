@@ -118,6 +118,11 @@ TABLE: tuple[Setting, ...] = (
         "Of environments that do not say setup_timeout_seconds, and of a worker's start in one.",
         "A build that hangs is reported later.",
     ),
+    Setting(
+        "object_manager", False, "yes or no", "node",
+        "The store of a session that has a port for other nodes fetches from and serves their stores anyway; this is "
+        "for tests of that without other nodes.", "A thread that sleeps.",
+    ),
     # -- memory ---------------------------------------------------------------------------------------------------
     Setting(
         "object_store_memory_fraction", 0.3, "of available memory", "node",

@@ -257,11 +257,13 @@ TEST(Transfer, SpreadsAsATreeAndIsFreedEverywhere) {
   for (int i = 0; i < kNodes; ++i) nodes.push_back(std::make_unique<Node>());
   std::vector<uint64_t> requests;
   for (auto& node : nodes) requests.push_back(node->Pull(1, {root.gate->address()}));
-  uint64_t served = 0, referred = root.Count().referred;
   for (size_t i = 0; i < nodes.size(); ++i) {
     EXPECT_TRUE(Here(nodes[i]->Next()));
     EXPECT_TRUE(nodes[i]->Has(1, kBytes));
     ASSERT_TRUE(nodes[i]->line->LetGo(requests[i]).ok());
+  }
+  uint64_t served = 0, referred = 0;
+  for (size_t i = 0; i < nodes.size(); ++i) {
     served += nodes[i]->Count().served;
     referred += nodes[i]->Count().referred;
   }

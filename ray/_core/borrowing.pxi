@@ -9,8 +9,8 @@
 # caller's own are counted then (on_result), others the worker registers itself before it replies.
 # When a borrower's last copy goes, RELEASE gives back all its counts at once. When its process dies, its link closes.
 
-cdef int ask_owner(Engine self, ObjectRef ref) except -1:
-    """Sends GET; the ref settles when the owner answers or is found dead."""
+cdef int ask_owner(Engine self, ObjectRef ref, bint lost=False) except -1:
+    """Sends GET; the ref settles when the owner answers or is found dead. lost: it could not be got from its home."""
     cdef Link link
     cdef uint8_t* out
     cdef uint64_t request
@@ -24,16 +24,18 @@ cdef int ask_owner(Engine self, ObjectRef ref) except -1:
     self.next_request += 1
     ref.asked = True
     self.gets[request] = ref
-    out = link.begin(F_GET, 0, 8 + 28)
+    out = link.begin(F_GET, 0, 8 + 28 + (4 if lost else 0))
     out = PutU64(out, request)
     store_id(out, ref.id)
+    if lost:
+        PutU32(out + 28, ref.home)
     link.later()
     return 0
 
 
 cdef object owner_died(ObjectRef ref):
     return exceptions.OwnerDiedError(
-        f"the process that owned object {ref.hex()} (tag {owner_tag(ref).hex()[:8]}) has died, and the object with it")
+        f"the process that owned object {ref.hex()} (tag {owner_tag(ref).hex()[8:16]}) has died, and the object with it")
 
 
 cdef class _RemoteGet(Waiter):
@@ -59,7 +61,8 @@ cdef int on_get(Engine self, Link link, Reader* r) except -1:
         ref.value = exceptions.ObjectFreedError(
             f"object {ref.hex()} was freed by its owner before it was asked for")
         ref.state = FAILED
-    if ref.state == PLASMA and not in_store(self, ref):
+    if ref.state == PLASMA and (not in_store(self, ref) or (
+            r.left() >= 4 and r.U32() == ref.home and ref.home != self.number)):
         recover(self, ref)
     if ref.state == PENDING:
         waiter = _RemoteGet.__new__(_RemoteGet)
@@ -93,7 +96,7 @@ cdef int on_got(Engine self, Link link, Reader* r, uint8_t flags) except -1:
 
 # ------------------------------------------------------------------ an object in a frame
 #
-#   u8 how, u32 nrefs, nrefs * 28 bytes of ids, then   BLOB, ERROR: u32 n, n bytes     PLASMA: u64 size     FETCH: nothing
+#   u8 how, u32 nrefs, nrefs * 28 bytes of ids, then   BLOB, ERROR: u32 n, n bytes   PLASMA: u64 size, u32 home   FETCH: nothing
 
 @cython.final
 cdef class Given:
@@ -101,6 +104,7 @@ cdef class Given:
     cdef uint8_t how
     cdef bytes blob
     cdef int64_t size
+    cdef uint32_t home         # PLASMA: number of the node that has it
     cdef list refs
     cdef bint hold             # the peer must say HAVE
     cdef Py_ssize_t nbytes
@@ -113,7 +117,7 @@ cdef class Given:
             store_id(out, (<ObjectRef>self.refs[i]).id)
             out += 28
         if self.how == G_PLASMA:
-            PutU64(out, self.size)
+            PutU32(PutU64(out, self.size), self.home)
         elif self.how != G_FETCH:
             out = PutU32(out, <uint32_t>PyBytes_GET_SIZE(self.blob))
             memcpy(out, PyBytes_AS_STRING(self.blob), PyBytes_GET_SIZE(self.blob))
@@ -122,7 +126,7 @@ cdef class Given:
     cdef int measure(self) except -1:
         self.nbytes = 5 + (0 if self.refs is None else 28 * PyList_GET_SIZE(self.refs))
         if self.how == G_PLASMA:
-            self.nbytes += 8
+            self.nbytes += 12
         elif self.how != G_FETCH:
             self.nbytes += 4 + PyBytes_GET_SIZE(self.blob)
         return 0
@@ -133,7 +137,7 @@ cdef Given given_of(Engine self, ObjectRef ref):
     cdef Given g = Given.__new__(Given)
     g.refs = ref.contained
     if ref.state == PLASMA:
-        g.how, g.size = G_PLASMA, ref.size
+        g.how, g.size, g.home = G_PLASMA, ref.size, ref.home
     elif ref.state == BLOB:
         g.how, g.blob = (G_ERROR if ref.is_error else G_BLOB), <bytes>ref.value
     elif ref.state == VALUE:
@@ -215,11 +219,12 @@ cdef list take(Engine self, Link link, Reader* r, ObjectRef ref):
     if how == G_PLASMA:
         if ref is not None:
             ref.size = r.U64()
-            if ref.owned:
+            ref.home = r.U32()
+            if ref.owned and ref.home == self.number:
                 ref.pinned = store_pin(self, ref)
             ref.state = PLASMA
         else:
-            r.U64()
+            r.Take(12)
     else:
         size = r.U32()
         at = r.Take(size)
@@ -359,13 +364,14 @@ cdef void on_ref_dropped(ObjectRef ref) noexcept:
         if task.stream is not None:
             task.stream.forget(ref)
             if task.stream.dropped and not task.stream.ended and ref.id.index == 0 and self is not None:
-                d.owned, d.registered = 3, 0  # now nobody can see the call's end, either
+                d.owned, d.registered, d.home, d.pull = 3, 0, 0, 0  # now nobody can see the call's end, either
                 store_id(d.id, ref.id)
                 queue_dropped(self, d)
     if self is None or not ((ref.owned and (ref.state == PLASMA or ref.hold is not None))
-                            or (not ref.owned and ref.registered)):
+                            or (not ref.owned and ref.registered) or ref.pull != 0):
         return
     store_id(d.id, ref.id)
+    d.home, d.pull = ref.home, ref.pull
     d.owned = 2 if ref.owned and ref.hold is not None else ref.owned
     d.registered = ref.registered
     queue_dropped(self, d)
@@ -390,18 +396,24 @@ cdef int drain_dropped(Engine self) except -1:
         d = self.dropped.front()
         self.dropped.pop_front()
         key = (<const char*>d.id)[:28]
+        if d.pull != 0:
+            drop_pull(self, d.pull)
         if d.owned == 2:
             actor_unreachable(self, key)
         elif d.owned == 3:
             drop_stream(self, load_id(d.id).seq)
+        elif d.owned and d.home != self.number:
+            free_elsewhere(self, key, d.home)
         elif d.owned:
+            if self.homes:
+                free_copies(self, key)
             if self.store is not None:
                 try:
                     self.store.unpin(key)
                     self.store.delete(key)
                 except (PlasmaStoreDied, PlasmaObjectNotFound):
                     pass  # it died with the store that held it
-        else:
+        elif d.registered:
             tag = key[:16]
             releases.setdefault(tag, []).append(key + int(d.registered).to_bytes(4, "little"))
     for tag, items in releases.items():

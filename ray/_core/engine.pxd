@@ -6,6 +6,7 @@ from libcpp.unordered_map cimport unordered_map
 
 from ray._native.channel cimport CConnection, Identity, Poller, Spin, Standby
 from ray._native.plasma cimport PlasmaClient
+from ray._native.transfer cimport TransferLine
 from ray._native.references cimport ObjectId, ObjectRef, Waiter
 
 cdef extern from "ray/_core/wire.h" namespace "ray::wire" nogil:
@@ -48,6 +49,8 @@ cdef extern from "ray/_core/wire.h" namespace "ray::wire" nogil:
         uint8_t id[28]
         uint8_t owned
         uint32_t registered
+        uint32_t home
+        uint64_t pull
 
 cdef extern from "ray/_core/call_alarm.h" namespace "ray" nogil:
     cdef cppclass CallAlarm:
@@ -303,6 +306,13 @@ cdef class Engine:
     # objects
     cdef PlasmaClient store
     cdef object open_store, reach     # how to; see connect()
+    cdef uint32_t number              # of our node: the first four bytes of our tag
+    cdef dict homes                   # number -> (host, port) of the other nodes that live; empty on one machine
+    cdef TransferLine transfers       # to the object manager of our store; None until it is needed
+    cdef dict pulls                   # request -> ObjectRef: not answered yet
+    cdef dict pull_failures           # ObjectRef -> why there can never be room for it here, until somebody is told
+    cdef dict after_pull              # ObjectRef -> futures to finish when it is here
+    cdef dict holding                 # request -> (store, key): pinned by us until the object manager holds it for its owner
     cdef dict borrowers               # tag -> {ObjectRef: count}: what others hold of ours
     cdef deque[Dropped] dropped       # refs whose deallocation the owner or the store must hear of
     cdef uint64_t wait_mark
@@ -322,7 +332,6 @@ cdef class Engine:
     cdef dict streams                 # seq -> Task: generator calls that have not ended
     cdef dict lease_requests          # req_id -> LeasePool
     cdef dict leases                  # lease_key() -> Lease
-    cdef object number                # of the node that this process lives on
     cdef dict node_table              # number -> NodeAddress of every other node, dead ones too; empty on a single machine
     cdef dict nodes                   # number -> NodeLink, where we lease or have leased
     cdef dict actors                  # actor_id -> weakref to ActorLine

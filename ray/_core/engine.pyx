@@ -11,6 +11,7 @@ Read in this order; each part is one idea, compiled together so that a call neve
     link.pxi        a connection to another process: frames out and in, what is owed to the peer
     receive.pxi     the round: wait, read, dispatch, wake; timers
     objects.pxi     put, get, wait
+    remote_objects.pxi  objects in the stores of other nodes
     borrowing.pxi   owners, borrowers, what is freed when
     futures.pxi     asyncio and concurrent.futures
     arguments.pxi   a call's frame or slots
@@ -51,6 +52,7 @@ from libcpp.string cimport string
 from ray._native cimport channel as c_channel
 from ray._native.channel cimport CConnection, CListener, Destination, Event, Frame, Identity, Poller, Spin, Standby, Status, kRoleHandoff, kTimerKey
 from ray._native.plasma cimport PlasmaBuffer, PlasmaClient
+from ray._native.transfer cimport TransferLine
 from ray._native cimport references
 from ray._native.references cimport (BLOB, FAILED, PENDING, PLASMA, VALUE, ObjectId, ObjectRef, Waiter, add_waiter,
                                      find_ref, intern, load_id, new_ref, remove_waiter, set_dropped_hook, settle,
@@ -168,6 +170,7 @@ include "link.pxi"
 include "receive.pxi"
 include "objects.pxi"
 include "borrowing.pxi"
+include "remote_objects.pxi"
 include "futures.pxi"
 include "arguments.pxi"
 include "submit.pxi"
@@ -211,6 +214,8 @@ cdef class Engine:
         memcpy(&self.tag1, PyBytes_AS_STRING(tag) + 8, 8)
         self.session_dir = os.fspath(session_dir)
         self.is_driver = is_driver
+        self.number = number_of(self.tag0)
+        self.homes, self.pulls, self.pull_failures, self.after_pull, self.holding = {}, {}, {}, {}, {}
         self.next_seq = 1
         self.next_key = 16
         self.next_request = 1
@@ -532,6 +537,9 @@ cdef class Engine:
     def on_actor_state(self, actor_id, state, worker_tag, incarnation, cause):
         actor_state_changed(self, actor_id, state, worker_tag, incarnation, cause)
 
+    def on_node_up(self, number, node_id, host, port):
+        on_node_up(self, number, node_id, host, port)
+
     def on_store_died(self):
         pass  # each object's loss is found, and repaired, when somebody needs it
 
@@ -680,6 +688,7 @@ cdef class Engine:
             self.link_closed(link)
         self.links.clear()
         self.peers.clear()
+        drop_line(self)
         if self.listener is not None:
             self.poller.Remove(self.listener_fd)
             self.listener = None

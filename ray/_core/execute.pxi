@@ -421,10 +421,11 @@ cdef class Executor:
         if how == G_PLASMA:
             if ref.state == PENDING:
                 ref.size = r.U64()
+                ref.home = r.U32()
                 ref.contained = refs
                 ref.state = PLASMA
             else:
-                r.U64()
+                r.Take(12)
         return get_value(self.engine, ref, None)
 
     # ------------------------------------------------------------------ context

@@ -19,6 +19,8 @@ def finish_future(target, ObjectRef ref):
         target.set_result(None)
         return
     try:
+        if ref.state == PLASMA and finish_when_fetched(engine_or_raise(), target, ref):
+            return
         value = value_of(engine_or_raise(), ref)
     except BaseException as error:
         target.set_exception(error)

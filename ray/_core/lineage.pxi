@@ -64,6 +64,7 @@ cdef ObjectRef revive(Engine self, LineageArgument stand_in):
         task.stream.kept[stand_in.id.index] = <void*>ref
     else:
         task.returns[stand_in.id.index] = <void*>ref
+    ref.home = self.number  # where it is looked for, in vain
     ref.state = PLASMA
     return ref
 
@@ -86,10 +87,10 @@ cdef int recover(Engine self, ObjectRef ref) except -1:
     if not ref.owned:
         ref.state = PENDING
         ref.asked = False
-        return ask_owner(self, ref)  # the owner repairs it, or says why not
+        return ask_owner(self, ref, True)  # the owner repairs it, or says why not
     if ref.producer is None:
         return fail_ref(ref, exceptions.ObjectLostError(
-            f"object {ref.hex()} was lost from the object store (the store process died?) and cannot be made again: it was put "
+            f"object {ref.hex()} was lost from the object store (its process, or its node, died?) and cannot be made again: it was put "
             "there by ray.put or by an actor, not returned by a task"))
     task = <Task>ref.producer
     if task.stream is not None:

@@ -17,7 +17,7 @@ cdef class Link:
         del self.conn
 
     def __repr__(self):
-        return f"<Link to {self.tag.hex()[:8]} {'alive' if self.alive else 'closed'}, {self.calls.size()} calls>"
+        return f"<Link to {self.tag.hex()[8:16]} {'alive' if self.alive else 'closed'}, {self.calls.size()} calls>"
 
     cdef uint8_t* begin(self, uint8_t type, uint8_t flags, uint32_t n) except NULL:
         """Room for a payload of n bytes, to be filled before anything else is done with this link."""

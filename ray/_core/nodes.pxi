@@ -33,17 +33,17 @@ cdef uint32_t node_number(bytes tag):
 
 
 cdef int learn_nodes(Engine self, dict answer) except -1:
-    """What `register` says of the cluster: the own number, and the rows of the others."""
-    self.number = answer.get("number", 0)
+    """What `register` says of the cluster: the rows of the other nodes."""
     for row in answer.get("nodes") or ():
         if row["number"] != self.number and row.get("state", "ALIVE") == "ALIVE":
-            self.node_table[row["number"]] = NodeAddress(row["node_id"], row["host"], row["port"])
+            on_node_up(self, row["number"], row["node_id"], row["host"], row["port"])
     return 0
 
 
 def on_node_up(Engine self, number, node_id, host, port):
     if number != self.number:
         self.node_table[number] = NodeAddress(node_id, host, port)
+        node_came(self, number, host, port)
 
 
 def on_node_down(Engine self, number, cause):
@@ -52,6 +52,7 @@ def on_node_down(Engine self, number, cause):
     cdef Link link
     if address is not None:
         address.alive = False
+    node_went(self, number)
     for link in list(self.links.values()):
         if link.alive and (link.of_node.number == number if link.of_node is not None else
                            link is not self.node and len(link.tag) == 16 and node_number(link.tag) == number):
@@ -189,7 +190,7 @@ cdef dict argument_places(LeasePool pool):
         if isinstance(slot, ObjectRef) and (<ObjectRef>slot).state == PLASMA:
             ref = <ObjectRef>slot
             places = {} if places is None else places
-            number = node_number(ref.key()[:16])
+            number = ref.home
             places[number] = places.get(number, 0) + ref.size
     return places
 

@@ -65,6 +65,8 @@ cdef int await_store(Engine self, object dead) except -1:
 
 
 cdef bint in_store(Engine self, ObjectRef ref) except -1:
+    if ref.home != self.number:
+        return home_has_it(self, ref)
     if self.store is None:
         return False
     try:
@@ -105,6 +107,7 @@ cdef int set_value(Engine self, ObjectRef ref, Encoded e) except -1:
     else:
         to_store(self, ref.key(), e)
         ref.pinned = True
+        ref.home = self.number
         ref.state = PLASMA
     return 0
 
@@ -141,8 +144,15 @@ cdef object value_of(Engine self, ObjectRef ref):
             except PlasmaStoreDied:
                 buf = None
             if buf is not None:
+                if ref.pull != 0:
+                    end_pull(self, ref)
                 return decode(buf, ref.contained)
-            recover(self, ref)
+            if ref.arrived:
+                end_pull(self, ref)  # it was deleted meanwhile
+            if ref.home != self.number:
+                fetch(self, ref)
+            else:
+                recover(self, ref)
             self.enter()
             try:
                 while ref.state == PENDING:
@@ -233,6 +243,8 @@ cdef list get_values(Engine self, list refs, object timeout):
         finally:
             if self.executor is not None:
                 self.executor.unblock()
+    if self.homes:
+        fetch_all(self, refs, deadline, timeout)
     out = [None] * n
     for i in range(n):
         ref = <ObjectRef>refs[i]

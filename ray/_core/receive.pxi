@@ -200,6 +200,8 @@ cdef int handle(Engine self, Event* events, int n) except -1:
             continue
         found = self.links.get(events[i].key)
         if found is None:
+            if events[i].key == TRANSFER_KEY and self.transfers is not None:
+                on_transfer_events(self)
             continue
         link = <Link>found
         if events[i].writable and link.want_write:

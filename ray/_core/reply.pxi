@@ -10,6 +10,7 @@ cdef class _HeldPins:
     cdef list keys
     cdef list refs
     cdef bint orphaned
+    cdef bint elsewhere        # the caller is on another node: the object manager holds them for it
 
     def __dealloc__(self):
         if self.keys is None or self.store is None:
@@ -19,6 +20,8 @@ cdef class _HeldPins:
                 self.store.unpin(key)
                 if self.orphaned:
                     self.store.delete(key)
+                    if self.elsewhere and the_engine is not None:
+                        free_copies(the_engine, key)
             except (PlasmaStoreDied, PlasmaObjectNotFound):
                 return  # its objects died with it
 
@@ -163,7 +166,10 @@ cdef Given given_to(Link link, uint64_t seq, uint32_t index, Encoded e, _HeldPin
         if held.keys is None:
             held.keys, held.store = [], link.engine.store
         held.keys.append(key)
-        g.how, g.size = G_PLASMA, e.nbytes
+        if number_of(id.tag0) != link.engine.number:
+            held.elsewhere = True
+            hold_for_owner(link.engine, key)
+        g.how, g.size, g.home = G_PLASMA, e.nbytes, link.engine.number
     if g.refs is not None and hand_over(link, g.refs):
         held.refs = (held.refs or []) + g.refs
     g.measure()

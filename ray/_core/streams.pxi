@@ -102,6 +102,7 @@ cdef int on_yield(Engine self, Link link, Reader* r, uint8_t flags) except -1:
     cdef list refs
     cdef bint again = False
     cdef bint in_store = r.left() > 0 and r.p[0] == G_PLASMA
+    cdef uint32_t home = home_ahead(self, r[0]) if in_store else self.number
     if at != link.calls.end():
         task = <Task>deref(at).second
         stream = task.stream
@@ -133,7 +134,7 @@ cdef int on_yield(Engine self, Link link, Reader* r, uint8_t flags) except -1:
             if stream.lost == 0 and stream.ended:
                 send_u64(link, F_CANCEL, C_STOP, seq)  # the rest of this run is not wanted
     if ref is None and in_store:
-        discard(self, seq, index)
+        discard(self, seq, index, home)
     if flags & R_HOLD:
         register_rest(self, link, refs, r.U64())
     return 0

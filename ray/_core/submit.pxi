@@ -58,11 +58,13 @@ cdef int on_result(Engine self, Link link, Reader* r, uint8_t flags) except -1:
     cdef uint32_t exec_us = r.U32()
     cdef uint16_t n = r.U16()
     cdef uint16_t i
-    cdef uint32_t kept
+    cdef uint32_t kept, home
     cdef Task task = take_call(link, seq)
     cdef ObjectRef ref
     cdef list refs, met = None
     if task is None or not r.ok:
+        if task is None and r.ok and self.homes and not flags & R_ERROR:
+            free_unwanted(self, r[0], seq, n)
         if flags & R_HOLD:
             send_u64(link, F_HAVE, 0, seq)
         return 0
@@ -80,9 +82,10 @@ cdef int on_result(Engine self, Link link, Reader* r, uint8_t flags) except -1:
             ref = None
             if i < task.num_returns and task.returns[i] != NULL:
                 ref = <ObjectRef>task.returns[i]
+            home = self.number if ref is not None else home_ahead(self, r[0])
             refs = take(self, link, r, ref)
             if ref is None:
-                discard(self, task.seq, i)
+                discard(self, task.seq, i, home)
             else:
                 if ref.state == PLASMA and task.callee.max_retries != 0:
                     pass  # its producer stays: lineage
@@ -113,12 +116,14 @@ cdef int on_result(Engine self, Link link, Reader* r, uint8_t flags) except -1:
     return 0
 
 
-cdef int discard(Engine self, uint64_t seq, uint32_t index) except -1:
+cdef int discard(Engine self, uint64_t seq, uint32_t index, uint32_t home) except -1:
     """Nobody wants this result: if it went to the store, it goes when its maker's pin does."""
     cdef ObjectRef ref
     if self.store is None:
         return 0
     ref = new_ref(make_id(self, seq, index), True)
+    if home != self.number:
+        return free_elsewhere(self, ref.key(), home)
     try:
         self.store.delete(ref.key())
     except PlasmaStoreDied:

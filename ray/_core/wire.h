@@ -69,6 +69,8 @@ struct Dropped {
   uint8_t id[28];
   uint8_t owned;
   uint32_t registered;
+  uint32_t home;  // node number of the primary copy
+  uint64_t pull;  // whose pin in our store is to be let go, or 0
 };
 
 template <typename T>

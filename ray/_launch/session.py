@@ -43,6 +43,15 @@ class Session:
         return self.folder + "/plasma.sock"
 
     @property
+    def objects_socket(self) -> str:
+        """Where the store's object manager listens, in a session that can have other nodes."""
+        return self.folder + "/objects.sock"
+
+    @property
+    def token_file(self) -> str:
+        return self.folder + "/token"
+
+    @property
     def redis_socket(self) -> str:
         return self.folder + "/redis.sock"
 

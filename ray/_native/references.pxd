@@ -75,6 +75,9 @@ cdef class ObjectRef:
     cdef bint asked            # borrower: a GET is on its way to the owner
     cdef uint32_t registered   # borrower: hand-overs the owner has counted for us, given back by one RELEASE
     cdef uint32_t lent         # owner: hand-overs counted for others
+    cdef uint32_t home         # PLASMA: number of the node whose store has the primary copy
+    cdef bint arrived          # the pull is answered: a copy is in this node's store, pinned until end_pull
+    cdef uint64_t pull         # the request by which this node's store fetches it, or 0
     cdef object value
     cdef list contained        # refs inside the value, in the order the encoder met them; pins them
     cdef object waiters        # None, a Waiter, or a list of them

@@ -64,7 +64,7 @@ cdef class ObjectRef:
         if self.before != NULL:
             (<ObjectRef>self.before).after = self.after
         if dropped_hook != NULL and (
-                self.state == PLASMA or self.producer is not None or self.hold is not None or not self.owned):
+                self.state == PLASMA or self.pull != 0 or self.producer is not None or self.hold is not None or not self.owned):
             dropped_hook(self)
 
     cdef bytes key(self):

@@ -63,7 +63,7 @@ class Core:
             return  # its end was noticed just now, in the middle of sending
 
     def __repr__(self) -> str:
-        return f"Core({self.kind} pid={self.pid} tag={self.tag.hex()[:8]} job={self.job_id.hex()})"
+        return f"Core({self.kind} pid={self.pid} tag={self.tag.hex()[8:16]} job={self.job_id.hex()})"
 
 
 class Cores:

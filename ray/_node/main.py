@@ -89,6 +89,7 @@ def _run(control: socket.socket, config: dict[str, Any]) -> int:
         total["object_store_memory"] // 10_000,
         config.get("plasma_directory"),
         bool(config.get("huge_pages")),
+        (session.objects_socket, session.token_file) if config.get("cluster_port") or settings.object_manager else None,
     )
     store.spawn()
     pool, logs, job, expected = _first_workers(session, settings, config, total, fork_control)

@@ -39,6 +39,7 @@ from .guests import Guests
 from .head_port import HeadPort
 from .inspection import Inspection
 from .log_tail import Line, LogTail
+from .object_transfers import ObjectTransfers
 from .orphans import OrphanedObjects
 from .requests import Requests
 from .store_process import StoreProcess
@@ -103,6 +104,7 @@ class Node:
         self.ending: asyncio.Task[None] | None = None
         self.ended: asyncio.Future[None] = self.loop.create_future()
         self.orphans = OrphanedObjects(self.loop, session.plasma_socket)
+        self.transfers = ObjectTransfers(session.objects_socket)
         self._queue: deque[tuple[Any, Any]] = deque()
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
@@ -409,6 +411,7 @@ class Node:
         self.envs.core_left(core.tag)
         if self.ending is None and core is not self.founder:
             self.orphans.owner_died(core.tag)
+            self.transfers.owner_died(core.tag)
         if core.kind == "worker":
             return  # the head hears of it when the process has ended, with the cause
         try:
@@ -511,6 +514,7 @@ class Node:
         """From now on the store's life is watched. started: set when it first answers, or fails to."""
 
         def ready() -> None:
+            self.transfers.store_back()
             self.tell_all("store_back")  # at the first start too: a worker may have been quicker than the store
             if not started.done():
                 started.set_result(None)
@@ -614,6 +618,7 @@ class Node:
         if self.cluster_view is not None:
             self.cluster_view.close()
         self.orphans.close()
+        self.transfers.close()
         if self.store is not None:
             self.store.stop()
         if self.head is not None:

@@ -26,7 +26,16 @@ def binary() -> str:
 class StoreProcess:
     """States: starting (ready_fd open), serving, down (a restart is due), given up, stopped."""
 
-    def __init__(self, socket_path: str, log: str, memory_bytes: int, directory: str | None, huge_pages: bool) -> None:
+    def __init__(
+        self,
+        socket_path: str,
+        log: str,
+        memory_bytes: int,
+        directory: str | None,
+        huge_pages: bool,
+        objects: tuple[str, str] | None = None,
+    ) -> None:
+        """objects: the object manager's socket, and the file with the token that other nodes' stores must know."""
         self._socket_path = socket_path
         self._log = log
         self._arguments = ["--memory", str(memory_bytes), "--socket", socket_path]
@@ -34,6 +43,8 @@ class StoreProcess:
             self._arguments += ["--directory", directory]
         if huge_pages:
             self._arguments.append("--huge-pages")
+        if objects is not None:
+            self._arguments += ["--objects-socket", objects[0], "--token-file", objects[1]]
         self.memory_bytes = memory_bytes
         self.pid = 0
         self.restarts = 0

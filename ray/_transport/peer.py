@@ -102,7 +102,9 @@ class Peer:
 
     def __repr__(self) -> str:
         state = f"closed: {self.why_closed}" if self.closed else "open" if self._is_open else "greeting"
-        return f"<Peer pid={self.pid} role={self.role} tag={self.tag.hex()[:8]} {state}, {len(self._waiting)} waiting>"
+        return (
+            f"<Peer pid={self.pid} role={self.role} tag={self.tag.hex()[8:16]} {state}, {len(self._waiting)} waiting>"
+        )
 
     def stats(self) -> dict[str, int]:
         """frames_received, frames_sent; unsent_bytes; rpcs_waiting (ours, unanswered), rpcs_served (its, running)."""

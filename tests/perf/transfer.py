@@ -2,8 +2,8 @@
 
     python -m tests.perf.transfer [--gib 1] [--stores 8] [--rounds 3]
 
-The plain copy does what a transfer does to the memory: from one shared mapping that is there, into another one whose pages were
-never touched (cold) or were (warm). PROCESS: a tool; starts its own stores.
+The plain copy does what a transfer does to the memory: from one shared mapping that is there, into another one whose
+pages were never touched (cold) or were (warm). PROCESS: a tool; starts its own stores.
 """
 
 from __future__ import annotations
@@ -95,9 +95,8 @@ def main() -> None:
     raw = {warm: min(raw_copy(nbytes, warm) for _ in range(options.rounds)) for warm in (False, True)}
     cold, warm = transfers(nbytes, options.rounds)
     for name, ours, plain in (("cold", cold, raw[False]), ("warm", warm, raw[True])):
-        print(
-            f"{name}: store to store {nbytes / ours / 1e9:.2f} GB/s, plain TCP {nbytes / plain / 1e9:.2f}; {plain / ours:.2f} of it"
-        )
+        speeds = f"store to store {nbytes / ours / 1e9:.2f} GB/s, plain TCP {nbytes / plain / 1e9:.2f}"
+        print(f"{name}: {speeds}; {plain / ours:.2f} of it")
     size = 256 * MIB
     one, _ = broadcast(size, 1)
     many, served = broadcast(size, options.stores)

@@ -88,7 +88,7 @@ def test_a_store_with_another_token_gets_nothing() -> None:
         a.client.put(KEY, bytes(1000))
         stranger = TransferNode(folder, 16 * MIB, token=bytes(32))
         try:
-            outcome, text, _ = stranger.fetch(KEY, [a.address])
+            outcome, _, _ = stranger.fetch(KEY, [a.address])
             assert outcome == "no_source"
             assert a.stats()["served"] == 0
             assert a.stats()["bad_frames"] == 1

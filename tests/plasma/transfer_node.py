@@ -20,6 +20,47 @@ TOKEN = bytes(range(32))
 PREAMBLE_BYTES = 32
 
 
+class Gate:
+    """A node's gate, in a thread: accepts on 127.0.0.1, reads the preamble, hands over to the object manager."""
+
+    def __init__(self, objects_socket: str) -> None:
+        self._line = TransferLine(objects_socket)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.address: tuple[str, int] = self._listener.getsockname()
+        self._stop_read, self._stop_write = os.pipe()
+        self._line.reached_at(*self.address)
+        self._line.wait(self._line.ask_stats())  # it has heard so
+        self._thread = threading.Thread(target=self._pass_on, name="test-gate")
+        self._thread.start()
+
+    def _pass_on(self) -> None:
+        listener = self._listener.fileno()
+        while True:
+            ready = select.select([listener, self._stop_read], [], [])[0]
+            if self._stop_read in ready:
+                return
+            connection = self._listener.accept()[0]
+            with connection:
+                if len(connection.recv(PREAMBLE_BYTES, socket.MSG_WAITALL)) == PREAMBLE_BYTES:
+                    try:
+                        self._line.adopt(connection.fileno())
+                    except ConnectionError:
+                        self._line = self._next_line()
+                        self._line.adopt(connection.fileno())
+
+    def _next_line(self) -> TransferLine:
+        """To the store that was started in the place of one that died."""
+        return TransferLine(self._line.socket_path)
+
+    def close(self) -> None:
+        os.write(self._stop_write, b"x")
+        self._thread.join()
+        for fd in (self._stop_read, self._stop_write):
+            os.close(fd)
+        self._listener.close()
+        self._line.close()
+
+
 class TransferNode:
     """address: where other stores reach this one. kill() is kill -9 of the store."""
 
@@ -34,27 +75,8 @@ class TransferNode:
         )
         self.client = PlasmaClient(folder + "/plasma.sock")
         self.line = TransferLine(self.objects_socket)
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self.address: tuple[str, int] = self._listener.getsockname()
-        self._stop_read, self._stop_write = os.pipe()
-        self.line.reached_at(*self.address)
-        self.stats()  # it has heard so
-        self._gate = threading.Thread(target=self._pass_on, name="test-gate")
-        self._gate.start()
-
-    def _pass_on(self) -> None:
-        line = TransferLine(self.objects_socket)
-        while True:
-            ready = select.select([self._listener, self._stop_read], [], [])[0]
-            if self._stop_read in ready:
-                return
-            connection = self._listener.accept()[0]
-            with connection:
-                if len(connection.recv(PREAMBLE_BYTES, socket.MSG_WAITALL)) == PREAMBLE_BYTES:
-                    try:
-                        line.adopt(connection.fileno())
-                    except ConnectionError:
-                        return  # the store was killed by the test
+        self._gate = Gate(self.objects_socket)
+        self.address = self._gate.address
 
     def fetch(self, key: bytes, sources: list[tuple[str, int]], timeout_s: float = 30.0) -> tuple[str, str, int]:
         """(outcome, text, request)."""
@@ -72,11 +94,7 @@ class TransferNode:
         self.process.wait()
 
     def close(self) -> None:
-        os.write(self._stop_write, b"x")
-        self._gate.join()
-        for fd in (self._stop_read, self._stop_write):
-            os.close(fd)
-        self._listener.close()
+        self._gate.close()
         self.line.close()
         self.client.disconnect()
         os.close(self._lifeline)

@@ -1,0 +1,342 @@
+# Objects whose primary copy is in the store of another node: fetched, held for owners elsewhere, freed. Included by engine.pyx.
+#
+# A ref in state PLASMA knows its home, the number of that node. Who needs the value has the own store fetch a copy (start_pull) and
+# waits for its answer as for anything else: an event on the poller, never the peer. The answer's pin keeps the copy until a buffer
+# of ours does (end_pull). Nothing here is touched while all homes are our own number: on one machine there is no line to the object
+# manager, and `homes` is empty.
+#
+# A home that dies, or has lost the object: the pull is answered with "no_source", and the object is lost (copy_lost): its owner makes it
+# again or says why not. A store of ours that dies: pulls are asked for anew when it is back.
+
+cdef uint64_t TRANSFER_KEY = 2     # in the poller
+
+cdef extern from *:
+    """
+    #define ray_swap32(n) __builtin_bswap32(static_cast<uint32_t>(n))
+    """
+    uint32_t swap32 "ray_swap32"(uint64_t n) nogil
+
+
+cdef inline uint32_t number_of(uint64_t tag0) noexcept:
+    """A process's node, of the first eight bytes of its tag: the number is big-endian in the first four."""
+    return swap32(tag0)
+
+
+cdef uint32_t number_of_link(Link link) noexcept:
+    cdef uint64_t tag0
+    memcpy(&tag0, PyBytes_AS_STRING(link.tag), 8)
+    return number_of(tag0)
+
+
+# ------------------------------------------------------------------ nodes
+
+cdef int node_came(Engine self, uint32_t number, str host, int port) except -1:
+    if host.startswith("unix:"):
+        host = "127.0.0.1"  # a node on this machine whose calls take its sockets (nodes.pxi); objects take TCP
+    if number != self.number and port != 0:
+        self.homes[number] = (host, port)
+    return 0
+
+
+cdef int node_went(Engine self, uint32_t number) except -1:
+    """Its copies are gone; each loss is found, and repaired, when somebody needs the object."""
+    self.homes.pop(number, None)
+    return 0
+
+
+cdef TransferLine transfer_line(Engine self):
+    if self.transfers is None:
+        self.transfers = TransferLine(os.path.join(self.session_dir, "objects.sock"))
+        self.poller.Add(self.transfers.fd, TRANSFER_KEY)
+    return self.transfers
+
+
+cdef int drop_line(Engine self) except -1:
+    """The store has died, or we leave: what was asked is not answered any more."""
+    cdef ObjectRef ref
+    cdef TransferLine line = self.transfers
+    if line is None:
+        return 0
+    self.transfers = None
+    if self.poller != NULL:
+        self.poller.Remove(line.fd)
+    line.close()
+    self.holding.clear()
+    pulls, self.pulls = self.pulls, {}
+    for ref in pulls.values():
+        ref.pull = 0
+        fetched(self, ref)
+    return 0
+
+
+# ------------------------------------------------------------------ fetching
+
+cdef bint is_away(Engine self, ObjectRef ref) except -1:
+    """Its value has to be fetched before it can be read."""
+    return ref.state == PLASMA and ref.home != self.number and not ref.arrived and not is_in_own_store(self, ref)
+
+
+cdef bint is_in_own_store(Engine self, ObjectRef ref) except -1:
+    if self.store is None:
+        return False
+    try:
+        return self.store.contains(ref.key())
+    except PlasmaStoreDied:
+        return False
+
+
+cdef bint home_has_it(Engine self, ObjectRef ref) except -1:
+    """False: its home is dead, and no copy is here. A copy that is becomes the primary one."""
+    if ref.home in self.homes:
+        return True
+    if not is_in_own_store(self, ref):
+        return False
+    if ref.owned:
+        ref.pinned = store_pin(self, ref)
+        if not ref.pinned:
+            return False
+        ref.home = self.number
+    return True
+
+
+cdef int start_pull(Engine self, ObjectRef ref) except -1:
+    """Has our store fetch it, unless it is about to."""
+    if ref.pull != 0:
+        return 0
+    where = self.homes.get(ref.home)
+    ref.arrived = False
+    while True:
+        try:
+            ref.pull = transfer_line(self).pull(ref.key(), () if where is None else (where,))
+            break
+        except (PlasmaStoreDied, ConnectionRefusedError, FileNotFoundError):
+            drop_line(self)
+            dead = self.store
+            if dead is not None and dead.alive:
+                raise exceptions.RaySystemError(
+                    f"object {ref.hex()} is on node {ref.home}, but this node's store runs no object manager that could fetch it")
+            await_store(self, dead)
+    self.pulls[ref.pull] = ref
+    return 0
+
+
+cdef int end_pull(Engine self, ObjectRef ref) except -1:
+    """Whoever needed the copy has a pin of his own, or does not want it any more."""
+    request, ref.pull, ref.arrived = ref.pull, 0, False
+    self.pulls.pop(request, None)
+    return drop_pull(self, request)
+
+
+cdef int drop_pull(Engine self, uint64_t request) except -1:
+    """Of a ref that is gone."""
+    if self.transfers is not None:
+        try:
+            self.transfers.let_go(request)
+        except PlasmaStoreDied:
+            drop_line(self)
+    return 0
+
+
+cdef int await_pull(Engine self, ObjectRef ref, int64_t deadline_ns) except -1:
+    """Waits until the pull is answered: 1, or 0 when the deadline (-1: none) has passed. Its CPU is lent meanwhile."""
+    cdef int64_t ms
+    cdef bint lend_cpu = self.executor is not None and self.executor.may_lend()
+    self.enter()
+    try:
+        while ref.pull != 0 and not ref.arrived and ref.state == PLASMA:
+            if self.closed:
+                raise exceptions.RaySystemError("ray was shut down while waiting for an object")
+            if not self.node.alive:
+                raise self.node_died()
+            ms = ms_until(deadline_ns)
+            if ms == 0:
+                if self.step(0) == 0 or NowNs() >= deadline_ns:
+                    return 1 if ref.arrived else 0
+            elif lend_cpu:
+                if self.step(1) == 0 and ref.pull != 0 and not ref.arrived:
+                    self.executor.block()
+                    lend_cpu = False
+            else:
+                self.step(ms)
+    finally:
+        self.leave()
+        if self.executor is not None:
+            self.executor.unblock()
+    return 1
+
+
+cdef int fetch(Engine self, ObjectRef ref) except -1:
+    """A copy is in our store, or the ref is not PLASMA any more, or it is worth to look again. Raises ObjectStoreFullError."""
+    raise_no_room(self, ref)
+    start_pull(self, ref)
+    await_pull(self, ref, -1)
+    raise_no_room(self, ref)
+    return 0
+
+
+cdef int raise_no_room(Engine self, ObjectRef ref) except -1:
+    if self.pull_failures:
+        why = self.pull_failures.pop(ref, None)
+        if why is not None:
+            raise exceptions.ObjectStoreFullError(f"object {ref.hex()} ({ref.size} bytes) can't be fetched from node {ref.home}: {why}")
+    return 0
+
+
+cdef int fetch_all(Engine self, list refs, int64_t deadline_ns, object timeout) except -1:
+    """For get: all that are elsewhere are fetched at once, then waited for. deadline_ns: -1 if get has not waited yet."""
+    cdef ObjectRef ref
+    cdef list away = []
+    if timeout is not None and deadline_ns < 0:
+        deadline_ns = NowNs() + <int64_t>(<double>timeout * 1e9)
+    for ref in refs:
+        if is_away(self, ref):
+            start_pull(self, ref)
+            away.append(ref)
+    for ref in away:
+        if await_pull(self, ref, deadline_ns) == 0:
+            raise exceptions.GetTimeoutError(
+                f"ray.get: object {ref.hex()} was not fetched from node {ref.home} within {timeout} s")
+    return 0
+
+
+cdef int on_transfer_events(Engine self) except -1:
+    try:
+        events = self.transfers.receive()
+    except PlasmaStoreDied:
+        return drop_line(self)
+    for event in events:
+        if event[0] == "pulled":
+            pulled(self, event[1], event[2], event[3])
+        elif event[0] == "held":
+            pin = self.holding.pop(event[1], None)
+            if pin is not None:
+                let_pin_go(pin)
+    return 0
+
+
+cdef int pulled(Engine self, uint64_t request, str outcome, str text) except -1:
+    cdef ObjectRef ref = self.pulls.pop(request, None)
+    if ref is None or ref.pull != request:
+        return 0  # let go of meanwhile
+    if outcome == "here":
+        ref.arrived = True
+    else:
+        ref.pull = 0
+        if outcome == "no_room":
+            self.pull_failures[ref] = text
+        elif ref.state == PLASMA:
+            copy_lost(self, ref)
+    return fetched(self, ref)
+
+
+cdef int copy_lost(Engine self, ObjectRef ref) except -1:
+    if ref.owned and ref.home in self.homes and ref.producer is None:
+        return fail_ref(ref, exceptions.ObjectLostError(
+            f"object {ref.hex()} was lost from the object store of node {ref.home} and cannot be made again: it was returned by an "
+            "actor, or by a task with max_retries=0"))
+    return recover(self, ref)
+
+
+cdef int finish_when_fetched(Engine self, target, ObjectRef ref) except -1:
+    """1: the future is finished once the object is here. Never waits: it may be the receiver that asks."""
+    if not is_away(self, ref) or ref in self.pull_failures:
+        return 0
+    start_pull(self, ref)
+    self.after_pull.setdefault(ref, []).append(target)
+    return 1
+
+
+cdef int fetched(Engine self, ObjectRef ref) except -1:
+    """The pull is over: the futures that waited for it go on, by whatever its end means."""
+    cdef _FutureWaiter waiter
+    cdef _LoopWaiter in_loop
+    for target in self.after_pull.pop(ref, ()):
+        loop = target.get_loop() if hasattr(target, "get_loop") else None
+        if ref.state != PENDING:
+            if loop is None:
+                self.callbacks.append((finish_future, (target, ref)))
+            else:
+                finish_in_loop(loop, target, ref)
+        elif loop is None:
+            waiter = _FutureWaiter.__new__(_FutureWaiter)
+            waiter.target, waiter.ref = target, ref
+            add_waiter(ref, waiter)
+        else:
+            in_loop = _LoopWaiter.__new__(_LoopWaiter)
+            in_loop.loop, in_loop.target, in_loop.ref = loop, target, ref
+            add_waiter(ref, in_loop)
+    return 0
+
+
+# ------------------------------------------------------------------ held for owners elsewhere, freed by them
+
+cdef int hold_for_owner(Engine self, bytes key) except -1:
+    """A result in our store whose owner is on another node: pinned by the object manager until the owner frees it or dies. We pin it
+    until that has happened, whatever the caller says meanwhile."""
+    cdef PlasmaClient store = self.store
+    store.pin(key)
+    self.holding[transfer_line(self).hold(key)] = (store, key)
+    return 0
+
+
+cdef int let_pin_go(tuple pin) except -1:
+    try:
+        (<PlasmaClient>pin[0]).unpin(pin[1])
+    except (PlasmaStoreDied, PlasmaObjectNotFound):
+        pass  # it died with the store that held it
+    return 0
+
+
+cdef int free_elsewhere(Engine self, bytes key, uint32_t home) except -1:
+    """Ours, in another node's store (with copies wherever that has sent them): nobody refers to it any more."""
+    where = self.homes.get(home)
+    try:
+        if self.store is not None:
+            self.store.delete(key)
+        if where is not None:
+            transfer_line(self).free(key, where)
+    except (PlasmaStoreDied, ConnectionRefusedError, FileNotFoundError):
+        drop_line(self)  # what another store keeps for us, it keeps until it hears of our death
+    return 0
+
+
+cdef int free_copies(Engine self, bytes key) except -1:
+    """Ours, in our store: other stores may have fetched it."""
+    try:
+        transfer_line(self).free(key)
+    except (PlasmaStoreDied, ConnectionRefusedError, FileNotFoundError):
+        drop_line(self)  # copies are evicted in time
+    return 0
+
+
+cdef uint32_t home_ahead(Engine self, Reader ahead) noexcept:
+    """The home of the object that is read next; our own number if it is not in a store."""
+    cdef uint8_t how = ahead.U8()
+    ahead.Take(<size_t>ahead.U32() * 28)
+    if how != G_PLASMA:
+        return self.number
+    ahead.U64()
+    return ahead.U32() if ahead.ok else self.number
+
+
+cdef int free_unwanted(Engine self, Reader ahead, uint64_t seq, uint16_t n) except -1:
+    """An answer that nobody waits for any more: what of it other stores hold for us, they need not."""
+    cdef uint16_t i
+    cdef uint8_t how
+    cdef uint32_t home
+    cdef bytes key
+    for i in range(n):
+        home = home_ahead(self, ahead)
+        how = ahead.U8()
+        ahead.Take(<size_t>ahead.U32() * 28)
+        if how == G_PLASMA:
+            ahead.Take(12)
+        else:
+            ahead.Take(ahead.U32())
+        if not ahead.ok:
+            return 0
+        if home != self.number:
+            key = PyBytes_FromStringAndSize(NULL, 28)
+            store_id(<uint8_t*>PyBytes_AS_STRING(key), make_id(self, seq, i))
+            free_elsewhere(self, key, home)
+    return 0

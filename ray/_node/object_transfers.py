@@ -1,0 +1,65 @@
+"""The node's line to the object manager of its store: what only the node can tell it. Node's main thread.
+
+The gate accepts connections of other nodes' stores and hands them over (`adopt`); the object manager must know where
+that gate is reached (`reached_at`), so that stores can be referred to ours; and owners on other nodes that have died
+must not keep their results here (`owner_died`). Each is one small write to a thread that reads promptly. A store that
+dies takes its holds and connections with it; the next one is told where the gate is when it is back, the rest is not
+repeated: other stores dial again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+logger = logging.getLogger("ray.node")
+
+
+class ObjectTransfers:
+    def __init__(self, objects_socket: str) -> None:
+        self._socket = objects_socket
+        self._line: Any = None  # None until it is needed, and while the store is down
+        self._reached_at: tuple[str, int] | None = None
+
+    def reached_at(self, host: str, port: int) -> None:
+        """Where the gate of this node listens, in numbers."""
+        self._reached_at = (host, port)
+        self._tell("reached_at", host, port)
+
+    def adopt(self, fd: int) -> bool:
+        """Hands over a connection with destination STORE whose preamble was read. fd stays the caller's to close.
+
+        Returns: False: the store is down, or this session has no object manager; the peer's store will try again.
+        """
+        return self._tell("adopt", fd)
+
+    def owner_died(self, tag: bytes) -> None:
+        """Frees what is held here for the process `tag`, or, by the first four bytes, for all of a node."""
+        self._tell("owner_dead", tag)
+
+    def store_back(self) -> None:
+        self.close()
+        if self._reached_at is not None:
+            self._tell("reached_at", *self._reached_at)
+
+    def close(self) -> None:
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+
+    def _tell(self, method: str, *args: Any) -> bool:
+        if not os.path.exists(self._socket):
+            return False  # a session without other nodes, or a store that is about to start
+        from ray._native.transfer import TransferLine
+
+        try:
+            if self._line is None:
+                self._line = TransferLine(self._socket)
+            getattr(self._line, method)(*args)
+            self._line.receive()  # answers that nobody waits for
+        except OSError as error:
+            logger.info("the object manager was not told %s: %s", method, error)
+            self.close()
+            return False
+        return True
