@@ -195,6 +195,11 @@ void PullQueue::RoomRefused(const ObjectId& key, const std::string& why) {
   if (at != pulls_.end()) Fail(key, at->second, Outcome::kNoRoom, why);
 }
 
+void PullQueue::Freed(const ObjectId& key) {
+  const auto at = pulls_.find(key);
+  if (at != pulls_.end()) Fail(key, at->second, Outcome::kNoSource, "its owner has freed it, or makes it anew");
+}
+
 void PullQueue::CameOtherwise(const ObjectId& key) {
   const auto at = pulls_.find(key);
   if (at == pulls_.end()) return;

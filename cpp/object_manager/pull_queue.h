@@ -95,6 +95,9 @@ class PullQueue {
   // It came by another way meanwhile, sealed: no extent was made.
   void CameOtherwise(const ObjectId& key);
 
+  // The owner has freed it, or makes it anew: a pull of it is over.
+  void Freed(const ObjectId& key);
+
   // Leaves sources that were silent for too long.
   void Tick(int64_t now_ns);
   std::optional<int64_t> next_deadline_ns() const;

@@ -142,6 +142,7 @@ bool TransferLoop::OnLine(uint64_t id, LineConn& line, const FrameHeader& header
       return true;
     }
     case Line::kStats: {
+      Act();  // whoever is answered knows that what he asked before is done
       const Stats stats = CountAll();
       Answer(id, Line::kStatsAre, header.request, &stats, sizeof(stats));
       return true;

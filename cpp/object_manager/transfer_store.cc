@@ -60,6 +60,7 @@ void TransferLoop::Free(const ObjectId& key) {
     // One that cannot be reached any more frees it by eviction.
     if (PeerConn* peer = Dial(copy); peer != nullptr) peer->stream->Send(Peer::kFree, 0, key.bytes, ObjectId::kBytes);
   }
+  pulls_.Freed(key);
   if (const auto held = holds_.extract(key); !held.empty()) store_->Unpin(held.mapped());
   DeleteHere(key);
 }

@@ -181,6 +181,17 @@ TEST(PullQueue, AsksForAPrefetchsRoomOnlyWhileNoGetWaitsForOne) {
   EXPECT_EQ(q.Check(), "");
 }
 
+TEST(PullQueue, EndsWhenTheObjectIsFreed) {
+  PullQueue q;
+  Flow(&q, 1, {At(1)});
+  q.Freed(Key(1));
+  const auto actions = q.TakeActions();
+  ASSERT_EQ(actions.size(), 3u);
+  EXPECT_TRUE(std::get<Tell>(actions[0]).outcome == Outcome::kNoSource);
+  EXPECT_TRUE(std::holds_alternative<SendEnd>(actions[1]) && std::holds_alternative<DropRoom>(actions[2]));
+  EXPECT_EQ(q.size(), 0u);
+}
+
 TEST(PullQueue, FindsAnotherSourceWhileItWaitsForRoom) {
   PullQueue q;
   q.Want({1, 1}, Body(1, {At(1), At(2)}), 0);
@@ -221,7 +232,7 @@ TEST(PullQueue, EveryAskerIsToldOrGoneWhateverHappens) {
     for (int step = 0; step < 400; ++step) {
       now += random() % (kSilenceNs / 4);
       const TransferId t = transfers.empty() ? 0 : transfers[random() % transfers.size()];
-      switch (random() % 9) {
+      switch (random() % 10) {
         case 0:
         case 1: {
           const uint64_t line = random() % 3;
@@ -263,6 +274,9 @@ TEST(PullQueue, EveryAskerIsToldOrGoneWhateverHappens) {
           break;
         case 7:
           q.Tick(now);
+          break;
+        case 9:
+          if (random() % 4 == 0) q.Freed(Key(static_cast<uint8_t>(random() % 4)));
           break;
         case 8:
           if (!waiting.empty()) {

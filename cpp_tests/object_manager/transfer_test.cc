@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <random>
 
 #include "channel/network_proof.h"
 #include "object_manager/line.h"
@@ -310,6 +311,103 @@ TEST(Transfer, ClosesAConnectionThatBreaksTheProtocolAndServesOn) {
   EXPECT_EQ(a.Count().bad_frames, 1u);
   b.Pull(1, {a.gate->address()});
   EXPECT_TRUE(Here(b.Next()));
+}
+
+// A peer that knows the token and then says whatever comes to its mind, in either role.
+class Rogue {
+ public:
+  explicit Rogue(int fd, bool dialled, std::mt19937* random) : fd_(fd), random_(random) {
+    channel::Identity identity{};
+    identity.role = 2;
+    uint8_t token[channel::kTokenBytes];
+    std::memset(token, 'T', sizeof(token));
+    channel::Handshake greeting(identity, std::make_unique<channel::NetworkProof>(token),
+                                dialled ? channel::Handshake::Side::kDialled : channel::Handshake::Side::kAccepted);
+    timeval patience{5, 0};
+    setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+    while (!greeting.verified() || greeting.unsent_bytes() > 0) {
+      if (greeting.unsent_bytes() > 0) {
+        const ssize_t n = send(fd_, greeting.unsent(), greeting.unsent_bytes(), MSG_NOSIGNAL);
+        if (n <= 0) return;
+        greeting.Sent(static_cast<size_t>(n));
+        continue;
+      }
+      uint8_t byte;
+      if (recv(fd_, &byte, 1, 0) != 1) return;
+      greeting.Receive(&byte, 1);
+    }
+    proved_ = true;
+  }
+  ~Rogue() { close(fd_); }
+  bool proved() const { return proved_; }
+
+  // False once the other side has closed.
+  bool Say(const ObjectId& key) {
+    std::mt19937& random = *random_;
+    static constexpr uint16_t kTypes[] = {1, 2, 3, 4, 5, 64, 65, 66, 67, 9};
+    const uint16_t type = kTypes[random() % std::size(kTypes)];
+    std::string body(random() % 3 == 0 ? random() % 200
+                     : type == 2       ? 40
+                     : type == 3       ? 16
+                     : type == 64      ? 24
+                                       : random() % 64,
+                     '\0');
+    for (char& c : body) c = static_cast<char>(random() % 4 == 0 ? random() : 0);
+    if (body.size() >= 28 && random() % 2 == 0) std::memcpy(body.data(), key.bytes, 28);
+    const FrameHeader header{static_cast<uint32_t>(body.size()), type, static_cast<uint16_t>(random() % 50 == 0),
+                             1 + random() % 3};
+    std::string frame(reinterpret_cast<const char*>(&header), sizeof(header));
+    frame += body;
+    return send(fd_, frame.data(), frame.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(frame.size());
+  }
+
+ private:
+  int fd_;
+  std::mt19937* random_;
+  bool proved_ = false;
+};
+
+TEST(Transfer, SurvivesPeersThatKnowTheTokenAndTalkNonsense) {
+  std::mt19937 random(5);
+  Node a, b;
+  plasma::Put(a.client.get(), 1, 300'000);
+  for (int i = 0; i < 150; ++i) {
+    int pair[2];
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    ASSERT_TRUE(a.line->Adopt(pair[1]).ok());
+    close(pair[1]);
+    Rogue rogue(pair[0], true, &random);
+    ASSERT_TRUE(rogue.proved());
+    for (int k = 0; k < 40 && rogue.Say(Key(1)); ++k) {
+    }
+  }
+  // And as a server, to a store that pulls from it.
+  const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in where{};
+  where.sin_family = AF_INET;
+  where.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof(where);
+  ASSERT_EQ(bind(listener, reinterpret_cast<sockaddr*>(&where), length), 0);
+  ASSERT_EQ(listen(listener, 8), 0);
+  getsockname(listener, reinterpret_cast<sockaddr*>(&where), &length);
+  for (int i = 0; i < 150; ++i) {
+    b.Pull(100, {{"127.0.0.1", ntohs(where.sin_port)}});
+    const int fd = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
+    char preamble[32];
+    ASSERT_EQ(recv(fd, preamble, sizeof(preamble), MSG_WAITALL), ssize_t{32});
+    Rogue rogue(fd, false, &random);
+    ASSERT_TRUE(rogue.proved());
+    for (int k = 0; k < 40 && rogue.Say(Key(100)); ++k) {
+    }
+  }
+  close(listener);
+  for (int i = 0; i < 150; ++i) EXPECT_FALSE(b.Next().type == Line::kPull);
+  EXPECT_TRUE(b.Count().pulls_now == 0 && a.Count().serving_now == 0);
+  plasma::Put(a.client.get(), 2, 1 << 20);
+  b.Pull(2, {a.gate->address()});
+  EXPECT_TRUE(Here(b.Next()));
+  EXPECT_EQ(plasma::Audit(a.client.get()), "");
+  EXPECT_EQ(plasma::Audit(b.client.get()), "");
 }
 
 TEST(Transfer, OfAGigabytePerSecondIsPrinted) {

@@ -73,7 +73,7 @@ import weakref
 from _thread import get_ident
 
 from ray import exceptions
-from ray._native.plasma import PlasmaObjectNotFound, PlasmaStoreDied, PlasmaStoreFull
+from ray._native.plasma import PlasmaObjectExists, PlasmaObjectNotFound, PlasmaStoreDied, PlasmaStoreFull
 from ray._native.references import ObjectRef as _ObjectRef
 from ray._protocol.frames import RUNTIME_ENV_FAILED
 

@@ -80,7 +80,13 @@ cdef int to_this_store(Engine self, bytes key, Encoded e) except -1:
     if self.store.contains(key):
         self.store.delete(key)  # an earlier attempt's, whose worker died before the caller knew
     try:
-        buf = self.store.create(key, e.nbytes, b"", STORE_FULL_TIMEOUT_S)
+        try:
+            buf = self.store.create(key, e.nbytes, b"", STORE_FULL_TIMEOUT_S)
+        except PlasmaObjectExists:
+            if self.transfers is None and not self.homes:
+                raise
+            end_pull_of(self, key)
+            buf = self.store.create(key, e.nbytes, b"", STORE_FULL_TIMEOUT_S)
     except PlasmaStoreFull as error:
         raise exceptions.ObjectStoreFullError(
             f"no room for an object of {e.nbytes} bytes in the object store: {error}") from None

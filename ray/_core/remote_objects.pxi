@@ -309,6 +309,18 @@ cdef int free_copies(Engine self, bytes key) except -1:
     return 0
 
 
+cdef int end_pull_of(Engine self, bytes key) except -1:
+    """We make an object anew, and this node's store is still fetching its lost copy, from a home that doesn't answer: that ends now.
+    On a line of its own, since it has to be waited for."""
+    line = TransferLine(os.path.join(self.session_dir, "objects.sock"))
+    try:
+        line.free(key)
+        line.wait(line.ask_stats())
+    finally:
+        line.close()
+    return 0
+
+
 cdef uint32_t home_ahead(Engine self, Reader ahead) noexcept:
     """The home of the object that is read next; our own number if it is not in a store."""
     cdef uint8_t how = ahead.U8()
