@@ -159,12 +159,13 @@ cdef object value_of(Engine self, ObjectRef ref):
                 fetch(self, ref)
             else:
                 recover(self, ref)
-            self.enter()
-            try:
-                while ref.state == PENDING:
-                    self.step(-1)
-            finally:
-                self.leave()
+            if ref.state == PENDING:
+                # Our CPU is lent meanwhile: it may be the one on which it is made again.
+                try:
+                    block(self, ref, -1)
+                finally:
+                    if self.executor is not None:
+                        self.executor.unblock()
         return value_of(self, ref)
     raise fresh(ref.value)
 

@@ -1,9 +1,11 @@
 """Store to store against a plain TCP copy between two processes, in turns; and one object to many stores.
 
-    python -m tests.perf.transfer [--gib 1] [--stores 8] [--rounds 3]
+    python -m tests.perf.transfer [--gib 1] [--stores 8] [--rounds 3] [--mbit 800]
 
 The plain copy does what a transfer does to the memory: from one shared mapping that is there, into another one whose
-pages were never touched (cold) or were (warm). PROCESS: a tool; starts its own stores.
+pages were never touched (cold) or were (warm). With --mbit the broadcast is between network
+namespaces whose hosts each send at that rate (needs root), which shows the shape of the tree: on one machine without
+it the processors are the bound, and eight copies are eight times the work. PROCESS: a tool; starts its own stores.
 """
 
 from __future__ import annotations
@@ -12,9 +14,14 @@ import argparse
 import mmap
 import os
 import socket
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
-from tests.plasma.transfer_node import transfer_nodes
+from tests.perf.slow_network import SlowNetwork
+from tests.plasma.transfer_node import TOKEN, TransferNode, transfer_nodes
 
 MIB = 1 << 20
 PIECE = 1 * MIB
@@ -72,9 +79,22 @@ def transfers(nbytes: int, rounds: int) -> tuple[float, float]:
         return took[0], min(took[1:])
 
 
-def broadcast(nbytes: int, stores: int) -> tuple[float, list[int]]:
+@contextmanager
+def slow_nodes(count: int, memory_bytes: int, mbit: int) -> Iterator[list[TransferNode]]:
+    with SlowNetwork(count, mbit) as network, ExitStack() as stack:
+        nodes = []
+        for host in range(count):
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-transfer-"))
+            node = network.inside(host, partial(TransferNode, folder, memory_bytes, TOKEN))
+            stack.callback(node.close)
+            nodes.append(node)
+        yield nodes
+
+
+def broadcast(nbytes: int, stores: int, mbit: int = 0) -> tuple[float, list[int]]:
     """Seconds until all stores have it, when they ask at once; and how often each served it, the first one first."""
-    with transfer_nodes(stores + 1, nbytes + 32 * MIB) as nodes:
+    memory = nbytes + 32 * MIB
+    with slow_nodes(stores + 1, memory, mbit) if mbit else transfer_nodes(stores + 1, memory) as nodes:
         root, others = nodes[0], nodes[1:]
         key = b"b" * 28
         root.client.put(key, bytes(nbytes), timeout_s=60.0)
@@ -90,6 +110,7 @@ def main() -> None:
     parser.add_argument("--gib", type=float, default=1.0)
     parser.add_argument("--stores", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--mbit", type=int, default=0)
     options = parser.parse_args()
     nbytes = int(options.gib * (1 << 30))
     raw = {warm: min(raw_copy(nbytes, warm) for _ in range(options.rounds)) for warm in (False, True)}
@@ -98,8 +119,8 @@ def main() -> None:
         speeds = f"store to store {nbytes / ours / 1e9:.2f} GB/s, plain TCP {nbytes / plain / 1e9:.2f}"
         print(f"{name}: {speeds}; {plain / ours:.2f} of it")
     size = 256 * MIB
-    one, _ = broadcast(size, 1)
-    many, served = broadcast(size, options.stores)
+    one, _ = broadcast(size, 1, options.mbit)
+    many, served = broadcast(size, options.stores, options.mbit)
     print(
         f"256 MiB to 1 store: {one:.2f} s; to {options.stores}: {many:.2f} s, {many / one:.1f} times that; "
         f"served by the first {served[0]}, by the others {served[1:]}"

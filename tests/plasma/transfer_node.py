@@ -21,11 +21,13 @@ PREAMBLE_BYTES = 32
 
 
 class Gate:
-    """A node's gate, in a thread: accepts on 127.0.0.1, reads the preamble, hands over to the object manager."""
+    """A node's gate, in a thread: accepts on 127.0.0.1, reads the preamble, hands over to the object manager.
 
-    def __init__(self, objects_socket: str) -> None:
+    host: a numeric address of this machine or network namespace."""
+
+    def __init__(self, objects_socket: str, host: str = "127.0.0.1") -> None:
         self._line = TransferLine(objects_socket)
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._listener = socket.create_server((host, 0), backlog=64)
         self.address: tuple[str, int] = self._listener.getsockname()
         self._stop_read, self._stop_write = os.pipe()
         self._line.reached_at(*self.address)
@@ -64,7 +66,7 @@ class Gate:
 class TransferNode:
     """address: where other stores reach this one. kill() is kill -9 of the store."""
 
-    def __init__(self, folder: str, memory_bytes: int, token: bytes = TOKEN) -> None:
+    def __init__(self, folder: str, memory_bytes: int, token: bytes = TOKEN, host: str = "127.0.0.1") -> None:
         self.objects_socket = folder + "/objects.sock"
         Path(folder + "/token").write_text(token.hex())
         self.process, self._lifeline = launch(
@@ -75,7 +77,7 @@ class TransferNode:
         )
         self.client = PlasmaClient(folder + "/plasma.sock")
         self.line = TransferLine(self.objects_socket)
-        self._gate = Gate(self.objects_socket)
+        self._gate = Gate(self.objects_socket, host)
         self.address = self._gate.address
 
     def fetch(self, key: bytes, sources: list[tuple[str, int]], timeout_s: float = 30.0) -> tuple[str, str, int]:
