@@ -29,6 +29,7 @@ class Relay:
         self.rows: dict[int, dict[str, Any]] = {}
         self.peers: dict[int, Any] = {}
         self.nodes: dict[int, node_process.NodeProcess] = {}
+        self.wrong_addresses: dict[int, str] = {}  # told instead of the right ones: of nodes that can't be reached
         self._token = b""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="relay")
@@ -130,7 +131,8 @@ class Relay:
 
     def _introduce(self, number: int) -> None:
         for other in [n for n in self.peers if n != number]:
-            self.peers[other].event("node_up", self.rows[number])
+            host = self.wrong_addresses.get(number, self.rows[number]["host"])
+            self.peers[other].event("node_up", {**self.rows[number], "host": host})
             self.peers[other].event("view", [self.rows[number]])
         self.peers[number].event("view", list(self.rows.values()))
 

@@ -167,6 +167,17 @@ def test_tasks_of_a_node_that_dies_run_on_the_rest(relay: Relay, tmp_path: Path)
         )
 
 
+def test_tasks_that_a_node_can_not_be_asked_for_run_on_the_rest(relay: Relay) -> None:
+    relay.wrong_addresses[1] = "unix:/nowhere"
+    relay.add_node({"CPU": 4, "special": 1})
+    assert counts([where.remote(0.01) for _ in range(20)]) == {relay.node_id(0): 20}
+    only_there = where.options(resources={"special": 1}).remote()
+    assert ray.wait([only_there], timeout=0.5) == ([], [only_there]), (
+        "it waits for the node to be reachable, or to be dead"
+    )
+    ray.cancel(only_there)
+
+
 def test_objects_owned_on_a_node_that_dies_are_lost_by_name(relay: Relay) -> None:
     number = relay.add_node({"CPU": 1})
 
