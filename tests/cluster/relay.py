@@ -20,7 +20,8 @@ from ray._launch import session as sessions
 
 from .relayed_node import RELAY
 
-COMMAND = node_process.python_command
+COMMAND, START = node_process.python_command, node_process.start_node
+ADDRESS = ("127.0.0.1", 0)  # where each node's gate listens
 
 
 class Relay:
@@ -44,19 +45,17 @@ class Relay:
         node_process.python_command = lambda module, *args: COMMAND(  # type: ignore[assignment]
             "tests.cluster.relayed_node" if module == "ray._node.main" else module, *args
         )
-        create = sessions.create
 
-        def create_and_listen(*args: Any) -> Any:
-            session = create(*args)
+        def listen_and_start(session: sessions.Session, config: dict[str, Any]) -> node_process.NodeProcess:
             self._token = session.token
             self._call(self._listen())
-            return session
+            return START(session, {**config, "cluster_port": ADDRESS})
 
-        sessions.create = create_and_listen
+        node_process.start_node = listen_and_start  # type: ignore[assignment]
         try:
             engine.start(**options)
         finally:
-            sessions.create = create
+            node_process.start_node = START
         self.wait()
 
     def add_node(self, resources: dict[str, float], **config: Any) -> int:
@@ -66,7 +65,9 @@ class Relay:
         with open(session.folder + "/token", "w") as file:
             file.write(self._token.hex())
         units = {name: round(amount * 10_000) for name, amount in resources.items()}
-        node = node_process.start_node(session, {"resources": units, "object_store_memory": 32 * 2**20, **config})
+        node = node_process.start_node(
+            session, {"resources": units, "object_store_memory": 32 * 2**20, "cluster_port": ADDRESS, **config}
+        )
         number = len(self.nodes) + 1
         self.nodes[number] = node
         node.wait_ready()

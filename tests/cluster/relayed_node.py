@@ -1,8 +1,8 @@
 """PROCESS node, as part of a cluster whose head is played by a test (`relay.py`). Started instead of ray/_node/main.py.
 
-Everything is the real node, with its gate, but the uplink: what a node says to the head, and the head to nodes, goes over
-a Unix socket to the test's process, which decides nothing and only passes on. For what isn't leases each node keeps its
-own head.
+Everything is the real node, with its gate, but the uplink: what a node says to the head, and the head to nodes, goes
+over a Unix socket to the test's process, which decides nothing and only passes on. For what isn't leases each node
+keeps its own head.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ RELAY = "RAY_TEST_RELAY"  # path of the socket
 
 class RelayedNode(shell.Node):
     def start_head(self) -> None:
-        self.config["cluster_port"] = ("127.0.0.1", 0)  # main opens it before the loop comes to _join
         super().start_head()
         self.head.job_info = self._job_info
         self._joined = self.loop.create_task(self._join())
@@ -33,7 +32,7 @@ class RelayedNode(shell.Node):
             "node_id": self.node_id,
             "total": dict(self.scheduler.resources.total),
             "labels": self.scheduler.labels,
-            "host": self.gate.host,
+            "host": self.gate.host,  # main has opened it before the loop comes here
             "port": self.gate.port,
         }
         answer = await self._uplink.rpc("join", about)

@@ -167,8 +167,9 @@ def test_tasks_of_a_node_that_dies_run_on_the_rest(relay: Relay, tmp_path: Path)
         )
 
 
-def test_tasks_that_a_node_can_not_be_asked_for_run_on_the_rest(relay: Relay) -> None:
-    relay.wrong_addresses[1] = "unix:/nowhere"
+@pytest.mark.parametrize("address", ["unix:/nowhere", "127.0.0.2"])
+def test_tasks_that_a_node_can_not_be_asked_for_run_on_the_rest(relay: Relay, address: str) -> None:
+    relay.wrong_addresses[1] = address  # nobody listens there
     relay.add_node({"CPU": 4, "special": 1})
     assert counts([where.remote(0.01) for _ in range(20)]) == {relay.node_id(0): 20}
     only_there = where.options(resources={"special": 1}).remote()
@@ -176,6 +177,25 @@ def test_tasks_that_a_node_can_not_be_asked_for_run_on_the_rest(relay: Relay) ->
         "it waits for the node to be reachable, or to be dead"
     )
     ray.cancel(only_there)
+
+
+@pytest.mark.parametrize("relay", [{"num_cpus": 4}], indirect=True)
+def test_a_task_goes_to_the_node_that_has_its_large_argument(relay: Relay) -> None:
+    relay.add_node({"CPU": 4})
+
+    @ray.remote
+    def make() -> bytes:
+        return bytes(2_000_000)
+
+    @ray.remote
+    def look(data: bytes) -> tuple[str, int]:
+        return str(ray.get_runtime_context().get_node_id()), len(data)
+
+    data = make.options(**on(relay, 1)).remote()
+    ray.wait([data], timeout=20, fetch_local=False)
+    assert ray.get(look.remote(data), timeout=20) == (relay.node_id(1), 2_000_000)
+    assert ray.get(look.options(**on(relay, 0)).remote(data), timeout=20) == (relay.node_id(0), 2_000_000)
+    assert len(ray.get(data, timeout=20)) == 2_000_000
 
 
 def test_objects_owned_on_a_node_that_dies_are_lost_by_name(relay: Relay) -> None:
