@@ -229,6 +229,7 @@ cdef class NodeAddress:
     cdef str host                 # or "unix:FOLDER", a session's folder on this machine
     cdef int port
     cdef bint alive
+    cdef bint refused             # it did not take us as a guest
 
 # ---------------------------------------------------------------- actors.pxi
 cdef class Countdown:

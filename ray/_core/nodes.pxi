@@ -112,10 +112,13 @@ cdef NodeLink node_link(Engine self, number):
 
 
 def node_answered(NodeLink at, ok, answer):
-    """To register_guest. A node that won't have us can't lend us anything."""
+    """To register_guest. A node that won't have us can't lend us anything; it is said once, however often it is asked."""
+    cdef NodeAddress address = at.engine.node_table.get(at.number)
     if not ok and at.link.alive:
-        if answer is not None and not at.engine.closed:
+        if answer is not None and not at.engine.closed and not (address is not None and address.refused):
             print(f"ray: node {at.number} refused this process: {answer}", file=sys.stderr)
+        if address is not None:
+            address.refused = True
         at.link.conn.Close("refused")
         at.engine.link_closed(at.link)
 

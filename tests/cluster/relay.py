@@ -31,6 +31,7 @@ class Relay:
         self.peers: dict[int, Any] = {}
         self.nodes: dict[int, node_process.NodeProcess] = {}
         self.wrong_addresses: dict[int, str] = {}  # told instead of the right ones: of nodes that can't be reached
+        self.jobs_are_over = False  # what nodes that ask for a job are told
         self._token = b""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="relay")
@@ -122,7 +123,7 @@ class Relay:
 
     def _on_rpc(self, peer: Any, method: str, args: tuple[Any, ...]) -> Any:
         if method == "job_info":
-            return self.peers[0].rpc("job_info", *args)
+            return None if self.jobs_are_over else self.peers[0].rpc("job_info", *args)
         number = len(self.rows)
         row = self.rows[number] = {**args[0], "number": number, "state": "ALIVE"}
         self.peers[number] = peer

@@ -179,6 +179,15 @@ def test_tasks_that_a_node_can_not_be_asked_for_run_on_the_rest(relay: Relay, ad
     ray.cancel(only_there)
 
 
+def test_a_node_that_turns_this_process_away_is_named_once_and_leaves_the_tasks_to_the_rest(
+    relay: Relay, capfd: pytest.CaptureFixture[str]
+) -> None:
+    relay.jobs_are_over = True
+    relay.add_node({"CPU": 4})
+    assert counts([where.remote(0.01) for _ in range(20)]) == {relay.node_id(0): 20}
+    assert capfd.readouterr().err.count("node 1 refused this process: job 01000000 is over") == 1
+
+
 @pytest.mark.parametrize("relay", [{"num_cpus": 4}], indirect=True)
 def test_a_task_goes_to_the_node_that_has_its_large_argument(relay: Relay) -> None:
     relay.add_node({"CPU": 4})
