@@ -1,0 +1,157 @@
+"""Large objects on several nodes: fetched once by each store that needs them, freed everywhere, made again when lost."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ray
+from ray._native.plasma import PlasmaClient
+from ray._native.transfer import TransferLine
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from tests.wait import wait_until
+
+from .relay import Relay
+
+N = 500_000  # int64: 4 MB
+
+
+@ray.remote
+def make(value: int, size: int = N) -> Any:
+    return np.full(size, value)
+
+
+@ray.remote
+def total(*arrays: Any) -> int:
+    return int(sum(int(a.sum()) for a in arrays))
+
+
+@ray.remote
+def total_of(box: list[Any]) -> int:
+    return int(sum(int(a.sum()) for a in ray.get(box)))
+
+
+@ray.remote
+def boxed(value: int) -> list[Any]:
+    return [ray.put(np.full(N, value)), make.remote(value)]
+
+
+def on(relay: Relay, number: int, soft: bool = False) -> dict[str, Any]:
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(relay.node_id(number), soft=soft)}
+
+
+def folder(relay: Relay, number: int) -> str:
+    if number:
+        return str(relay.nodes[number].session.folder)
+    from ray._core import engine
+
+    current = engine.current()
+    assert current is not None
+    return str(current.session_dir)
+
+
+def stats(relay: Relay, number: int) -> dict[str, int]:
+    line = TransferLine(folder(relay, number) + "/objects.sock")
+    try:
+        counts: dict[str, int] = line.wait(line.ask_stats())[2]
+        return counts
+    finally:
+        line.close()
+
+
+def objects(relay: Relay, number: int) -> int:
+    client = PlasmaClient(folder(relay, number) + "/plasma.sock")
+    try:
+        return len(client.list())
+    finally:
+        client.disconnect()
+
+
+def nothing_left(relay: Relay, *numbers: int) -> Callable[[], bool]:
+    return lambda: all(objects(relay, n) == 0 and stats(relay, n)["held"] == 0 for n in numbers)
+
+
+def test_results_arguments_and_puts_go_from_node_to_node_and_are_freed_everywhere(relay: Relay) -> None:
+    relay.add_node({"CPU": 1})
+    relay.add_node({"CPU": 1})
+    there = make.options(**on(relay, 1)).remote(3)
+    assert int(ray.get(there).sum()) == 3 * N
+    put = ray.put(np.ones(N))
+    assert ray.get(total.options(**on(relay, 1)).remote(put, there)) == 4 * N
+    assert ray.get(total.options(**on(relay, 2)).remote(put, there)) == 4 * N
+    assert ray.get(total.options(**on(relay, 2)).remote(np.full(N, 2))) == 2 * N
+    assert stats(relay, 1)["served"] == 2
+    del there, put
+    wait_until(nothing_left(relay, 0, 1, 2))
+
+
+def test_refs_inside_values_cross_nodes_both_ways(relay: Relay) -> None:
+    relay.add_node({"CPU": 2})
+    box = [ray.put(np.ones(N)), make.options(**on(relay, 1)).remote(2)]
+    assert ray.get(total_of.options(**on(relay, 1)).remote(box)) == 3 * N
+    back = ray.get(boxed.options(**on(relay, 1)).remote(5))
+    assert sum(int(ray.get(ref).sum()) for ref in back) == 10 * N
+    assert ray.get(total_of.options(**on(relay, 0)).remote(back)) == 10 * N
+    del box, back
+    wait_until(nothing_left(relay, 0, 1))
+
+
+def test_an_object_is_transferred_once_for_all_tasks_of_a_node(relay: Relay) -> None:
+    relay.add_node({"CPU": 2})
+    ref = ray.put(np.ones(N))
+    assert ray.get([total.options(**on(relay, 1)).remote(ref) for _ in range(30)]) == [N] * 30
+    assert stats(relay, 0)["served"] == 1
+    assert stats(relay, 1)["pulls_done"] == 1
+
+
+def test_generators_on_another_node_yield_large_items(relay: Relay) -> None:
+    relay.add_node({"CPU": 1})
+
+    @ray.remote(num_returns="streaming")
+    def items() -> Any:
+        for i in range(4):
+            yield np.full(N, i)
+
+    assert [int(ray.get(ref).sum()) for ref in items.options(**on(relay, 1)).remote()] == [i * N for i in range(4)]
+    wait_until(nothing_left(relay, 0, 1))
+
+
+@pytest.mark.parametrize("relay", [{"object_store_memory": 256 * 2**20}], indirect=True)
+def test_a_get_in_the_middle_of_a_transfer_survives_the_death_of_the_node_that_sends(relay: Relay) -> None:
+    relay.add_node({"CPU": 1}, object_store_memory=256 * 2**20)
+    ref = make.options(**on(relay, 1, soft=True)).remote(7, 20_000_000)
+    ray.wait([ref])
+    values: list[int] = []
+    getting = threading.Thread(target=lambda: values.append(int(ray.get(ref, timeout=30).sum())))
+    getting.start()
+    wait_until(lambda: stats(relay, 0)["bytes_in"] > 0)
+    relay.kill(1)
+    getting.join()
+    assert values == [7 * 20_000_000]
+
+
+def test_a_result_whose_node_died_is_made_again_when_it_is_needed(relay: Relay) -> None:
+    relay.add_node({"CPU": 1})
+    ref = make.options(**on(relay, 1, soft=True)).remote(7)
+    ray.wait([ref])
+    after = total.remote(ref)
+    assert ray.get(after) == 7 * N
+    relay.kill(1)
+    client = PlasmaClient(folder(relay, 0) + "/plasma.sock")
+    client.delete(ref.binary())  # the copy that the task above has left here
+    client.disconnect()
+    assert int(ray.get(ref, timeout=20).sum()) == 7 * N
+    assert os.path.exists(folder(relay, 0))
+
+
+def test_what_was_put_on_a_node_that_died_is_lost_by_name(relay: Relay) -> None:
+    relay.add_node({"CPU": 1})
+    (inner, _) = ray.get(boxed.options(**on(relay, 1)).remote(1))
+    relay.kill(1)
+    with pytest.raises((ray.exceptions.OwnerDiedError, ray.exceptions.ObjectLostError)):
+        ray.get(inner, timeout=20)
