@@ -2,7 +2,8 @@
 
 A *guest* is a driver or worker that was sent here by its own node (`lease_spilled`). It dials this node's port, says
 `register_guest`, and from then on may do what concerns leases, nothing else. It is found in `Cores.guests` by its tag,
-until its connection ends or its node is down; then its leases end as those of any dead owner do.
+until its connection ends or its node is down; then its leases end as those of any dead owner do, and what this node's
+store holds for it is freed.
 
 A job that this node has not met yet is asked for at the head (`job_info`); what the guest says meanwhile is kept in
 order. If the head doesn't know the job either, it is over: the registration fails, and what was said is dropped.
@@ -14,7 +15,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from ray._protocol.frames import ROLE_DRIVER, ROLE_WORKER, TAG_BYTES
-from ray._protocol.ids import node_number
+from ray._protocol.ids import NODE_NUMBER_BYTES, node_number
 
 from . import lease_messages as lm
 from . import worker_messages as wm
@@ -84,6 +85,8 @@ class Guests:
             del self._node.cores.guests[core.tag]
             self._node.feed(self._node.scheduler, lm.CoreLeft(core.tag))
             self._node.envs.core_left(core.tag)
+            if self._node.ending is None:
+                self._node.transfers.owner_died(core.tag)  # large results that our store holds for it
 
     def node_down(self, number: int, cause: str) -> None:
         """Nobody of that node lives any more, whatever their connections look like."""
@@ -91,3 +94,7 @@ class Guests:
             if node_number(core.tag) == number:
                 self.left(core)
                 core.peer.close(f"its node is down: {cause}")
+        if self._node.ending is None:
+            self._node.transfers.owner_died(
+                number.to_bytes(NODE_NUMBER_BYTES, "big")
+            )  # guests or not

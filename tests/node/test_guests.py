@@ -89,6 +89,8 @@ class Bench:
         self.scheduler = LocalScheduler(NodeResources({"CPU": 20_000}), node_id=b"m" * 16)
         self.pool = SimpleNamespace(handle=lambda event, now: [])
         self.envs = SimpleNamespace(core_left=lambda tag: None)
+        self.freed: list[bytes] = []  # owners, by tag or number, whose results need not be held any more
+        self.transfers = SimpleNamespace(owner_died=self.freed.append)
         self.answer: asyncio.Future[Any] = self.loop.create_future()
         self.asked: list[bytes] = []
         self.head = SimpleNamespace(job_info=self.job_info)
@@ -124,6 +126,7 @@ def test_an_unknown_job_is_asked_for_once_however_many_of_its_guests_come() -> N
         node.guests.node_down(3, "killed")
         assert peers[0].closed and not peers[1].closed
         assert set(node.cores.guests) == {peers[1].tag}
+        assert node.freed == [peers[0].tag, b"\0\0\0\3"]
 
     asyncio.run(play())
 
