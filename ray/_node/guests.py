@@ -80,7 +80,7 @@ class Guests:
         return job
 
     def left(self, core: Core) -> None:
-        """Its connection has ended: it has died, or it will dial again when it wants something."""
+        """Its connection has ended: it has died, or is cut off from us, which comes to the same here."""
         if self._node.cores.guests.get(core.tag) is core:
             del self._node.cores.guests[core.tag]
             self._node.feed(self._node.scheduler, lm.CoreLeft(core.tag))
@@ -95,6 +95,4 @@ class Guests:
                 self.left(core)
                 core.peer.close(f"its node is down: {cause}")
         if self._node.ending is None:
-            self._node.transfers.owner_died(
-                number.to_bytes(NODE_NUMBER_BYTES, "big")
-            )  # guests or not
+            self._node.transfers.owner_died(number.to_bytes(NODE_NUMBER_BYTES, "big"))  # guests or not
