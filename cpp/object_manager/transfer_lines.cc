@@ -114,12 +114,18 @@ bool TransferLoop::OnLine(uint64_t id, LineConn& line, const FrameHeader& header
     case Line::kFree: {
       const auto body = ReadFree(payload);
       if (!body) return false;
-      if (!body->home || body->home == self_) {
+      line.owned.erase(body->key);
+      if (body->home) {
+        FreeAt(*body->home, body->key);
+      } else {
         Free(body->key);
-      } else if (PeerConn* peer = Dial(*body->home); peer != nullptr) {
-        // A home that cannot be reached is dead, and the object with it, or learns of the owner's death later.
-        peer->stream->Send(Peer::kFree, 0, body->key.bytes, ObjectId::kBytes);
       }
+      return true;
+    }
+    case Line::kOwn: {
+      const auto body = ReadFree(payload);
+      if (!body || !body->home) return false;
+      line.owned[body->key] = *body->home;
       return true;
     }
     case Line::kOwnerDead: {
@@ -149,6 +155,14 @@ bool TransferLoop::OnLine(uint64_t id, LineConn& line, const FrameHeader& header
     }
     default:
       return false;
+  }
+}
+
+// A home that cannot be reached is dead, and the object with it.
+void TransferLoop::FreeAt(const Address& home, const ObjectId& key) {
+  if (home == self_) return Free(key);
+  if (PeerConn* peer = Dial(home); peer != nullptr) {
+    peer->stream->Send(Peer::kFree, 0, key.bytes, ObjectId::kBytes);
   }
 }
 
@@ -206,6 +220,7 @@ void TransferLoop::LineGone(uint64_t id) {
   if (node.empty()) return;
   close(node.mapped().fd);
   for (const int fd : node.mapped().fds) close(fd);
+  for (const auto& [key, home] : node.mapped().owned) FreeAt(home, key);
   pulls_.LineGone(id);
   for (auto at = pins_.lower_bound({id, 0}); at != pins_.end() && at->first.line == id;) {
     store_->Unpin(at->second);

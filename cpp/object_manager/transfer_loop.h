@@ -6,9 +6,9 @@
 // connections to other stores (streams), the pins of holds, of answered pulls and of objects being served. Decides
 // nothing: PullQueue and PushQueue do, this carries out.
 //
-// A local process that dies: its line ends, and with it its pulls and their pins; holds are not tied to a line, they
-// end by kFree or kOwnerDead. A store that dies: its streams end; pulls go on from other sources, copies being sent
-// there are unpinned.
+// A local process that dies: its line ends, and with it its pulls and their pins, and what other stores hold for it
+// is freed there. What is held here for an owner elsewhere is tied to no line: it ends by kFree or kOwnerDead. A store
+// that dies: its streams end; pulls go on from other sources, copies being sent there are unpinned.
 #pragma once
 
 #include <deque>
@@ -48,7 +48,8 @@ class TransferLoop final : public Stream::Handler {
     FrameReader reader{kLineBytesMax};
     std::string out;
     bool wants_write = false;
-    std::deque<int> fds;  // received, not yet claimed by a frame
+    std::deque<int> fds;                                   // received, not yet claimed by a frame
+    std::unordered_map<ObjectId, Address, KeyHash> owned;  // what other stores hold for this process: where
   };
   struct PeerConn {
     std::unique_ptr<Stream> stream;
@@ -84,6 +85,7 @@ class TransferLoop final : public Stream::Handler {
   bool Watch(int fd, uint64_t id, bool write, bool fresh);
 
   // ---- transfer_lines.cc
+  void FreeAt(const Address& home, const ObjectId& key);
   void AcceptLines();
   void LineReadable(uint64_t id);
   bool OnLine(uint64_t id, LineConn& line, const FrameHeader& header, std::span<const uint8_t> payload);

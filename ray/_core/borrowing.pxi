@@ -220,8 +220,11 @@ cdef list take(Engine self, Link link, Reader* r, ObjectRef ref):
         if ref is not None:
             ref.size = r.U64()
             ref.home = r.U32()
-            if ref.owned and ref.home == self.number:
-                ref.pinned = store_pin(self, ref)
+            if ref.owned:
+                if ref.home == self.number:
+                    ref.pinned = store_pin(self, ref)
+                else:
+                    own_elsewhere(self, ref)
             ref.state = PLASMA
         else:
             r.Take(12)

@@ -279,6 +279,17 @@ cdef int hold_for_owner(Engine self, bytes key) except -1:
     return 0
 
 
+cdef int own_elsewhere(Engine self, ObjectRef ref) except -1:
+    """Another node's store holds it for us. Our store frees it there should we die: nobody else would know what is ours."""
+    where = self.homes.get(ref.home)
+    if where is not None:
+        try:
+            transfer_line(self).own(ref.key(), where)
+        except (PlasmaStoreDied, ConnectionRefusedError, FileNotFoundError):
+            drop_line(self)  # the store is being restarted: this one is freed only if we live, or with our node
+    return 0
+
+
 cdef int let_pin_go(tuple pin) except -1:
     try:
         (<PlasmaClient>pin[0]).unpin(pin[1])

@@ -19,4 +19,5 @@ cdef class TransferLine:
     cpdef let_go(self, uint64_t request)
     cpdef uint64_t hold(self, bytes key) except 0             # answered by ("held", request, bool)
     cpdef free(self, bytes key, home=*)                       # no answer
+    cpdef own(self, bytes key, home)                          # no answer
     cpdef list receive(self)                                  # never waits

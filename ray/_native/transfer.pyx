@@ -39,6 +39,7 @@ cdef extern from "object_manager/wire.h" namespace "ray::objects" nogil:
         kPull
         kHold
         kFree
+        kOwn
         kOwnerDead
         kSelf
         kStats
@@ -187,6 +188,17 @@ cdef class TransferLine:
             _to_address(home, &address)
             AppendAddress(&payload, address)
         _check(_open(self).Ask(Line.kFree, payload, NULL), "free")
+
+    cpdef own(self, bytes key, home):
+        """The store at home holds it for this process: freed there when this line ends, however it does, unless by free before."""
+        cdef ObjectId id
+        cdef Address address
+        cdef string payload
+        _to_key(key, &id)
+        _to_address(home, &address)
+        payload = string(<char*>id.bytes, 28)
+        AppendAddress(&payload, address)
+        _check(_open(self).Ask(Line.kOwn, payload, NULL), "own")
 
     def owner_dead(self, bytes prefix not None):
         """Frees whatever is held for owners whose tags begin so; answered by ("count", request, objects)."""

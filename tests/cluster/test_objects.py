@@ -1,8 +1,9 @@
-"""Large objects on several nodes: fetched once by each store that needs them, freed everywhere, made again when lost."""
+"""Large objects on several nodes: fetched once a node, freed everywhere, made again when lost."""
 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -147,6 +148,20 @@ def test_a_result_whose_node_died_is_made_again_when_it_is_needed(relay: Relay) 
     client.disconnect()
     assert int(ray.get(ref, timeout=20).sum()) == 7 * N
     assert os.path.exists(folder(relay, 0))
+
+
+def test_a_result_whose_owner_on_another_node_dies_is_freed(relay: Relay) -> None:
+    relay.add_node({"CPU": 1})
+
+    @ray.remote(max_retries=0)
+    def die(options: dict[str, Any]) -> None:
+        ref = make.options(**options).remote(1)
+        ray.wait([ref])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        ray.get(die.options(**on(relay, 1)).remote(on(relay, 0)))
+    wait_until(nothing_left(relay, 0, 1))
 
 
 def test_what_was_put_on_a_node_that_died_is_lost_by_name(relay: Relay) -> None:

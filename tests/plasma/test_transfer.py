@@ -110,6 +110,22 @@ def test_what_is_held_stays_until_its_owner_frees_it_from_afar() -> None:
         assert a.line.wait(a.line.hold(KEY))[2] is False
 
 
+def test_what_is_held_elsewhere_for_a_process_is_freed_there_when_it_dies() -> None:
+    with transfer_nodes(2, 8 * MIB) as (a, b):
+        other = b"p" * 28
+        for key in (KEY, other):
+            a.client.put(key, bytes(1000))
+            a.line.wait(a.line.hold(key))
+        owner, living = TransferLine(b.objects_socket), TransferLine(b.objects_socket)
+        owner.own(KEY, a.address)
+        living.own(other, a.address)
+        owner.close()
+        wait_until(lambda: not a.client.contains(KEY))
+        assert a.client.contains(other)
+        living.close()
+        wait_until(lambda: a.stats()["held"] == 0)
+
+
 def test_what_a_dead_owner_left_is_freed_by_the_front_of_its_tag() -> None:
     with transfer_nodes(1, 8 * MIB) as (a,):
         keys = [bytes([0, 0, 0, n]) + bytes(23) + bytes([i]) for n in (1, 2) for i in range(2)]
