@@ -73,6 +73,7 @@ _HOME = {  # public name: module that has it; "" stands for the submodule of tha
         "",
     ),
     **dict.fromkeys(["types", "util"], ""),
+    **dict.fromkeys(["_private", "_raylet", "data"], ""),  # what libraries reach for: see ray/_private
 }
 
 

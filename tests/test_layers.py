@@ -37,7 +37,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("_inspect", "_metrics", "_timeline", "_typing", "mypy_plugin"),
     ),
     ("cli", "dashboard", "client", "client_builder", "cluster_utils"),
-    ("util", "rllib", "experimental"),
+    ("util", "rllib", "experimental", "data"),
+    ("_private", "_raylet"),  # other names, for programs written for Ray
 )
 PUBLIC_NOUNS, LIBRARIES = 4, 6
 LAYER_OF = {part: layer for layer, parts in enumerate(LAYERS) for part in parts}

@@ -111,7 +111,7 @@ cdef class ActorLoop:
             value = self.begin(call)
             if hasattr(value, "__await__"):
                 value = await value
-            if yields(call):
+            if yields(call, value):
                 value = await run_generator_in_loop(self, call, value)
             self.succeeded(call, value)
         except BaseException as error:
@@ -122,7 +122,7 @@ cdef class ActorLoop:
             return (<CoroutineGroup>group_of(self.executor, call.function)).ended()
         try:
             value = self.begin(call)
-            if hasattr(value, "__await__") or yields(call):
+            if hasattr(value, "__await__") or yields(call, value):
                 call.running = self.loop.create_task(self.run_returned(call, value))
             else:
                 self.succeeded(call, value)
@@ -134,7 +134,7 @@ cdef class ActorLoop:
         try:
             if hasattr(value, "__await__"):
                 value = await value
-            if yields(call):
+            if yields(call, value):
                 value = await run_generator_in_loop(self, call, value)
             self.succeeded(call, value)
         except BaseException as error:

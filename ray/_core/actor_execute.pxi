@@ -216,7 +216,7 @@ cdef int run_beside(Executor self, Call call) except -1:
         parts = self.arguments(call)
         value = parts[0](*parts[1], **(parts[2] or {}))
         parts = None
-        if yields(call):
+        if yields(call, value):
             value = run_generator(self, call, value)
         call.running = None
         answer(self, call, value)

@@ -308,7 +308,7 @@ cdef class Executor:
             value = (<object>parts[0])(*<tuple>parts[1], **<dict>parts[2]) if parts[2] is not None else \
                 (<object>parts[0])(*<tuple>parts[1])
             parts = None
-            if yields(call):
+            if yields(call, value):
                 value = run_generator(self, call, value)
             self.over(call)
             if self.checkpoints is not None:

@@ -16,9 +16,14 @@ cdef inline TaskHeader* header_of(Call call) noexcept:
     return <TaskHeader*>PyBytes_AS_STRING(call.frame)
 
 
-cdef inline bint yields(Call call) noexcept:
-    """What it is called for is what the generator yields that it returns."""
-    return header_of(call).flags != 0
+cdef extern from "Python.h":
+    bint PyGen_CheckExact(object o)
+
+
+cdef inline bint yields(Call call, object value) noexcept:
+    """What it is called for is what the generator yields that it returned: it is a generator function, as its caller said, or an
+    ordinary one that returns a generator in place of its num_returns values."""
+    return header_of(call).flags != 0 or (PyGen_CheckExact(value) and header_of(call).num_returns > 1)
 
 
 cdef Producer start_producer(Call call, object value):
@@ -30,7 +35,7 @@ cdef Producer start_producer(Call call, object value):
                         f"{type(value).__name__}")
     producer.first, producer.window, producer.taken = header.first_index, header.window, header.taken
     producer.wanted = header.num_returns
-    if header.flags == Y_FIXED:
+    if header.flags == Y_FIXED or header.flags == 0:
         producer.fixed = []
     call.producer = producer
     return producer

@@ -701,6 +701,31 @@ def test_dynamic_methods_of_actors(ray_shared, notes):
     assert ray.get(actor.two.remote()) == ["a", "b"]
 
 
+def test_a_function_may_return_a_generator_of_its_several_values(ray_shared):
+    """It is no generator function, so nobody knows beforehand; modin's tasks do this."""
+
+    @ray.remote(num_returns=2)
+    def halves(n):
+        return (n // 2 + i for i in range(2))
+
+    @ray.remote
+    class Halver:
+        @ray.method(num_returns=2)
+        def halves(self, n):
+            return (n // 2 + i for i in range(2))
+
+    @ray.remote
+    class AsyncHalver:
+        @ray.method(num_returns=2)
+        async def halves(self, n):
+            return (n // 2 + i for i in range(2))
+
+    assert ray.get(halves.remote(8)) == [4, 5]
+    assert ray.get(Halver.remote().halves.remote(8)) == [4, 5]
+    assert ray.get(Halver.options(max_concurrency=2).remote().halves.remote(8)) == [4, 5]
+    assert ray.get(AsyncHalver.remote().halves.remote(8)) == [4, 5]
+
+
 def test_a_fixed_number_of_returns_is_drawn_from_the_generator(ray_shared):
     assert ray.get(count_to.options(num_returns=3).remote(3)) == [0, 1, 2]
     assert ray.get(count_to.options(num_returns=2).remote(3)) == [0, 1]

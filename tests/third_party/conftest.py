@@ -1,0 +1,63 @@
+"""An environment with programs that were written for Ray, from the package index, in which `import ray` is this tree.
+
+Made once for the versions below, in build/third-party/ (30 s), and kept there. What ray itself needs is found in the
+environment of the tests, behind what the programs brought along.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = Path(__file__).parent / "programs"
+REQUIREMENTS = ("modin==0.37.1", "sf-hamilton==1.90.0", "evotorch==0.6.1", "torch==2.13.0")
+INSTALL_S = 420.0
+RUN_S = 100.0
+
+Run = Callable[[str], str]
+
+
+@pytest.fixture(scope="session")
+def python() -> Path:
+    """The interpreter of that environment."""
+    key = hashlib.sha256("\n".join([*REQUIREMENTS, sys.version, str(ROOT)]).encode()).hexdigest()[:12]
+    folder = ROOT / "build" / "third-party" / key
+    interpreter = folder / "bin" / "python"
+    if not (folder / "complete").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        # First, so that pip finds ray installed where a program asks for it, and brings no other.
+        path_file = next(folder.glob("lib/python3*/site-packages")) / "zz_ray_of_this_tree.pth"
+        path_file.write_text(f"{ROOT}\n{sysconfig.get_path('purelib')}\n")
+        pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *REQUIREMENTS]
+        done = subprocess.run(pip, capture_output=True, text=True, timeout=INSTALL_S)
+        if done.returncode != 0 and "No matching distribution" in done.stderr and "connection" in done.stderr.lower():
+            pytest.skip(f"the package index can't be reached: {done.stderr[-500:]}")
+        assert done.returncode == 0, done.stderr
+        assert not list(folder.glob("lib/python3*/site-packages/ray")), "pip has installed another ray"
+        (folder / "complete").touch()
+    return interpreter
+
+
+@pytest.fixture
+def run_program(python: Path, tmp_path: Path) -> Run:
+    """Runs tests/third_party/programs/NAME in a folder of its own; returns its output. It must end with status 0."""
+
+    def run(name: str) -> str:
+        env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
+        done = subprocess.run(
+            [python, PROGRAMS / name], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=RUN_S
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run

@@ -1,0 +1,28 @@
+"""Libraries written for Ray, as they come from the package index, compute on this engine what others compute too.
+
+Each program compares with an independent computation itself, and prints what it compared.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.third_party.conftest import INSTALL_S, RUN_S, Run
+
+# The first test that runs installs the programs.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(INSTALL_S + RUN_S)]
+
+
+def test_modin_agrees_with_pandas(run_program: Run) -> None:
+    assert run_program("frames.py").split() == [
+        *("groupby", "sort", "merge", "apply", "describe", "concat", "read_csv", "pivot", "fillna", "to_parquet"),
+        *("on", "Ray"),
+    ]
+
+
+def test_hamilton_agrees_with_itself_without_ray(run_program: Run) -> None:
+    assert run_program("dataflow.py").split() == ["graph", "adapter,", "dynamic", "tasks"]
+
+
+def test_evotorch_finds_the_minimum_with_two_actors(run_program: Run) -> None:
+    assert run_program("evolution.py").splitlines()[-1] == "found by 2 actors"
