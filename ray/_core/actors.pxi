@@ -162,6 +162,8 @@ cdef class ActorRef:
         options.setdefault("num_returns", num_returns)
         options.setdefault("max_retries", self.options.get("max_task_retries", 0))
         out.set_options(options)
+        if options.get("name"):
+            out.settings = dict(out.settings or {}, title=options["name"])
         out.out_of_order = self.options.get("out_of_order", False)
         out.pending_max = self.options.get("max_pending_calls", -1)
         return out.submit if out.pending_max < 0 else out.submit_bounded

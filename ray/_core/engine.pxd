@@ -362,6 +362,7 @@ cdef class Engine:
 cdef class Function:
     """What a function number of a peer means."""
     cdef str name
+    cdef str title                # methods: the name that the caller has given the call, or None
     cdef bytes function_id
     cdef int max_calls
     cdef bytes blob               # None once decoded, and for methods

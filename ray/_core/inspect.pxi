@@ -53,7 +53,7 @@ cdef int record(Executor self, Call call, str state, object error=None) except -
     else:
         function.cancelled += 1
     if PyList_GET_SIZE(self.events) < EVENTS_MAX:
-        self.events.append((call.link.tag, call.seq, function.name, call.started_ns, NowNs(), state,
+        self.events.append((call.link.tag, call.seq, shown(self, function), call.started_ns, NowNs(), state,
                             (<TaskHeader*>PyBytes_AS_STRING(call.frame)).attempt, None if error is None else describe(error)))
     return report_soon(self.engine)
 
@@ -65,6 +65,13 @@ def describe(error):
         return type(error).__name__
 
 
+cdef str shown(Executor self, Function function):
+    """By which its calls are listed."""
+    if function.title is not None:
+        return function.title
+    return function.name if self.actor is None else f"{self.class_name}.{function.name}"
+
+
 cdef int send_events(Executor self) except -1:
     cdef int64_t now = NowNs()
     cdef double wall = time.time()
@@ -73,19 +80,18 @@ cdef int send_events(Executor self) except -1:
     counted, self.counted = self.counted, []
     if not counted or not self.engine.node.alive:
         return 0
-    prefix = "" if self.actor is None else f"{self.class_name}."
     fields = {"kind": "task" if self.actor is None else "actor_task", "pid": os.getpid(), "worker": self.engine.tag}
     if self.actor_id is not None:
         fields["actor_id"] = self.actor_id
     counts = []
     for function in counted:
         function.counted = False
-        counts += [(prefix + function.name, fields["kind"], state, n) for state, n in (
+        counts += [(shown(self, function), fields["kind"], state, n) for state, n in (
             ("FINISHED", function.ended_well), ("FAILED", function.failed), ("CANCELLED", function.cancelled)) if n]
         function.ended_well = function.failed = function.cancelled = 0
     self.engine.event("task_events", [
         (tag + int(seq).to_bytes(8, "little"), state, wall - (now - ended) / 1e9,
-         dict(fields, name=prefix + name, attempt=attempt, error=error, times={"RUNNING": wall - (now - started) / 1e9}))
+         dict(fields, name=name, attempt=attempt, error=error, times={"RUNNING": wall - (now - started) / 1e9}))
         for tag, seq, name, started, ended, state, attempt, error in events], counts)
     return 0
 

@@ -1,0 +1,48 @@
+"""What options of tasks and actors hold and are called, seen from inside (docs/api/options.md has the others' tests)."""
+
+from __future__ import annotations
+
+import pytest
+
+import ray
+from ray.util import state
+
+SESSION = {"num_cpus": 3, "resources": {"tape": 4}, "_memory": 10_000}
+
+
+@ray.remote
+def free():
+    return ray.available_resources()
+
+
+@ray.remote
+class Holder:
+    def free(self):
+        return ray.available_resources()
+
+
+@pytest.mark.parametrize("ray_start", [SESSION], indirect=True)
+@pytest.mark.parametrize(
+    "options, resource, left",
+    [
+        ({"num_cpus": 2}, "CPU", 1),
+        ({"num_cpus": 0.5}, "CPU", 2.5),
+        ({"resources": {"tape": 1.5}}, "tape", 2.5),
+        ({"memory": 4_000}, "memory", 6_000),
+    ],
+)
+def test_a_task_and_an_actor_hold_what_they_ask_for_while_they_run(ray_start, options, resource, left):
+    assert ray.get(free.options(**options).remote())[resource] == left
+    holder = Holder.options(**options).remote()
+    assert ray.get(holder.free.remote())[resource] == left
+
+
+def test_a_task_is_listed_under_the_name_that_it_was_given(ray_shared):
+    ray.get(free.options(name="look around").remote())
+    assert [row.state for row in state.list_tasks(filters=[("name", "=", "look around")])] == ["FINISHED"]
+
+
+def test_a_method_is_listed_under_the_name_that_its_call_was_given(ray_shared):
+    holder = Holder.remote()
+    ray.get(holder.free.options(name="glance").remote())
+    assert [row.state for row in state.list_tasks(filters=[("name", "=", "glance")])] == ["FINISHED"]
