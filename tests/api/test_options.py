@@ -1,4 +1,4 @@
-"""What options of tasks and actors hold and are called, seen from inside (docs/api/options.md has the others' tests)."""
+"""What options of tasks and actors hold and are called, seen from inside. The others: docs/api/options.md."""
 
 from __future__ import annotations
 
