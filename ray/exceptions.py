@@ -102,7 +102,7 @@ class RayTaskError(RayError):
         pid, ip: the process that ran it.  actor_repr, actor_id: the actor, if it was one.
     """
 
-    FACTS = ()
+    FACTS: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -276,32 +276,34 @@ def rebuild_task_error(*fields: Any) -> RayTaskError:
 class CrossLanguageError(RayError):
     """A task in another language raised; the text is what that language said."""
 
-    HAPPENED = "A task written in another language raised an exception."
+    HAPPENED: ClassVar[str] = "A task written in another language raised an exception."
 
 
 class UnserializableException(RayError):
     """Stands for an exception that could not be unpickled here."""
 
-    HAPPENED = "The exception of a task could not be unpickled in this process."
-    CAUSES = (
+    HAPPENED: ClassVar[str] = "The exception of a task could not be unpickled in this process."
+    CAUSES: ClassVar[str] = (
         "its class is in a module that can't be imported here; its constructor takes other arguments than it stores"
     )
-    TRY = "import its module here; give the exception class a __reduce__ method"
+    TRY: ClassVar[str] = "import its module here; give the exception class a __reduce__ method"
 
 
 class TaskCancelledError(RayError):
     """The task was cancelled before it had finished."""
 
-    HAPPENED = "The task was cancelled."
-    CAUSES = "ray.cancel() was called with its ref; the task that submitted it was cancelled with recursive=True"
-    FACTS = ("task_id", "function_name")
+    HAPPENED: ClassVar[str] = "The task was cancelled."
+    CAUSES: ClassVar[str] = (
+        "ray.cancel() was called with its ref; the task that submitted it was cancelled with recursive=True"
+    )
+    FACTS: ClassVar[tuple[str, ...]] = ("task_id", "function_name")
 
 
 class TaskTimeoutError(RayError, TimeoutError):
     """The task ran longer than it was allowed to."""
 
-    HAPPENED = "The task ran longer than its timeout."
-    FACTS = ("task_id", "function_name", "timeout_s")
+    HAPPENED: ClassVar[str] = "The task ran longer than its timeout."
+    FACTS: ClassVar[tuple[str, ...]] = ("task_id", "function_name", "timeout_s")
 
 
 # ---- waiting ---------------------------------------------------------------------------------------------------------
@@ -310,9 +312,9 @@ class TaskTimeoutError(RayError, TimeoutError):
 class GetTimeoutError(RayError, TimeoutError):
     """`ray.get(refs, timeout=...)` ended before all of the objects were there."""
 
-    HAPPENED = "Not all objects were ready before the timeout."
-    TRY = "a longer timeout; ray.wait(), which returns what is ready"
-    FACTS = ("timeout_s", "waiting_for")
+    HAPPENED: ClassVar[str] = "Not all objects were ready before the timeout."
+    TRY: ClassVar[str] = "a longer timeout; ray.wait(), which returns what is ready"
+    FACTS: ClassVar[tuple[str, ...]] = ("timeout_s", "waiting_for")
 
 
 RayTimeoutError = GetTimeoutError  # its older name
@@ -321,17 +323,17 @@ RayTimeoutError = GetTimeoutError  # its older name
 class PlasmaObjectNotAvailable(RayError):
     """The object is not in this node's store, or not within the time given."""
 
-    HAPPENED = "The object was not in the local object store in time."
-    FACTS = ("object_id",)
+    HAPPENED: ClassVar[str] = "The object was not in the local object store in time."
+    FACTS: ClassVar[tuple[str, ...]] = ("object_id",)
 
 
 class PendingCallsLimitExceeded(RayError):
     """The actor handle already has max_pending_calls calls waiting."""
 
-    HAPPENED = "Too many calls are waiting on this actor handle."
-    CAUSES = "calls are submitted faster than the actor can answer them"
-    TRY = "wait for some results before submitting more; a larger max_pending_calls; more actors"
-    FACTS = ("actor_id", "pending", "limit")
+    HAPPENED: ClassVar[str] = "Too many calls are waiting on this actor handle."
+    CAUSES: ClassVar[str] = "calls are submitted faster than the actor can answer them"
+    TRY: ClassVar[str] = "wait for some results before submitting more; a larger max_pending_calls; more actors"
+    FACTS: ClassVar[tuple[str, ...]] = ("actor_id", "pending", "limit")
 
 
 # ---- processes that died ---------------------------------------------------------------------------------------------
@@ -345,34 +347,36 @@ _WHY_PROCESSES_DIE = (
 class WorkerCrashedError(RayError):
     """The worker died while it was running the task, and the task has no retries left."""
 
-    HAPPENED = "The worker process died while it was running the task."
-    CAUSES = _WHY_PROCESSES_DIE
-    TRY = "the worker's log in the session folder; max_retries, if the task may run again; fewer tasks at a time"
-    FACTS = ("task_id", "function_name", "pid", "exit_code", "signal", "node_id", "attempts")
+    HAPPENED: ClassVar[str] = "The worker process died while it was running the task."
+    CAUSES: ClassVar[str] = _WHY_PROCESSES_DIE
+    TRY: ClassVar[str] = (
+        "the worker's log in the session folder; max_retries, if the task may run again; fewer tasks at a time"
+    )
+    FACTS: ClassVar[tuple[str, ...]] = ("task_id", "function_name", "pid", "exit_code", "signal", "node_id", "attempts")
 
 
 class NodeDiedError(RayError):
     """The node died."""
 
-    HAPPENED = "A node died, and with it the task that ran or the object that lay there."
-    CAUSES = "the machine or its network failed; its ray processes were killed"
-    FACTS = ("node_id", "ip", "task_id", "object_id")
+    HAPPENED: ClassVar[str] = "A node died, and with it the task that ran or the object that lay there."
+    CAUSES: ClassVar[str] = "the machine or its network failed; its ray processes were killed"
+    FACTS: ClassVar[tuple[str, ...]] = ("node_id", "ip", "task_id", "object_id")
 
 
 class LocalRayletDiedError(RayError):
     """This machine's node process, which schedules tasks and starts workers, died."""
 
-    HAPPENED = "The node process (local scheduler) of this machine died."
-    CAUSES = _WHY_PROCESSES_DIE
-    TRY = "ray.shutdown() and ray.init() again; the logs in the session folder"
-    FACTS = ("node_id", "pid", "session_dir")
+    HAPPENED: ClassVar[str] = "The node process (local scheduler) of this machine died."
+    CAUSES: ClassVar[str] = _WHY_PROCESSES_DIE
+    TRY: ClassVar[str] = "ray.shutdown() and ray.init() again; the logs in the session folder"
+    FACTS: ClassVar[tuple[str, ...]] = ("node_id", "pid", "session_dir")
 
 
 class RayActorError(RayError):
     """An actor can't answer. Either it is dead (ActorDiedError), or it may come back (ActorUnavailableError)."""
 
-    HAPPENED = "The actor could not answer this call."
-    FACTS = (
+    HAPPENED: ClassVar[str] = "The actor could not answer this call."
+    FACTS: ClassVar[tuple[str, ...]] = (
         "actor_id",
         "class_name",
         "name",
@@ -388,23 +392,27 @@ class RayActorError(RayError):
 class ActorDiedError(RayActorError):
     """The actor is dead and won't come back. `cause` is what its `__init__` raised, if that was it."""
 
-    HAPPENED = "The actor died and will not be restarted."
-    CAUSES = f"its __init__ raised; {_WHY_PROCESSES_DIE}; ray.kill(), or its last handle went out of scope"
-    TRY = "the worker's log in the session folder; max_restarts to have it restarted; max_task_retries to repeat calls"
+    HAPPENED: ClassVar[str] = "The actor died and will not be restarted."
+    CAUSES: ClassVar[str] = (
+        f"its __init__ raised; {_WHY_PROCESSES_DIE}; ray.kill(), or its last handle went out of scope"
+    )
+    TRY: ClassVar[str] = (
+        "the worker's log in the session folder; max_restarts to have it restarted; max_task_retries to repeat calls"
+    )
 
 
 class ActorUnavailableError(RayActorError):
     """The actor can't be reached now; it may be restarting. The call may or may not have run."""
 
-    HAPPENED = "The actor can't be reached at the moment. The call may or may not have run."
-    CAUSES = "the actor is restarting; the connection to it broke"
-    TRY = "call again; max_task_retries, if the method may run twice"
+    HAPPENED: ClassVar[str] = "The actor can't be reached at the moment. The call may or may not have run."
+    CAUSES: ClassVar[str] = "the actor is restarting; the connection to it broke"
+    TRY: ClassVar[str] = "call again; max_task_retries, if the method may run twice"
 
 
 class AsyncioActorExit(RayError):
     """Raised inside an asyncio actor to end it: what `ray.actor.exit_actor()` raises there."""
 
-    HAPPENED = "The actor exits."
+    HAPPENED: ClassVar[str] = "The actor exits."
 
 
 # ---- scheduling ------------------------------------------------------------------------------------------------------
@@ -413,48 +421,48 @@ class AsyncioActorExit(RayError):
 class TaskUnschedulableError(RayError):
     """The task can't be placed on any node, ever."""
 
-    HAPPENED = "The task can't be scheduled."
-    CAUSES = "the node that it was bound to is gone; no node has the resources that it asks for"
-    TRY = "ray.cluster_resources(); a smaller request; soft=True in its scheduling strategy"
-    FACTS = ("task_id", "function_name", "resources")
+    HAPPENED: ClassVar[str] = "The task can't be scheduled."
+    CAUSES: ClassVar[str] = "the node that it was bound to is gone; no node has the resources that it asks for"
+    TRY: ClassVar[str] = "ray.cluster_resources(); a smaller request; soft=True in its scheduling strategy"
+    FACTS: ClassVar[tuple[str, ...]] = ("task_id", "function_name", "resources")
 
 
 class ActorUnschedulableError(RayError):
     """The actor can't be placed on any node, ever."""
 
-    HAPPENED = "The actor can't be scheduled."
-    CAUSES = TaskUnschedulableError.CAUSES
-    TRY = TaskUnschedulableError.TRY
-    FACTS = ("actor_id", "class_name", "resources")
+    HAPPENED: ClassVar[str] = "The actor can't be scheduled."
+    CAUSES: ClassVar[str] = TaskUnschedulableError.CAUSES
+    TRY: ClassVar[str] = TaskUnschedulableError.TRY
+    FACTS: ClassVar[tuple[str, ...]] = ("actor_id", "class_name", "resources")
 
 
 class TaskPlacementGroupRemoved(RayError):
     """The placement group of the task was removed."""
 
-    HAPPENED = "The placement group that the task was to run in has been removed."
-    FACTS = ("task_id", "placement_group_id")
+    HAPPENED: ClassVar[str] = "The placement group that the task was to run in has been removed."
+    FACTS: ClassVar[tuple[str, ...]] = ("task_id", "placement_group_id")
 
 
 class ActorPlacementGroupRemoved(RayError):
     """The placement group of the actor was removed."""
 
-    HAPPENED = "The placement group that the actor was to run in has been removed."
-    FACTS = ("actor_id", "placement_group_id")
+    HAPPENED: ClassVar[str] = "The placement group that the actor was to run in has been removed."
+    FACTS: ClassVar[tuple[str, ...]] = ("actor_id", "placement_group_id")
 
 
 class ActorAlreadyExistsError(RayError, ValueError):
     """An actor of that name exists already in the namespace."""
 
-    HAPPENED = "An actor of this name exists already."
-    TRY = "ray.get_actor(name); get_if_exists=True; another name or namespace"
-    FACTS = ("name", "namespace", "actor_id")
+    HAPPENED: ClassVar[str] = "An actor of this name exists already."
+    TRY: ClassVar[str] = "ray.get_actor(name); get_if_exists=True; another name or namespace"
+    FACTS: ClassVar[tuple[str, ...]] = ("name", "namespace", "actor_id")
 
 
 class RuntimeEnvSetupError(RayError):
     """The runtime environment could not be built."""
 
-    HAPPENED = "The runtime environment could not be built."
-    FACTS = ("runtime_env", "node_id")
+    HAPPENED: ClassVar[str] = "The runtime environment could not be built."
+    FACTS: ClassVar[tuple[str, ...]] = ("runtime_env", "node_id")
 
 
 # ---- objects ---------------------------------------------------------------------------------------------------------
@@ -463,12 +471,12 @@ class RuntimeEnvSetupError(RayError):
 class ObjectLostError(RayError):
     """No copy of the object is left and it can't be computed again."""
 
-    HAPPENED = "The object is lost: no copy of it is left, and it can't be computed again."
-    CAUSES = (
+    HAPPENED: ClassVar[str] = "The object is lost: no copy of it is left, and it can't be computed again."
+    CAUSES: ClassVar[str] = (
         "the object store or the node that held it died; it was made by ray.put() or by an actor, which has no lineage"
     )
-    TRY = "make it with a task, which can run again; max_retries above 0 for that task"
-    FACTS = ("object_id", "owner", "call_site", "node_id")
+    TRY: ClassVar[str] = "make it with a task, which can run again; max_retries above 0 for that task"
+    FACTS: ClassVar[tuple[str, ...]] = ("object_id", "owner", "call_site", "node_id")
 
     @property
     def object_ref_hex(self) -> str | None:
@@ -479,95 +487,103 @@ class ObjectLostError(RayError):
 class ObjectFetchTimedOutError(ObjectLostError):
     """The object's copy could not be fetched in time."""
 
-    HAPPENED = "The object could not be fetched from the node that holds it in time."
-    CAUSES = "the network or that node is overloaded; that node died a moment ago"
-    TRY = "again later"
+    HAPPENED: ClassVar[str] = "The object could not be fetched from the node that holds it in time."
+    CAUSES: ClassVar[str] = "the network or that node is overloaded; that node died a moment ago"
+    TRY: ClassVar[str] = "again later"
 
 
 class ReferenceCountingAssertionError(ObjectLostError, AssertionError):
     """The object was freed although somebody still refers to it: a mistake in ray."""
 
-    HAPPENED = "The object was freed while it was still referred to."
-    CAUSES = "a ref was pickled outside of ray; a mistake in ray: please report it"
-    TRY = "pass refs to tasks, actors and ray.put() only"
+    HAPPENED: ClassVar[str] = "The object was freed while it was still referred to."
+    CAUSES: ClassVar[str] = "a ref was pickled outside of ray; a mistake in ray: please report it"
+    TRY: ClassVar[str] = "pass refs to tasks, actors and ray.put() only"
 
 
 class ObjectFreedError(ObjectLostError):
     """The object was freed by hand."""
 
-    HAPPENED = "The object was freed by an explicit call."
-    CAUSES = "ray.internal.free() was called for it"
-    TRY = "call free() later, or not at all"
+    HAPPENED: ClassVar[str] = "The object was freed by an explicit call."
+    CAUSES: ClassVar[str] = "ray.internal.free() was called for it"
+    TRY: ClassVar[str] = "call free() later, or not at all"
 
 
 class OwnerDiedError(ObjectLostError):
     """The process that made the object's ref died, and the object with it."""
 
-    HAPPENED = "The process that owned the object died, and its objects with it."
-    CAUSES = f"the task or actor that created the ref died; {_WHY_PROCESSES_DIE}; the driver ended"
-    TRY = "create the ref in a process that lives as long as the object is needed (the driver, or an actor)"
+    HAPPENED: ClassVar[str] = "The process that owned the object died, and its objects with it."
+    CAUSES: ClassVar[str] = f"the task or actor that created the ref died; {_WHY_PROCESSES_DIE}; the driver ended"
+    TRY: ClassVar[str] = (
+        "create the ref in a process that lives as long as the object is needed (the driver, or an actor)"
+    )
 
 
 class ObjectReconstructionFailedError(ObjectLostError):
     """The object was lost, and computing it again failed."""
 
-    HAPPENED = "The object was lost, and it could not be computed again."
-    CAUSES = "an object that it is computed from is lost too and has no lineage"
+    HAPPENED: ClassVar[str] = "The object was lost, and it could not be computed again."
+    CAUSES: ClassVar[str] = "an object that it is computed from is lost too and has no lineage"
 
 
 class ObjectReconstructionFailedMaxAttemptsExceededError(ObjectReconstructionFailedError):
     """The object was lost, and its task has no retries left."""
 
-    HAPPENED = "The object was lost, and the task that makes it has no retries left."
-    CAUSES = "nodes or workers died repeatedly"
-    TRY = "a larger max_retries for the task"
+    HAPPENED: ClassVar[str] = "The object was lost, and the task that makes it has no retries left."
+    CAUSES: ClassVar[str] = "nodes or workers died repeatedly"
+    TRY: ClassVar[str] = "a larger max_retries for the task"
 
 
 class ObjectReconstructionFailedLineageEvictedError(ObjectReconstructionFailedError):
     """The object was lost, and how it was computed has been forgotten to bound memory."""
 
-    HAPPENED = "The object was lost, and the description of the task that makes it was dropped to bound memory."
-    CAUSES = "the lineage kept by its owner is larger than its limit in bytes"
-    TRY = "a larger RAY_max_lineage_bytes"
+    HAPPENED: ClassVar[str] = (
+        "The object was lost, and the description of the task that makes it was dropped to bound memory."
+    )
+    CAUSES: ClassVar[str] = "the lineage kept by its owner is larger than its limit in bytes"
+    TRY: ClassVar[str] = "a larger RAY_max_lineage_bytes"
 
 
 class ObjectStoreFullError(RayError):
     """There is no room for the object in the object store, though it was waited for."""
 
-    HAPPENED = "The object store is full."
-    CAUSES = "objects still referred to fill it: a ref, or an array made from one, keeps its object"
-    TRY = "drop refs and arrays that are no longer needed; ray.init(object_store_memory=...); smaller objects"
-    FACTS = ("nbytes", "capacity", "object_id", "holders")
+    HAPPENED: ClassVar[str] = "The object store is full."
+    CAUSES: ClassVar[str] = "objects still referred to fill it: a ref, or an array made from one, keeps its object"
+    TRY: ClassVar[str] = (
+        "drop refs and arrays that are no longer needed; ray.init(object_store_memory=...); smaller objects"
+    )
+    FACTS: ClassVar[tuple[str, ...]] = ("nbytes", "capacity", "object_id", "holders")
 
 
 class OutOfDiskError(RayError):
     """The disk that objects are spilled to is full."""
 
-    HAPPENED = "The disk that objects are spilled to is full."
-    TRY = "free disk space; spill to another disk"
-    FACTS = ("path", "nbytes", "node_id")
+    HAPPENED: ClassVar[str] = "The disk that objects are spilled to is full."
+    TRY: ClassVar[str] = "free disk space; spill to another disk"
+    FACTS: ClassVar[tuple[str, ...]] = ("path", "nbytes", "node_id")
 
 
 class OutOfMemoryError(RayError):
     """The task or actor was ended because its node was running out of memory."""
 
-    HAPPENED = "The worker was ended because its machine was running out of memory."
-    TRY = "fewer tasks at a time: num_cpus=, or memory= in ray.remote(); less memory per task; a larger machine"
-    FACTS = ("task_id", "function_name", "pid", "node_id", "rss_bytes", "limit_bytes")
+    HAPPENED: ClassVar[str] = "The worker was ended because its machine was running out of memory."
+    TRY: ClassVar[str] = (
+        "fewer tasks at a time: num_cpus=, or memory= in ray.remote(); less memory per task; a larger machine"
+    )
+    FACTS: ClassVar[tuple[str, ...]] = ("task_id", "function_name", "pid", "node_id", "rss_bytes", "limit_bytes")
 
 
 class ObjectRefStreamEndOfStreamError(RayError):
     """The generator task has no more objects."""
 
-    HAPPENED = "The stream of object refs has ended."
+    HAPPENED: ClassVar[str] = "The stream of object refs has ended."
 
 
 class OutOfBandObjectRefSerializationException(RayError):
     """A ref was pickled by something other than ray, which nobody would keep its object alive for."""
 
-    HAPPENED = "An ObjectRef was pickled outside of ray."
-    CAUSES = "pickle.dumps() or cloudpickle.dumps() was called on a value that contains a ref"
-    TRY = "pass the ref, or a value that contains it, to a task, an actor or ray.put()"
+    HAPPENED: ClassVar[str] = "An ObjectRef was pickled outside of ray."
+    CAUSES: ClassVar[str] = "pickle.dumps() or cloudpickle.dumps() was called on a value that contains a ref"
+    TRY: ClassVar[str] = "pass the ref, or a value that contains it, to a task, an actor or ray.put()"
 
 
 OufOfBandObjectRefSerializationException = OutOfBandObjectRefSerializationException  # as it is spelled elsewhere
@@ -579,27 +595,27 @@ OufOfBandObjectRefSerializationException = OutOfBandObjectRefSerializationExcept
 class RaySystemError(RayError):
     """Something went wrong in ray itself, or in what it stands on."""
 
-    HAPPENED = "An internal error occurred in ray."
-    FACTS = ("session_dir", "node_id")
+    HAPPENED: ClassVar[str] = "An internal error occurred in ray."
+    FACTS: ClassVar[tuple[str, ...]] = ("session_dir", "node_id")
 
 
 class RayChannelError(RaySystemError):
     """A channel between processes failed."""
 
-    HAPPENED = "A channel between processes failed."
+    HAPPENED: ClassVar[str] = "A channel between processes failed."
 
 
 class RayChannelTimeoutError(RayChannelError, TimeoutError):
     """An operation on a channel took too long."""
 
-    HAPPENED = "An operation on a channel took longer than its timeout."
+    HAPPENED: ClassVar[str] = "An operation on a channel took longer than its timeout."
 
 
 class RayCgraphCapacityExceeded(RaySystemError):
     """A compiled graph has as many executions under way as it can hold."""
 
-    HAPPENED = "The compiled graph has too many executions under way."
-    TRY = "get some results first"
+    HAPPENED: ClassVar[str] = "The compiled graph has too many executions under way."
+    TRY: ClassVar[str] = "get some results first"
 
 
 RayAdagCapacityExceeded = RayCgraphCapacityExceeded  # its older name
@@ -608,11 +624,11 @@ RayAdagCapacityExceeded = RayCgraphCapacityExceeded  # its older name
 class RayDirectTransportError(RaySystemError):
     """A tensor could not be moved between actors directly."""
 
-    HAPPENED = "A direct transfer between actors failed."
+    HAPPENED: ClassVar[str] = "A direct transfer between actors failed."
 
 
 class AuthenticationError(RayError):
     """A connection was refused because the token was missing or wrong."""
 
-    HAPPENED = "The cluster refused the connection: its token is missing or wrong."
-    TRY = "the token in the session folder, or the one that the cluster was started with"
+    HAPPENED: ClassVar[str] = "The cluster refused the connection: its token is missing or wrong."
+    TRY: ClassVar[str] = "the token in the session folder, or the one that the cluster was started with"
