@@ -20,6 +20,7 @@ PAGE = ROOT / "docs" / "internals" / "states.md"
 # Title, file, and the file that defines the states, if it is another. In the order in which a cluster comes to life.
 MACHINES = (
     ("Node", "ray/_head/monitor.py", None),
+    ("Member", "ray/_head/membership.py", None),
     ("Job", "ray/_head/jobs.py", None),
     ("Worker", "ray/_node/worker_pool.py", None),
     ("Runtime environment", "ray/_node/runtime_envs.py", None),

@@ -1,0 +1,155 @@
+"""Nodes come, are known, report and go, as the head sees it."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from ray._head.membership import (
+    GONE,
+    JOINING,
+    MEMBER,
+    Acknowledged,
+    Action,
+    Admit,
+    Joined,
+    Left,
+    Membership,
+    Reported,
+    Tell,
+    told,
+)
+from ray._scheduling.machine import InvalidTransition
+
+
+def join(cluster: Membership, name: str) -> list[Action]:
+    return cluster.handle(Joined(name.encode(), {"host": name, "port": 1, "total": {"CPU": 10_000}, "labels": {}}))
+
+
+@pytest.fixture
+def two() -> Membership:
+    cluster = Membership()
+    join(cluster, "head")
+    join(cluster, "a")
+    cluster.handle(Acknowledged(0, 1))
+    return cluster
+
+
+def test_the_first_is_number_0_and_open_at_once() -> None:
+    cluster = Membership()
+    assert join(cluster, "head") == [Admit(0, []), Tell(0, "opened", ())]
+    assert cluster.state(0) == MEMBER
+
+
+def test_a_node_is_opened_once_every_other_knows_it(two: Membership) -> None:
+    admitted, *rest = join(two, "b")
+    assert isinstance(admitted, Admit)
+    assert (admitted.number, [row["host"] for row in admitted.table]) == (2, ["head", "a"])
+    assert [(t.to, t.name, t.args[0]["number"]) for t in rest if isinstance(t, Tell)] == [
+        (0, "node_up", 2),
+        (1, "node_up", 2),
+    ]
+    assert two.handle(Acknowledged(1, 2)) == [] and two.state(2) == JOINING
+    actions = two.handle(Acknowledged(0, 2))
+    assert two.state(2) == MEMBER
+    assert [t.name for t in told(actions, 2)] == ["opened", "view"]
+    assert [row["number"] for row in told(actions, 2)[1].args[0]] == [0, 1]
+    assert [t.name for t in told(actions, 0) + told(actions, 1)] == ["view", "view"]
+
+
+def test_nobody_waits_for_a_node_that_has_gone(two: Membership) -> None:
+    join(two, "b")
+    two.handle(Acknowledged(0, 2))
+    actions = two.handle(Left(1, "its machine burned"))
+    assert two.state(2) == MEMBER and "opened" in [t.name for t in told(actions, 2)]
+    assert ("node_down", (1, "its machine burned")) in [(t.name, t.args) for t in told(actions, 0)]
+    assert ("node_down", (1, "its machine burned")) in [(t.name, t.args) for t in told(actions, 2)]
+
+
+def test_two_may_join_at_once(two: Membership) -> None:
+    join(two, "b")
+    join(two, "c")
+    for number, of in [(0, 2), (1, 3), (1, 2), (0, 3)]:
+        two.handle(Acknowledged(number, of))
+    assert (two.state(2), two.state(3)) == (MEMBER, JOINING)  # 2 has yet to say that it knows 3
+    two.handle(Acknowledged(2, 3))
+    assert two.state(3) == MEMBER
+
+
+def test_a_number_is_never_given_twice(two: Membership) -> None:
+    two.handle(Left(1, "gone"))
+    assert join(two, "a")[0] == Admit(
+        2, [{"host": "head", "port": 1, "total": {"CPU": 10_000}, "labels": {}, "number": 0, "node_id": b"head"}]
+    )
+    assert Membership(next_number=two.next_number).next_number == 3
+
+
+def test_a_report_goes_to_the_other_members(two: Membership) -> None:
+    (tell,) = two.handle(Reported(1, {"available": {"CPU": 5_000}, "queued": 3}))
+    assert isinstance(tell, Tell) and (tell.to, tell.name) == (0, "view")
+    (row,) = tell.args[0]
+    assert (row["available"], row["queued"], row["state"]) == ({"CPU": 5_000}, 3, "ALIVE")
+
+
+def test_what_comes_late_changes_nothing(two: Membership) -> None:
+    two.handle(Left(1, "gone"))
+    assert (
+        two.handle(Reported(1, {"queued": 1})) == two.handle(Acknowledged(0, 1)) == two.handle(Left(1, "again")) == []
+    )
+    assert two.state(1) == GONE
+
+
+def test_a_stranger_is_a_bug(two: Membership) -> None:
+    with pytest.raises(InvalidTransition, match="never joined"):
+        two.handle(Reported(7, {}))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_happens_everybody_who_lives_hears_the_same(seed: int) -> None:
+    """Each node keeps a table of what it was told; messages of one node come in order, those of several mixed."""
+    rng, cluster = random.Random(seed), Membership()
+    inboxes: dict[int, list[Tell]] = {}
+    tables: dict[int, set[int]] = {}
+    opened: set[int] = set()
+
+    def carry_out(actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Admit):
+                inboxes[action.number] = []
+                tables[action.number] = {row["number"] for row in action.table}
+            else:
+                inboxes[action.to].append(action)
+        cluster.check()
+
+    def deliver(number: int) -> None:
+        tell: Any = inboxes[number].pop(0)
+        if tell.name == "node_up":
+            tables[number].add(tell.args[0]["number"])
+            carry_out(cluster.handle(Acknowledged(number, tell.args[0]["number"])))
+        elif tell.name == "node_down":
+            tables[number].discard(tell.args[0])
+        elif tell.name == "opened":
+            opened.add(number)
+            for other in set(cluster.living()) - {number}:  # what the acknowledgements are for
+                assert number in tables[other]
+
+    carry_out(join(cluster, "head"))
+    for step in range(200):
+        what = rng.random()
+        if what < 0.1:
+            carry_out(join(cluster, f"n{step}"))
+        elif what < 0.15 and len(cluster.living()) > 1:
+            carry_out(cluster.handle(Left(rng.choice(cluster.living()[1:]), "by chance")))
+        elif what < 0.25:
+            carry_out(cluster.handle(Reported(rng.choice(cluster.living()), {"queued": step})))
+        else:
+            waiting = [n for n in cluster.living() if inboxes[n]]
+            if waiting:
+                deliver(rng.choice(waiting))
+    while any(inboxes[n] for n in cluster.living()):
+        deliver(next(n for n in cluster.living() if inboxes[n]))
+    living = set(cluster.living())
+    assert living <= opened
+    assert all(tables[n] == living - {n} for n in living)
