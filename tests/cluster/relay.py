@@ -1,4 +1,6 @@
-"""A cluster on this machine whose head is a relay in the test's process: numbers, node table, views, deaths. LIBRARY.
+"""A cluster on this machine whose head's part in membership is played by the test's process. LIBRARY.
+
+What is decided is decided by ray/_head/membership.py; here it is carried out over a Unix socket.
 
     relay = Relay(); relay.start_head(num_cpus=2); other = relay.add_node({"CPU": 2}); relay.wait()
 
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._head.membership import Acknowledged, Admit, Joined, Left, Membership, Reported, Tell
 from ray._launch import node_process
 from ray._launch import session as sessions
 
@@ -27,7 +30,8 @@ ADDRESS = ("127.0.0.1", 0)  # where each node's gate listens
 class Relay:
     def __init__(self, folder: Path) -> None:
         self.path = str(folder / "relay.sock")
-        self.rows: dict[int, dict[str, Any]] = {}
+        self._members = Membership()
+        self.rows: dict[int, dict[str, Any]] = {}  # of all that ever joined
         self.peers: dict[int, Any] = {}
         self.nodes: dict[int, node_process.NodeProcess] = {}
         self.wrong_addresses: dict[int, str] = {}  # told instead of the right ones: of nodes that can't be reached
@@ -124,32 +128,31 @@ class Relay:
     def _on_rpc(self, peer: Any, method: str, args: tuple[Any, ...]) -> Any:
         if method == "job_info":
             return None if self.jobs_are_over else self.peers[0].rpc("job_info", *args)
-        number = len(self.rows)
-        row = self.rows[number] = {**args[0], "number": number, "state": "ALIVE"}
-        self.peers[number] = peer
-        self._loop.call_soon(self._introduce, number)  # behind the answer
-        others = [other for other in self.rows.values() if other["number"] != number and other["state"] == "ALIVE"]
-        return {"number": number, "nodes": [*others, row] if others else []}
+        about = dict(args[0])
+        admit, *rest = self._members.handle(Joined(about.pop("node_id"), about))
+        assert isinstance(admit, Admit)
+        self.peers[admit.number] = peer
+        self.rows[admit.number] = {**args[0], "number": admit.number}
+        self._loop.call_soon(self._carry_out, rest)  # behind the answer
+        # The first, whose driver is there before anybody else joins, has no table until there is one.
+        return {"number": admit.number, "nodes": [*admit.table, self.rows[admit.number]] if admit.table else []}
 
-    def _introduce(self, number: int) -> None:
-        for other in [n for n in self.peers if n != number]:
-            host = self.wrong_addresses.get(number, self.rows[number]["host"])
-            self.peers[other].event("node_up", {**self.rows[number], "host": host})
-            self.peers[other].event("view", [self.rows[number]])
-        self.peers[number].event("view", list(self.rows.values()))
+    def _carry_out(self, actions: list[Any]) -> None:
+        for tell in actions:
+            assert isinstance(tell, Tell)
+            args = tell.args
+            if tell.name == "node_up":
+                (row,) = args
+                args = ({**row, "host": self.wrong_addresses.get(row["number"], row["host"])},)
+            if tell.to in self.peers:
+                self.peers[tell.to].event(tell.name, *args)
 
     def _on_event(self, peer: Any, name: str, args: tuple[Any, ...]) -> None:
-        assert name == "resources"
         (number,) = [n for n, p in self.peers.items() if p is peer]
-        self.rows[number].update(args[0])
-        for other in self.peers.values():
-            if other is not peer:
-                other.event("view", [self.rows[number]])
+        event = Reported(number, args[0]) if name == "resources" else Acknowledged(number, args[0])
+        self._carry_out(self._members.handle(event))
 
     def _on_close(self, peer: Any, why: str) -> None:
         for number in [n for n, p in self.peers.items() if p is peer]:
             del self.peers[number]
-            self.rows[number]["state"] = "DEAD"
-            for other in self.peers.values():
-                other.event("view", [self.rows[number]])
-                other.event("node_down", number, why)
+            self._carry_out(self._members.handle(Left(number, why)))

@@ -58,6 +58,7 @@ class RelayedNode(shell.Node):
             row = args[0]
             self.nodes.append(row)
             self.tell_all("node_up", row["number"], row["node_id"], row["host"], row["port"])
+            self._uplink.event("known", row["number"])
         elif name == "node_down":
             self.nodes = [row for row in self.nodes if row["number"] != args[0]]
             self.guests.node_down(*args)
