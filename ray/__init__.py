@@ -9,6 +9,8 @@ vocabulary       _native, _protocol, _config, exceptions        bytes, ids, sett
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing: type checkers know the name
 if TYPE_CHECKING:  # "as" says that these are the package's own names (PEP 484)
+    from ray import _private as _private
+    from ray import _raylet as _raylet
     from ray import actor as actor
     from ray import client as client
     from ray import client_builder as client_builder
@@ -73,7 +75,7 @@ _HOME = {  # public name: module that has it; "" stands for the submodule of tha
         "",
     ),
     **dict.fromkeys(["types", "util"], ""),
-    **dict.fromkeys(["_private", "_raylet", "data"], ""),  # what libraries reach for: see ray/_private
+    **dict.fromkeys(["_private", "_raylet"], ""),  # what libraries reach for: see ray/_private
 }
 
 
