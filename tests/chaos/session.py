@@ -11,6 +11,7 @@ Asks over the engine's own connections, so it works only while the node process 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import select
 import signal
@@ -96,6 +97,7 @@ NOTHING = {"calls_in_flight": 0, "tasks_queued": 0, "interned_refs": 0, "lent": 
 def held_at_rest(timeout_s: float = 2.0) -> dict[str, Any]:
     """held(), once what earlier tests let go of is gone. Not always nothing: a test that has failed keeps its variables
     in the report. Then it is what is there after timeout_s."""
+    gc.collect()  # a ref in a cycle that an earlier test left would go at some moment after this
     deadline = time.monotonic() + timeout_s
     while (now := held()) != NOTHING and time.monotonic() < deadline:
         time.sleep(0.01)
