@@ -29,7 +29,9 @@ Run = Callable[[str], str]
 @pytest.fixture(scope="session")
 def python() -> Path:
     """The interpreter of that environment."""
-    key = hashlib.sha256("\n".join([*REQUIREMENTS, sys.version, str(ROOT)]).encode()).hexdigest()[:12]
+    # The path file below points at the environment of the tests, which may be another the next time, and this one gone.
+    made_from = [*REQUIREMENTS, sys.version, str(ROOT), sysconfig.get_path("purelib")]
+    key = hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:12]
     folder = ROOT / "build" / "third-party" / key
     interpreter = folder / "bin" / "python"
     if not (folder / "complete").exists():
