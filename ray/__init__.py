@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # "as" says that these are the package's own names (PEP 484)
     from ray import client as client
     from ray import client_builder as client_builder
     from ray import exceptions as exceptions
+    from ray import log as log
     from ray import runtime_env as runtime_env
     from ray import types as types
     from ray import util as util
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # "as" says that these are the package's own names (PEP 484)
     from ray._aliases import SILENT_MODE as SILENT_MODE
     from ray._aliases import WORKER_MODE as WORKER_MODE
     from ray._aliases import error_info as error_info
+    from ray._logging_config import LoggingConfig as LoggingConfig
     from ray._timeline import timeline as timeline
     from ray._version import __version__ as __version__
     from ray.actor import ActorHandle as ActorHandle
@@ -52,6 +54,7 @@ if TYPE_CHECKING:  # "as" says that these are the package's own names (PEP 484)
     from ray.types import ActorID as ActorID
     from ray.types import FunctionID as FunctionID
     from ray.types import JobID as JobID
+    from ray.types import Language as Language
     from ray.types import NodeID as NodeID
     from ray.types import TaskID as TaskID
     from ray.types import WorkerID as WorkerID
@@ -64,9 +67,10 @@ _HOME = {  # public name: module that has it; "" stands for the submodule of tha
     ),
     **dict.fromkeys(["nodes", "put", "remote", "shutdown", "wait", "wait_async"], "api"),
     **dict.fromkeys(["ActorHandle", "method"], "actor"),
-    **dict.fromkeys(["ActorID", "FunctionID", "JobID", "NodeID", "TaskID", "WorkerID"], "types"),
+    **dict.fromkeys(["ActorID", "FunctionID", "JobID", "Language", "NodeID", "TaskID", "WorkerID"], "types"),
     **dict.fromkeys(["get_gpu_ids", "get_runtime_context"], "runtime_context"),
     "JobConfig": "job_config",
+    "LoggingConfig": "_logging_config",
     "timeline": "_timeline",
     "ObjectRef": "object_ref",
     **dict.fromkeys(["DynamicObjectRefGenerator", "ObjectRefGenerator"], "object_ref_generator"),
@@ -74,7 +78,7 @@ _HOME = {  # public name: module that has it; "" stands for the submodule of tha
         ["actor", "client", "client_builder", "exceptions", "job_config", "plasma", "runtime_context", "runtime_env"],
         "",
     ),
-    **dict.fromkeys(["types", "util"], ""),
+    **dict.fromkeys(["log", "types", "util"], ""),
     **dict.fromkeys(["_private", "_raylet"], ""),  # what libraries reach for: see ray/_private
 }
 

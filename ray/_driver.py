@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ray._launch.node_process import NodeProcess
     from ray._launch.session import Session
     from ray._local_mode import LocalMode
+    from ray._logging_config import LoggingConfig
     from ray.client.connect import Connection
     from ray.context import ClientContext, RayContext
     from ray.job_config import JobConfig
@@ -69,6 +70,7 @@ def init(
     configure_logging: bool = True,
     logging_level: int | str = "info",
     logging_format: str | None = None,
+    logging_config: LoggingConfig | None = None,
     log_to_driver: bool = True,
     namespace: str | None = None,
     runtime_env: dict[str, Any] | None = None,
@@ -90,6 +92,7 @@ def init(
         log_to_driver: print what workers print.
         namespace: where named actors live.
         logging_level, logging_format, configure_logging: of the logger "ray".
+        logging_config: how all that is logged looks, here and in workers; the three above then say nothing.
         more: plasma_directory and huge_pages: where shared memory comes from.  _temp_dir: an absolute path below which
             the session's folder is made.  _system_config: settings by name, see docs/config.md.  _metrics_export_port:
             where Prometheus may read metrics, on 127.0.0.1; 0 takes a free port.  Those that the first versions of Ray
@@ -148,8 +151,10 @@ def _start(options: InitOptions) -> RayContext | ClientContext:
     joined = None if options.runs_inline else address.resolve(options.address, os.environ)
     if joined is not None:
         options.refuse_for_joining(str(joined) if isinstance(joined, address.Door) else joined.folder)
-    if options.configure_logging:
-        _configure_logging(options)
+    if options.configure_logging and options.logging_config is None:
+        from ray import log
+
+        log.setup_logger(options.logging_level, options.logging_format)
     info = options.driver_info()
     if options._tracing_startup_hook is not None:
         from ray._core import tracing
@@ -186,6 +191,10 @@ def _start(options: InitOptions) -> RayContext | ClientContext:
 
         _started.local_mode = LocalMode(engine, info["namespace"])
     _at_exit()
+    if options.logging_config is not None:
+        from ray import _logging_config
+
+        _logging_config.apply(options.logging_config, _logging_config.context_of(engine))
     _trace(engine)
     if options.configure_logging:
         import logging
@@ -300,6 +309,10 @@ def shutdown(_exiting_interpreter: bool = False) -> None:
             return
         started, _started = _started, None
         _unbind()
+        if started.options.logging_config is not None:
+            from ray import _logging_config
+
+            _logging_config.withdraw()  # there is no job any more whose name a record could carry
         try:
             if running is not None:
                 running.shutdown()
@@ -343,6 +356,12 @@ def _unbind() -> None:
 def is_initialized() -> bool:
     """Whether ray runs in this process: after `ray.init()` in a driver, always in a task or actor."""
     return current() is not None
+
+
+def is_client() -> bool:
+    """Whether the session is on another machine, behind `ray://`, and this process its driver."""
+    running = current() is not None and _started is not None and _started.pid == os.getpid()
+    return running and _started is not None and _started.connection is not None
 
 
 def local_mode() -> LocalMode | None:
@@ -436,20 +455,6 @@ def _on_sigterm() -> None:
         sys.exit(128 + signum)
 
     signal.signal(signal.SIGTERM, exit_by_signal)
-
-
-def _configure_logging(options: InitOptions) -> None:
-    import logging
-
-    from ray._init_options import LOGGING_FORMAT
-
-    logger = logging.getLogger("ray")
-    logger.setLevel(options.logging_level)
-    if not logger.handlers:
-        logger.addHandler(logging.StreamHandler())
-        logger.propagate = False  # the root logger's handlers would print everything a second time
-    for handler in logger.handlers:
-        handler.setFormatter(logging.Formatter(options.logging_format or LOGGING_FORMAT))
 
 
 __all__ = ["effective_env", "ensure_started", "init", "is_initialized", "namespace", "shutdown"]

@@ -36,7 +36,6 @@ from ray.job_config import JobConfig
 _LABEL_RULE = "up to 63 letters, digits, '-', '_' and '.', with a letter or digit first and last"
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
 _LABEL_NAME = re.compile(r"([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
-LOGGING_FORMAT = "%(asctime)s %(levelname)s %(filename)s:%(lineno)s -- %(message)s"
 
 
 def _address(option: str, value: Any) -> str | None:
@@ -64,6 +63,20 @@ def _job_config(option: str, value: Any) -> JobConfig:
         return JobConfig(**value)
     if not isinstance(value, JobConfig):
         raise wrong(TypeError, option, value, "a ray.job_config.JobConfig")
+    return value
+
+
+def _logging_config(option: str, value: Any) -> Any:
+    """A ray.LoggingConfig, or None. RAY_LOGGING_CONFIG_ENCODING stands for one that says no more than that."""
+    encoding = os.environ.get("RAY_LOGGING_CONFIG_ENCODING")
+    if value is None and not encoding:
+        return None
+    from ray._logging_config import LoggingConfig
+
+    if value is None:
+        return LoggingConfig(encoding=str(encoding))
+    if not isinstance(value, LoggingConfig):
+        raise wrong(TypeError, option, value, "a ray.LoggingConfig, such as ray.LoggingConfig(encoding='JSON')")
     return value
 
 
@@ -166,6 +179,7 @@ ARGUMENTS: dict[str, tuple[Any, Check]] = {
     "configure_logging": (True, boolean),
     "logging_level": ("info", _logging_level),
     "logging_format": (None, optional(text)),
+    "logging_config": (None, _logging_config),
     "log_to_driver": (True, boolean),
     "namespace": (None, optional(text)),
     "runtime_env": (None, runtime_env),
@@ -279,6 +293,15 @@ class InitOptions:
         number = new_tag()[:NODE_NUMBER_BYTES]
         return number + hashlib.sha256(f"ray object_id_seed {seed}".encode()).digest()[:12]
 
+    def worker_variables(self) -> dict[str, str]:
+        """What the environment of the job's workers has beside the node's own."""
+        config = self.values["logging_config"]
+        if config is None:
+            return {}
+        from ray._logging_config import VARIABLE
+
+        return {VARIABLE: config.dumps()}
+
     def settings(self) -> dict[str, Any]:
         """Overrides of ray._config: the environment's, then those of _system_config that are settings."""
         from ray._config import TABLE, Settings
@@ -314,7 +337,7 @@ class InitOptions:
             "job": {
                 "sys_path": list(sys.path),
                 "cwd": os.getcwd(),
-                "env": {},
+                "env": self.worker_variables(),
                 "namespace": self.job_namespace,
                 "runtime_env": self.job_runtime_env,
             },
@@ -346,6 +369,7 @@ class InitOptions:
             "entrypoint": " ".join(sys.argv) or getattr(main, "__file__", None) or "python",
             "sys_path": list(sys.path),
             "cwd": os.getcwd(),
+            "env": self.worker_variables(),
             "namespace": self.job_namespace,
             "log_to_driver": self.prints_of_workers,
             "runtime_env": "",  # known once `prepare` has run

@@ -282,6 +282,12 @@ def lifetime(option: str, value: Any) -> str | None:
     raise wrong(ValueError, option, value, "'detached' or None")
 
 
+def labels_of_work(option: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping) or not all(isinstance(s, str) for pair in value.items() for s in pair):
+        raise wrong(TypeError, option, value, "a dict of strings by string, such as {'team': 'a'}")
+    return dict(value)
+
+
 # --- the tables --------------------------------------------------------------------------------------------------
 
 _COMMON: dict[str, Check] = {
@@ -301,7 +307,7 @@ _COMMON: dict[str, Check] = {
     "placement_group_capture_child_tasks": optional(boolean),
     "enable_task_events": boolean,
     "_metadata": optional(mapping),
-    "_labels": later("labels on tasks and actors"),
+    "_labels": optional(labels_of_work),
 }
 
 TASK: dict[str, Check] = {

@@ -1,5 +1,6 @@
 """See `ray._private`: who needs this name."""
 
 from ray.object_ref import ObjectRef
+from ray.types import Language
 
-__all__ = ["ObjectRef"]
+__all__ = ["Language", "ObjectRef"]

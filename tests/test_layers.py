@@ -16,7 +16,7 @@ import pytest
 
 RAY = Path(__file__).resolve().parents[1] / "ray"
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("_config", "_protocol", "_version", "exceptions"),
+    ("_config", "_logging_config", "_protocol", "_version", "exceptions"),
     ("_native",),
     ("_serialization", "_scheduling", "_control", "_transport", "_launch", "_driver_output", "runtime_env"),
     ("_core", "_node", "_head"),
@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
             "plasma",
             "_aliases",
         ),
-        *("context", "job_config", "types", "cloudpickle"),
+        *("context", "job_config", "log", "types", "cloudpickle"),
         *("_driver", "_init_options", "_local_mode", "_options", "_placement", "_signature"),  # what api.py is made of
         *("_inspect", "_metrics", "_timeline", "_typing", "mypy_plugin"),
     ),

@@ -53,6 +53,15 @@ class _NamedStream:
         return iter(self._stream)
 
 
+def _set_up_logging(engine: Engine) -> None:
+    """After stderr has got its name, for the handler keeps it."""
+    said = os.environ.pop("_RAY_WORKER_LOGGING", None)  # _logging_config.VARIABLE; most workers never import that
+    if said is not None:
+        from ray import _logging_config
+
+        _logging_config.apply(_logging_config.LoggingConfig.loads(said), _logging_config.context_of(engine))
+
+
 def _setup_hook(startup: dict[str, Any]) -> str | None:
     if not startup.get("runtime_env"):
         return None
@@ -87,6 +96,7 @@ def main(startup: dict[str, Any]) -> int:
     signal.signal(signal.SIGINT, executor.on_sigint)
     sys.stdout = _NamedStream(sys.stdout, executor)  # type: ignore[assignment]
     sys.stderr = _NamedStream(sys.stderr, executor)  # type: ignore[assignment]
+    _set_up_logging(engine)
     hook = _setup_hook(startup)
     said = {"kind": "worker", "job_id": startup.get("job_id"), "setup_pending": hook is not None}
     if "start_key" in startup:

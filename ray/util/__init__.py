@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray.actor import list_named_actors
-    from ray.util import collective, iter, metrics, queue, state
+    from ray.util import client, collective, iter, metrics, queue, state
     from ray.util.actor_pool import ActorPool
     from ray.util.check_serialize import inspect_serializability
     from ray.util.client_connect import connect, disconnect
@@ -33,6 +33,7 @@ __all__ = [
     "ActorPool",
     "RayExecutor",
     "as_completed",
+    "client",
     "collective",
     "connect",
     "deregister_serializer",
@@ -57,7 +58,7 @@ __all__ = [
 ]
 
 _HOME = {  # public name: module that has it; "" stands for the submodule of that name
-    **dict.fromkeys(["collective", "iter", "metrics", "queue", "state"], ""),
+    **dict.fromkeys(["client", "collective", "iter", "metrics", "queue", "state"], ""),
     **dict.fromkeys(["disable_log_once_globally", "enable_periodic_logging", "log_once"], "ray.util.debug"),
     "ActorPool": "ray.util.actor_pool",
     "RayExecutor": "ray.util.executor",

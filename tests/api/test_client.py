@@ -336,3 +336,16 @@ def test_what_runtime_environments_name_is_sent_to_the_cluster(cluster, engine, 
     with pytest.raises(ValueError, match="/no/such"):
         engine.start(address=f"ray://127.0.0.1:{cluster.port}", runtime_env={"working_dir": "/no/such"})
     engine.stop()
+
+
+def test_ray_util_client_knows_whether_there_is_a_connection(client):
+    from ray.util import client as by_attribute
+    from ray.util.client import common, num_connected_contexts
+    from ray.util.client import ray as stub
+
+    assert stub is ray.util.client.ray is by_attribute.ray
+    assert stub.is_connected() and num_connected_contexts() == 1 and "connected by" in repr(stub)
+    ref = stub.put(1)
+    assert stub.get(ref) == 1 and isinstance(ref, common.ClientObjectRef)
+    stub.disconnect()
+    assert not stub.is_connected() and num_connected_contexts() == 0 and not ray.is_initialized()

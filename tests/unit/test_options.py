@@ -107,7 +107,6 @@ def test_an_unknown_option_is_an_error_with_a_hint(table, option, hint):
 @pytest.mark.parametrize(
     "table, option, value",
     [
-        (TASK, "_labels", {"zone": "a"}),
         (ACTOR, "object_store_memory", 10**6),
         (METHOD, "tensor_transport", "nccl"),
     ],
@@ -134,6 +133,7 @@ def test_an_option_of_a_later_version_says_that_it_is_not_built(table, option, v
         (TASK, "num_cpus", decimal.Decimal("0.5")),
         (TASK, "_metadata", {"workflows.io/options": {}}),
         (TASK, "enable_task_events", False),
+        (ACTOR, "_labels", {"zone": "a"}),
         (ACTOR, "max_pending_calls", -1),
         (ACTOR, "max_pending_calls", 10),
         (ACTOR, "concurrency_groups", None),
