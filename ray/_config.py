@@ -136,6 +136,28 @@ TABLE: tuple[Setting, ...] = (
         "object_store_memory_min", 64 * 2**20, "bytes", "node",
         "Below this no real object fits; it is also the smallest value that ray.init accepts.", "-",
     ),
+    Setting(
+        "memory_usage_threshold", 0.95, "of the memory there is", "node",
+        "Above it the newest task that may be retried is ended, before the kernel ends whatever is largest.",
+        "Closer to what the kernel does by itself; less, and memory is left unused.",
+    ),
+    Setting(
+        "memory_monitor_refresh_ms", 250, "milliseconds", "node",
+        "The shortest time between two looks at the memory in use while something runs; far from the limit they are "
+        "up to 10 s apart, and an idle node does not look. 0: memory is not watched.",
+        "A task that allocates fast may meet the kernel's killer first.",
+    ),
+    Setting(
+        "worker_memory_bytes_max", 0, "bytes", "node",
+        "What all workers of this node may use together, without the object store: for a machine that is shared with "
+        "others. 0: what the machine, or its control group, has.", "-",
+    ),
+    Setting(
+        "task_oom_retries", -1, "tries", "driver and workers",
+        "How often a task that may be retried, and was ended for want of memory while others ran, runs again without "
+        "counting against its max_retries; -1: always.",
+        "A program that can't fit is tried longer.",
+    ),
     # -- logs -----------------------------------------------------------------------------------------------------
     Setting(
         "log_line_bytes_max", 64 * 2**10, "bytes", "node",

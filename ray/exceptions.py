@@ -572,6 +572,16 @@ class OutOfMemoryError(RayError):
     FACTS: ClassVar[tuple[str, ...]] = ("task_id", "function_name", "pid", "node_id", "rss_bytes", "limit_bytes")
 
 
+class ActorOutOfMemoryError(ActorDiedError, OutOfMemoryError):
+    """The actor was ended because its node was running out of memory, and won't come back: an OutOfMemoryError, and an
+    ActorDiedError like any other actor's death."""
+
+    HAPPENED: ClassVar[str] = OutOfMemoryError.HAPPENED
+    CAUSES: ClassVar[str] = ""
+    TRY: ClassVar[str] = OutOfMemoryError.TRY + "; max_restarts to have it restarted"
+    FACTS: ClassVar[tuple[str, ...]] = (*ActorDiedError.FACTS, "rss_bytes", "limit_bytes")
+
+
 class ObjectRefStreamEndOfStreamError(RayError):
     """The generator task has no more objects."""
 

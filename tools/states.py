@@ -25,6 +25,7 @@ MACHINES = (
     ("Worker", "ray/_node/worker_pool.py", None),
     ("Runtime environment", "ray/_node/runtime_envs.py", None),
     ("Lease", "ray/_node/local_scheduler.py", "ray/_node/leases.py"),
+    ("Memory watch", "ray/_node/memory_watch.py", None),
     ("Bundle", "ray/_node/bundles.py", None),
     ("Actor", "ray/_head/actor_directory.py", "ray/_head/actor_record.py"),
     ("Placement group", "ray/_head/placement_groups.py", None),

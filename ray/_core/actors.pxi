@@ -46,7 +46,10 @@ cdef class ActorLine:
             return died
         if type(self.cause) is str and self.cause.startswith(RUNTIME_ENV_FAILED):
             return exceptions.RuntimeEnvSetupError(f"the actor {self.class_name} (id {self.actor_id.hex()}) can't start: {self.cause}")
-        return exceptions.ActorDiedError(
+        kind = exceptions.ActorDiedError
+        if type(self.cause) is str and OUT_OF_MEMORY in <str>self.cause:
+            kind = exceptions.ActorOutOfMemoryError
+        return kind(
             f"the actor {self.class_name} (id {self.actor_id.hex()}) is dead: {self.cause or 'it was killed'}")
 
     cdef int pump(self) except -1:

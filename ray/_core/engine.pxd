@@ -110,6 +110,7 @@ cdef class Task(Waiter):
     cdef uint8_t attempt
     cdef uint8_t state
     cdef bint cancelled
+    cdef uint16_t oom_retries     # tries that were not counted, as memory ran out
     cdef uint8_t lineage_depth    # of the longest chain of tasks that would have to run again to remake the arguments
     cdef Link link                # while SENT
     cdef Stream stream            # of a generator call
@@ -178,6 +179,7 @@ cdef class LeasePool:
     cdef deque[void*] queue       # Tasks (owned references)
     cdef list leases
     cdef dict requests            # req_id -> Asked: not granted yet, and where it is
+    cdef bint retriable           # its tasks have max_retries; those that have none have a pool for themselves
     cdef bint warned              # the user was told that it can never run here
     cdef double average_us        # of the tasks' run time, -1 before the first
     cdef int submit(self, Task task) except -1
@@ -331,6 +333,7 @@ cdef class Engine:
     cdef dict pools                   # key -> LeasePool
     cdef bint prioritized             # one of them has a priority that is not 0
     cdef dict streams                 # seq -> Task: generator calls that have not ended
+    cdef int64_t oom_retries          # the setting task_oom_retries; UNKNOWN_OOM_RETRIES: not looked at yet
     cdef dict lease_requests          # req_id -> LeasePool
     cdef dict leases                  # lease_key() -> Lease
     cdef dict node_table              # number -> NodeAddress of every other node, dead ones too; empty on a single machine

@@ -75,7 +75,7 @@ from _thread import get_ident
 from ray import exceptions
 from ray._native.plasma import PlasmaObjectExists, PlasmaObjectNotFound, PlasmaStoreDied, PlasmaStoreFull
 from ray._native.references import ObjectRef as _ObjectRef
-from ray._protocol.frames import RUNTIME_ENV_FAILED
+from ray._protocol.frames import OUT_OF_MEMORY, OUT_OF_MEMORY_AGAIN, RUNTIME_ENV_FAILED
 
 globals()["ObjectRef"] = _ObjectRef  # the public name; inside this module it is the C type
 
@@ -219,6 +219,7 @@ cdef class Engine:
         self.next_seq = 1
         self.next_key = 16
         self.next_request = 1
+        self.oom_retries = UNKNOWN_OOM_RETRIES
         self.links, self.peers = {}, {}
         self.dirty, self.callbacks = [], []
         self.borrowers, self.gets, self.acks, self.rpcs, self.handlers = {}, {}, {}, {}, {}

@@ -10,9 +10,10 @@ cdef int REQUESTS_MAX = 8          # lease requests of one class at the node at 
 
 
 cdef class LeasePool:
-    def __init__(self, Engine engine, dict resources, strategy, name, runtime_env, int priority):
+    def __init__(self, Engine engine, dict resources, strategy, name, runtime_env, int priority, bint retriable):
         self.engine, self.resources, self.strategy, self.name = engine, resources, strategy, name
         self.runtime_env, self.priority = runtime_env, priority
+        self.retriable = retriable
         self.leases, self.requests = [], {}
         self.average_us = -1
 

@@ -161,6 +161,8 @@ cdef int ask_for_lease(Engine self, LeasePool pool, req_id, NodeLink at, int hop
         info["hops"] = hops
     if pool.priority:
         info["priority"] = pool.priority
+    if not pool.retriable:
+        info["retriable"] = False
     if pool.runtime_env:
         info["runtime_env"] = pool.runtime_env
     if self.node_table:

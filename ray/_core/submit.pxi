@@ -6,8 +6,8 @@
 # A lease takes several tasks ahead (depth) only if tasks of its class are known to be short, so that a worker has at most
 # DEPTH_US of work in its own queue. If one of them turns out long, the worker hands the ones behind it back (RETURNED).
 #
-# Deaths: a worker's -> link_closed -> lost_calls, all those in flight there: retried while retries are left, else
-# WorkerCrashedError. The node's -> everything fails (node_closed).
+# Deaths: a worker's -> link_closed -> lost_calls: the node is asked what it died of -> exit_cause_known: all those in flight there
+# are retried while retries are left, else WorkerCrashedError, or what the cause says. The node's -> everything fails (node_closed).
 
 
 cdef int send_task(Engine self, Link link, Task task) except -1:
@@ -132,6 +132,7 @@ cdef int discard(Engine self, uint64_t seq, uint32_t index, uint32_t home) excep
 
 
 cdef int LINEAGE_DEPTH_MAX = 64
+cdef int64_t UNKNOWN_OOM_RETRIES = -2
 
 
 cdef bint wants_retry(Engine self, Task task, Reader* r, uint8_t flags) except -1:
@@ -249,24 +250,7 @@ cdef int lost_calls(Engine self, Link link) except -1:
         task.link = None
     if isinstance((<Task>tasks[0]).callee, ActorMethod):
         return (<ActorMethod>(<Task>tasks[0]).callee).actor.calls_lost(tasks)
-    retry, fail = [], []
-    for task in tasks:
-        if task.retries_left != 0 and not task.cancelled and not self.closed and self.node.alive and not has_limit(task):
-            if task.retries_left > 0:
-                task.retries_left -= 1
-            task.attempt += 1
-            retry.append(task)
-        else:
-            fail.append(task)
-    for task in reversed(retry):
-        task.state = QUEUED
-        Py_INCREF(task)
-        (<TaskTemplate>task.callee).pool.queue.push_front(<void*>task)
-    for pool in {(<TaskTemplate>(<Task>t).callee).pool for t in retry}:
-        (<LeasePool>pool).pump()
-    if fail:
-        ask_exit_cause(self, link, fail)
-    return 0
+    return ask_exit_cause(self, link, tasks)
 
 
 def task_order(Task task):
@@ -274,33 +258,75 @@ def task_order(Task task):
 
 
 cdef int ask_exit_cause(Engine self, Link link, list tasks) except -1:
-    """Fails tasks with what the worker's node says it died of."""
+    """What becomes of tasks hangs on what their worker died of, and its node knows that."""
     if self.closed or not self.node.alive:
         for task in tasks:
             fail_task(task, self.node_died())
         return 0
     at = link.lease.at if link.lease is not None else None
     if at is not None and not (<NodeLink>at).link.alive:
-        fail_all_crashed(tasks, False, None)
+        exit_cause_known(self, tasks, False, None)
     else:
-        ask_node(self, at, functools.partial(fail_all_crashed, tasks), "worker_exit_cause", link.tag)
+        ask_node(self, at, functools.partial(exit_cause_known, self, tasks), "worker_exit_cause", link.tag)
     return 0
 
 
-def fail_all_crashed(tasks, ok, value):
+def exit_cause_known(Engine self, list tasks, ok, value):
+    """Retries what may be retried, in the order in which it was sent, and fails the rest."""
+    cdef Task task
+    cdef str cause = value if ok and type(value) is str and value else "its process ended"
+    cdef bint first = True
+    cdef list retry = []
     for task in tasks:
-        fail_crashed(task, value if ok and value else "its process ended")
+        if task.state == FINISHED:
+            continue  # cancelled meanwhile
+        if not self.closed and self.node.alive and not task.cancelled and may_run_again(self, task, cause, first):
+            task.attempt += 1
+            retry.append(task)
+        elif not self.node.alive:
+            fail_task(task, self.node_died())
+        else:
+            fail_crashed(task, cause)
+        first = False
+    for task in reversed(retry):
+        task.state = QUEUED
+        Py_INCREF(task)
+        (<TaskTemplate>task.callee).pool.queue.push_front(<void*>task)
+    for pool in {(<TaskTemplate>(<Task>t).callee).pool for t in retry}:
+        (<LeasePool>pool).pump()
+
+
+cdef bint may_run_again(Engine self, Task task, str cause, bint ran) except -1:
+    """Takes off one of the tries that are left, if it has any. ran: it, and not only one before it in its worker's queue."""
+    if task.retries_left == 0 and task.callee.max_retries == 0:
+        return False
+    if OUT_OF_MEMORY_AGAIN in cause:
+        if not ran:
+            return True
+        if self.oom_retries == UNKNOWN_OOM_RETRIES:
+            from ray._config import Settings
+            self.oom_retries = Settings(self.info.get("settings")).task_oom_retries
+        if self.oom_retries < 0 or task.oom_retries < self.oom_retries:
+            if task.oom_retries < 65535:
+                task.oom_retries += 1
+            return True
+    timed_out = ended_by_limit(task, cause)
+    if task.retries_left == 0 or (timed_out is not None and not retries_error(task.callee, timed_out)):
+        return False
+    if task.retries_left > 0:
+        task.retries_left -= 1
+    return True
 
 
 def fail_crashed(Task task, cause):
     timed_out = ended_by_limit(task, cause)
-    if has_limit(task) and task.retries_left != 0 and not task.cancelled and not task.callee.engine.closed and (
-            timed_out is None or retries_error(task.callee, timed_out)):
-        again(task)
-    elif timed_out is not None:
+    if timed_out is not None:
         fail_task(task, timed_out)
     elif task.cancelled:
         fail_task(task, exceptions.TaskCancelledError(f"{task.callee.name}() was cancelled"))
+    elif cause.startswith(OUT_OF_MEMORY):
+        fail_task(task, exceptions.OutOfMemoryError(
+            f"{task.callee.name}() was ended: {cause} It was tried {task.attempt + 1} time(s).", function_name=task.callee.name))
     else:
         fail_task(task, exceptions.WorkerCrashedError(
             f"the worker running {task.callee.name}() died: {cause}. It was tried {task.attempt + 1} time(s); "
@@ -412,10 +438,10 @@ cdef class TaskTemplate(Callee):
                                     len(settings).to_bytes(4, "little"), settings, (len(ids) // 28).to_bytes(4, "little"), ids, blob))
         self.definition_refs = refs
         key = (tuple(sorted(self.resources.items())), repr(self.strategy), self.runtime_env, self.name if self.max_calls else None,
-               self.priority)
+               self.priority, self.max_retries != 0)
         pool = engine.pools.get(key)
         if pool is None:
-            pool = LeasePool(engine, self.resources, self.strategy, self.name, self.runtime_env, self.priority)
+            pool = LeasePool(engine, self.resources, self.strategy, self.name, self.runtime_env, self.priority, self.max_retries != 0)
             engine.pools[key] = pool
         self.pool = pool
         engine.prioritized = engine.prioritized or self.priority != 0

@@ -34,6 +34,7 @@ class HeadPort:
             spec.get("placement_resources") or {},
             f"actor {spec.get('class_name', '')}",
             place=strategy if isinstance(strategy, InGroup) else None,
+            retriable=not 0 <= (spec.get("max_restarts") or 0) <= incarnation,
         )
         node.envs.request(("actor", actor_id), spec.get("runtime_env") or "", request)
 

@@ -32,6 +32,7 @@ class LeaseRequested(NamedTuple):
     priority: int = 0  # higher is served first
     hops: int = 0  # nodes that have sent it on
     holds: Mapping[int, int] | None = None  # bytes of its arguments by the number of the node that has them
+    retriable: bool = False  # what runs in it runs again if its worker dies: the first to end when memory runs out
 
 
 class LeaseCancelled(NamedTuple):
@@ -78,6 +79,7 @@ class ActorRequested(NamedTuple):
     name: str = ""
     env: str = ""
     place: InGroup | None = None  # everything else about where it runs was the head's to decide
+    retriable: bool = False  # it would be started again
 
 
 class EnvBroken(NamedTuple):  # from the pool: no worker comes up in this environment
@@ -92,6 +94,10 @@ class ActorStarted(NamedTuple):  # its __init__ is over, well or not
 
 class ActorReleased(NamedTuple):
     actor_id: bytes
+
+
+class ShortOfMemory(NamedTuple):  # from the memory watch: start no more beside what runs; False: there is memory again
+    short: bool
 
 
 class PrepareBundles(NamedTuple):  # from the head: hold these together for a placement group

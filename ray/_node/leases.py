@@ -41,9 +41,9 @@ class Lease:
     """One request and what became of it. `tag` is its owner's; an actor's lease has the actor id there instead."""
 
     __slots__ = (
-        "actor_starting", "allocation", "asked_at", "blocked", "bundle", "env", "exclusive", "holds", "hops",
-        "is_actor", "job_id", "lease_id", "name", "pid", "place", "priority", "req_id", "shape", "state", "story",
-        "strategy", "tag", "waits", "why", "worker_id",
+        "actor_starting", "allocation", "asked_at", "blocked", "bundle", "env", "exclusive", "granted_at", "holds",
+        "hops", "is_actor", "job_id", "lease_id", "name", "pid", "place", "priority", "req_id", "retriable", "shape",
+        "state", "story", "strategy", "tag", "waits", "why", "worker_id",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +71,8 @@ class Lease:
         self.place: InGroup | None = None  # in a placement group
         self.bundle: Bundle | None = None  # from which it has its allocation; None: from the node
         self.allocation: Allocation | None = None
+        self.retriable = False  # what runs in it runs again if its worker dies
+        self.granted_at = 0.0  # since when it has a worker
         self.worker_id = -1
         self.pid = 0  # of the worker
         self.story = Story()

@@ -92,6 +92,7 @@ class LocalScheduler:
         self._actors: dict[bytes, Lease] = {}
         self._actors_starting = 0
         self._wanted_told: set[bytes] = set()  # asked to give back idle leases since their last grant
+        self._short_of_memory = False
         self._next_id = 1
         self._actions: list[Any] = []
         self.ignored = 0  # events about leases that are not, or not the sender's: late, repeated or forged
@@ -147,6 +148,7 @@ class LocalScheduler:
         lease = self._new(event.tag, event.req_id, core.job_id, shape_of(event.resources), event.name, now)
         lease.exclusive, lease.env, lease.priority = event.exclusive, event.env, event.priority
         lease.strategy, lease.hops, lease.holds = event.strategy, event.hops, event.holds
+        lease.retriable = event.retriable
         core.requests[event.req_id] = lease
         if isinstance(event.strategy, InGroup):
             group_leases.enter_group(self, lease, event.strategy, now)
@@ -320,7 +322,7 @@ class LocalScheduler:
             return
         lease = self._new(event.actor_id, 0, event.job_id, shape_of(event.resources), event.name, now)
         lease.is_actor = lease.exclusive = True
-        lease.env = event.env
+        lease.env, lease.retriable = event.env, event.retriable
         self._actors[event.actor_id] = lease
         if event.place is not None:
             group_leases.enter_group(self, lease, event.place, now)
@@ -344,6 +346,9 @@ class LocalScheduler:
         elif lease.state != ENDING:
             self._go(lease, "Cancelled", now)
 
+    def _short(self, event: lm.ShortOfMemory, now: float) -> None:
+        self._short_of_memory = event.short
+
     def _tick(self, event: lm.Tick, now: float) -> None:
         return  # the dispatch after every event does the rest
 
@@ -361,6 +366,7 @@ class LocalScheduler:
     def _hold(self, lease: Lease, now: float) -> str:
         del self._staffing[lease.lease_id]
         self._by_worker[lease.worker_id] = lease
+        lease.granted_at = now
         if not lease.is_actor:
             core = self._cores[lease.tag]
             del core.requests[lease.req_id]
@@ -436,7 +442,14 @@ class LocalScheduler:
         self._ask_holders()
 
     def _may_start(self, key: ClassKey) -> bool:
+        if self._short_of_memory and key.kind == TASK and self._some_task_goes_on():
+            return False
         return key.kind != ACTOR or self._actors_starting < self._actors_starting_max
+
+    def _some_task_goes_on(self) -> bool:
+        """Something will end by itself and free memory. Without any, one is started however little there is: what
+        waits must not depend on what others on this machine do, nor the blocked on what is not started."""
+        return bool(self._staffing) or any(not (one.is_actor or one.blocked) for one in self._by_worker.values())
 
     def _serve(self, waiting: SchedulingClass, now: float) -> bool:
         """Gives the first of a class what it waits for; False: there is no room."""
@@ -522,6 +535,11 @@ class LocalScheduler:
 
     # -- for tests, tools and error messages ------------------------------------------------------------------
 
+    @property
+    def runs_something(self) -> bool:
+        """Whether any worker is lent."""
+        return bool(self._by_worker)
+
     def lease_of_worker(self, worker_id: int) -> Lease | None:
         return self._by_worker.get(worker_id)
 
@@ -548,6 +566,7 @@ class LocalScheduler:
                 for waiting in self._lines.classes.values()
             ],
             "infeasible": len(self._infeasible),
+            "short_of_memory": self._short_of_memory,
             "waiting_for_group": len(self._for_group),
             "bundles": sum(len(here.bundles) for here in self.bundles.groups.values()),
             "total": dict(self.resources.total),
@@ -610,5 +629,6 @@ HANDLERS: dict[type, Callable[[LocalScheduler, Any, float], None]] = {
     lm.ReturnBundles: group_leases.return_bundles,
     lm.GroupRemoved: group_leases.group_removed,
     lm.View: LocalScheduler._viewed,
+    lm.ShortOfMemory: LocalScheduler._short,
     lm.Tick: LocalScheduler._tick,
 }

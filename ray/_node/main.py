@@ -267,6 +267,7 @@ def _ready(node: Any, control: socket.socket, milestones: dict[str, float]) -> N
     gc.freeze()
     gc.enable()
     node.start_redis()
+    node.watch_memory()
 
 
 def _watch_driver(node: Any, control: socket.socket) -> None:

@@ -172,6 +172,7 @@ class Requests:
             priority=int(info.get("priority", 0)),
             hops=int(info.get("hops", 0)),
             holds=info.get("holds"),
+            retriable=bool(info.get("retriable", True)),
         )
         self._node.envs.request(("task", core.tag, int(req_id)), str(info.get("runtime_env") or ""), request)
 

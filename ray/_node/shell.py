@@ -19,12 +19,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray._config import Settings
 from ray._launch.session import Session
+from ray._protocol.frames import OUT_OF_MEMORY
 from ray._scheduling.node_resources import NodeResources
 from ray.exceptions import ActorPlacementGroupRemoved, ActorUnschedulableError
+
+if TYPE_CHECKING:
+    from .memory_shell import MemoryShell
 
 from . import children, detect
 from . import env_messages as em
@@ -93,6 +97,7 @@ class Node:
         ] = []  # of the cluster: number, node_id, host, port, state; empty: there is none
         self.cluster_view: ClusterView | None = None  # in a cluster
         self._metrics: Any = None  # MetricsExport, once anybody measures or asks
+        self.memory: MemoryShell | None = None  # once the node is ready
         self.requests = Requests(self)
         self.head: Any = None  # HeadService, once main has imported it
         self.fork_link: children.ForkServerLink
@@ -171,6 +176,8 @@ class Node:
         finally:
             self._pumping = False
         self._set_timer()
+        if self.memory is not None and self.scheduler.runs_something:
+            self.memory.something_runs()
         if self.cluster_view is not None:
             self.cluster_view.changed()
 
@@ -279,6 +286,8 @@ class Node:
         if gone.worker_id in self._start_keys:
             del self._start_keys[gone.worker_id]
             remove_file(self.session.worker_start(gone.worker_id))
+        if self.memory is not None:
+            self.memory.worker_gone(gone.worker_id)
         tag = gone.tag or (core.tag if core is not None else b"")  # none yet if its setup hook failed
         if gone.tag:
             self.cores.remember_cause(gone.tag, gone.cause)
@@ -322,7 +331,7 @@ class Node:
         if result.si_code != os.CLD_EXITED and result.si_status == signal.SIGKILL:
             kills = detect.oom_kills()
             if kills > self._oom_kills:
-                cause = "out of memory: killed by the kernel (SIGKILL)"
+                cause = OUT_OF_MEMORY + "killed by the kernel (SIGKILL)"
             self._oom_kills = kills
         worker = self.pool.workers.get(worker_id)
         if worker is not None and not worker.tag:
@@ -565,6 +574,14 @@ class Node:
     def start_redis(self) -> None:
         self.redis.start(self.loop)
 
+    def watch_memory(self) -> None:
+        """Once the node is ready: nobody waits for this import."""
+        from .memory_shell import MemoryShell
+
+        self.memory = MemoryShell(self)
+        if self.scheduler.runs_something:
+            self.memory.something_runs()
+
     @property
     def metrics(self) -> Any:
         if self._metrics is None:
@@ -613,6 +630,8 @@ class Node:
         """After `end`: stops everything else. The caller then kills what is left below us and removes the folder."""
         if self._timer is not None:
             self._timer.cancel()
+        if self.memory is not None:
+            self.memory.close()
         self.fork_link.close()
         self.envs.builds.close()
         if self.cluster_view is not None:
@@ -652,6 +671,7 @@ class Node:
             "orphaned_objects_deleted": self.orphans.deleted,
             "orphans_reaped": self.reaper.orphans_reaped,
             "lines_forwarded": self.logs.lines_forwarded,
+            "memory": self.memory.stats() if self.memory is not None else {},
             "bugs": self.bugs,
         }
 

@@ -46,5 +46,11 @@ TIME_LIMIT_SIGNAL = 60
 TIME_LIMIT_CAUSE = "a call ran over its timeout_s and did not react to the interruption"
 
 
+# How the cause of death begins of a worker that was ended, by the node or by the kernel, because memory ran out; and
+# what it says if the task that it ran is to run again without counting the try. Callers look for both.
+OUT_OF_MEMORY = "out of memory: "
+OUT_OF_MEMORY_AGAIN = "It runs again when there is memory; this try is not counted."
+
+
 def job_id_bytes(number: int) -> bytes:
     return number.to_bytes(JOB_ID_BYTES, "little")

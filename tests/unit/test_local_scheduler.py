@@ -353,3 +353,21 @@ def test_an_environment_in_which_no_worker_comes_up_ends_those_that_wait_for_one
     assert the(lm.LeaseFailed, actions) == lm.LeaseFailed(A, 1, "no")
     assert the(lm.ActorEnvBroken, actions) == lm.ActorEnvBroken(b"a" * 16, "no")
     assert bench.machine.stats()["leases"]["STAFFING"] == 1 and bench.free() == 10_000
+
+
+def test_short_of_memory_nothing_starts_beside_a_task_that_goes_on_but_one_if_none_does() -> None:
+    bench = Bench({"CPU": 40_000})
+    first = the(lm.Grant, bench.ask(A, 1, CPU1))
+    bench.do(lm.ShortOfMemory(True))
+    assert grants(bench.ask(A, 2, CPU1)) == grants(bench.ask(B, 1, CPU1)) == []
+    assert grants(bench.do(lm.Blocked(first.worker_id))) == [(A, 2)], "what it waits for may be what waits here"
+    assert grants(bench.do(lm.Unblocked(first.worker_id))) == []
+    assert grants(bench.do(lm.ShortOfMemory(False))) == [(B, 1)]
+
+
+def test_short_of_memory_actors_and_bundles_are_not_held_back() -> None:
+    bench = Bench({"CPU": 40_000})
+    bench.ask(A, 1, CPU1)
+    bench.do(lm.ShortOfMemory(True))
+    actions = bench.do(lm.ActorRequested(b"x" * 16, JOB, CPU1, CPU1))
+    assert the(lm.ActorWorker, actions).actor_id == b"x" * 16
