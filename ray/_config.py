@@ -98,6 +98,17 @@ TABLE: tuple[Setting, ...] = (
         "Between the interruption of a call that runs over its timeout_s and force; `finally` may take a moment.",
         "A call that does not react holds its worker longer.",
     ),
+    # -- clusters ---------------------------------------------------------------------------------------------------
+    Setting(
+        "heartbeat_s", 1.0, "seconds", "node",
+        "A joined node tells the head so often that it is there, from a thread that does nothing else.",
+        "A message a second for each node at 1.0.",
+    ),
+    Setting(
+        "node_silence_s", 10.0, "seconds", "node",
+        "A node, or a head, that nothing is heard of for so long is cut off. A process that ends is noticed at once.",
+        "A machine that loses its power is noticed later; below some seconds a stalled switch looks like a death.",
+    ),
     # -- runtime environments -----------------------------------------------------------------------------------
     Setting(
         "runtime_env_cache_bytes", 10 * 2**30, "bytes a node", "node",

@@ -15,6 +15,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from ray._core.engine import current
+from ray._protocol.ids import NODE_NUMBER_BYTES
 
 if TYPE_CHECKING:
     from ray._core.engine import Engine
@@ -244,7 +245,11 @@ def _start_session(options: InitOptions, info: dict[str, Any]) -> tuple[NodeProc
 
 def _join(session: Session, info: dict[str, Any]) -> Engine:
     from ray._core import driver
+    from ray._launch import cluster_file
 
+    cluster = cluster_file.read(session.folder)
+    if cluster is not None:  # what we make is known to be of this node by its id
+        info["tag"] = cluster["number"].to_bytes(NODE_NUMBER_BYTES, "big") + info["tag"][NODE_NUMBER_BYTES:]
     if os.path.exists(session.core_socket(info["tag"])):  # a random tag never is
         raise ValueError(
             f"ray.init: object_id_seed: a program with the same one is in the session already ({session.folder}), and "

@@ -12,7 +12,7 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TextIO
 
 # Lines that are reports to a library and no text to be read: how they begin, and the module whose `on_line` gets the
@@ -22,20 +22,20 @@ _REPORTS, _REPORTS_TO = "__ray_tqdm__ ", "ray.experimental.tqdm_ray"
 _COLOURS = (36, 35, 32, 33, 34)
 
 
-def on_log_lines(lines: Iterable[tuple[str, int, str, str]]) -> None:
-    """Prints lines of workers, each behind `(name pid=123)`.
+def on_log_lines(lines: Iterable[Sequence[Any]]) -> None:
+    """Prints lines of workers, each behind `(name pid=123)`; of other nodes, behind `(name pid=123, ip=10.0.0.2)`.
 
-    Args: lines: (what ran, pid of the worker, "stdout" or "stderr", text without its newline).
+    Args: lines: (what ran, pid of the worker, "stdout" or "stderr", text without its newline[, address of its node]).
     """
     parts: dict[str, list[str]] = {}
-    for name, pid, stream, text in lines:
+    for name, pid, stream, text, *where in lines:
         out = stream_named(stream)
         if out is None:
             continue
         if text.startswith(_REPORTS):
             importlib.import_module(_REPORTS_TO).on_line(text[len(_REPORTS) :].rstrip())
             continue
-        prefix = f"({name} pid={pid})"
+        prefix = f"({name} pid={pid}, ip={where[0]})" if where else f"({name} pid={pid})"
         if wants_colour(out):
             prefix = f"\x1b[{_COLOURS[pid % len(_COLOURS)]}m{prefix}\x1b[0m"
         # A progress bar ends its lines with \r; what it overwrote is not worth repeating.

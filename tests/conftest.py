@@ -57,6 +57,11 @@ class Engine:
             lines = before.wait_until_clean(10.0)
             assert not lines, "left behind after ray.shutdown():\n  " + "\n  ".join(lines)
 
+    def watch(self) -> None:
+        """Ends what runs; `stop` will then look for what a cluster of the test's own has left behind."""
+        self.stop()
+        self._before = Snapshot.take()
+
     def share(self) -> None:
         """Starts the shared session unless it runs already."""
         import ray

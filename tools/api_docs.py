@@ -41,6 +41,7 @@ MODULES = (
     "ray.util.dask",
     "ray.util.joblib",
     "ray.experimental",
+    "ray.cluster_utils",
     "ray.plasma",
 )
 SECTION = re.compile(r"(Args|Returns|Yields|Raises|Blocks|Keys|Source|Note|Example|Examples): ?(.*)")

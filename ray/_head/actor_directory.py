@@ -69,6 +69,7 @@ from ray._head.actor_record import (
     Actor,
 )
 from ray._protocol.frames import RUNTIME_ENV_FAILED
+from ray._protocol.ids import node_number
 from ray._scheduling.machine import InvalidTransition
 
 DEAD_KEPT = 2048  # dead actors that are remembered with their cause; a later question hears that it is long dead
@@ -110,6 +111,10 @@ class ActorDirectory:
     def of_worker(self, worker_tag: bytes) -> Actor | None:
         actor_id = self._by_worker.get(worker_tag)
         return None if actor_id is None else self._actors[actor_id]
+
+    def cores_of_node(self, number: int) -> list[bytes]:
+        """Tags, in order, of processes of that node that own actors or follow what becomes of some."""
+        return sorted(tag for tag in {*self._by_owner, *self._by_subscriber} if node_number(tag) == number)
 
     def all(self) -> list[Actor]:
         return list(self._actors.values())

@@ -38,8 +38,6 @@ from ray.exceptions import ActorUnschedulableError
 
 logger = logging.getLogger(__name__)
 
-NODE_PERIOD_S = 2.0  # of heartbeats, on a cluster
-
 
 class Port(Protocol):
     """What the shell does for the head. No method blocks or raises; what concerns a dead process is ignored: its death
@@ -98,6 +96,9 @@ class Port(Protocol):
     def error(self, job_id: bytes, kind: str, message: str, extra: dict[str, Any]) -> None:
         """The event `error`, to the drivers of that job."""
 
+    def node_dead(self, node_id: bytes, cause: str) -> None:
+        """It was declared dead: the others hear of it, and it is heard no more."""
+
 
 class HeadService:
     """See the module. `rpc` and `event` are what cores may call; the other methods are the shell's."""
@@ -110,16 +111,19 @@ class HeadService:
         clock: Callable[[], float] = time.time,
         errors_kept: int = 1000,
         task_events_kept: int = 10_000,
+        node_silence_s: float = 10.0,
     ) -> None:
         self.port = port
         self._store = store
         self.tables = Tables(store, errors_kept) if store is not None else None
         self._clock = clock
+        # Silence is measured on a clock that nobody sets; what is shown of a node is close to the time of day.
+        self._steady_from_s = clock() - time.monotonic()
         self.actors = ActorDirectory()
         self.jobs = jobs.JobTable()
         self.errors = ErrorLog(errors_kept)
         self.events = events.TaskEventLog(task_events_kept)
-        self.monitor = monitor.NodeMonitor(NODE_PERIOD_S)
+        self.monitor = monitor.NodeMonitor(node_silence_s / monitor.MISSES_MAX)
         self.placing = global_scheduler.GlobalScheduler()
         self.groups = GroupService(self)
         self.functions = FunctionCache(self.tables.functions if self.tables is not None else None)
@@ -142,8 +146,9 @@ class HeadService:
         address: str,
         hostname: str,
         extra: Mapping[str, Any] | None = None,
+        watched: bool = True,
     ) -> None:
-        """extra: "pid", "labels", "name"."""
+        """extra: "pid", "labels", "name". watched: its silence means nothing; else `heartbeat` is to be called."""
         given = extra or {}
         row = NodeRow(
             node_id,
@@ -154,13 +159,32 @@ class HeadService:
             labels=dict(given.get("labels") or {}),
             pid=int(given.get("pid") or 0),
         )
-        self.run(lambda: self.monitor.handle(monitor.NodeUp(row, watched=True), self._clock()))
+        self.run(lambda: self.monitor.handle(monitor.NodeUp(row, watched), self._steady()))
         self.run(lambda: self.placing.handle(global_scheduler.NodeJoined(node_id, row.resources, row.labels)))
         self.groups.handle(pg.NodesChanged())
 
     def node_down(self, node_id: bytes, cause: str) -> None:
         """Its process said goodbye or died: its actors restart elsewhere."""
-        self.run(lambda: self.monitor.handle(monitor.NodeGone(node_id, cause), self._clock()))
+        self.run(lambda: self.monitor.handle(monitor.NodeGone(node_id, cause), self._steady()))
+
+    def heartbeat(self, node_id: bytes) -> None:
+        self.run(lambda: self.monitor.handle(monitor.Heartbeat(node_id), self._steady()))
+
+    def silence_due_s(self) -> float | None:
+        """In how many seconds `look_for_silence` has something to do; None: nobody's silence means anything."""
+        at_s = self.monitor.deadline()
+        return None if at_s is None else max(0.0, at_s - self._steady())
+
+    def look_for_silence(self) -> None:
+        self.run(lambda: self.monitor.tick(self._steady()))
+
+    def resources_reported(self, node_id: bytes, available: Mapping[str, int]) -> None:
+        self.placing.handle(global_scheduler.ResourcesReported(node_id, available))
+
+    def cores_of_node_gone(self, number: int, cause: str) -> None:
+        """Everything that lived on a node is dead: owners of actors, and who follows them."""
+        for tag in self.actors.cores_of_node(number):
+            self.core_gone(tag, cause)
 
     def register_driver(self, tag: bytes, pid: int, info: Mapping[str, Any]) -> bytes:
         """Returns the job's id. Said twice, the same again."""
@@ -255,6 +279,10 @@ class HeadService:
         """Whether the job outlives its driver: an actor of it is detached, and alive. Ends with `job_over`."""
         return any(a.job_id == job_id and a.detached and a.state != DEAD for a in self.actors.all())
 
+    async def job_will_go_on(self, job_id: bytes) -> bool:
+        """As `job_goes_on`, for a node that may have to ask for it."""
+        return self.job_goes_on(job_id)
+
     def control_plane_problem(self, text: str) -> None:
         """Redis refuses a write, or was given up: everybody should know, once for each reason."""
         logger.error("%s", text)
@@ -294,6 +322,9 @@ class HeadService:
                     logger.exception("the head failed on an event")
         finally:
             self._running = False
+
+    def _steady(self) -> float:
+        return self._steady_from_s + time.monotonic()
 
     def now(self) -> float:
         return self._clock()
@@ -427,10 +458,14 @@ class HeadService:
         if self.tables is not None:
             self.tables.nodes.remove(action.node_id)
 
+    def _do_restart(self, action: monitor.TellRestart) -> None:
+        """It has no connection to us any more by which it could be told; a heartbeat is refused by the Port's owner."""
+
     def _do_node_dead(self, action: monitor.NodeDead) -> None:
         self.run(lambda: self.placing.handle(global_scheduler.NodeLeft(action.node_id, action.cause)))
         self.groups.handle(pg.NodeDied(action.node_id))
         self.actor_event(am.NodeDied(action.node_id, f"its node died: {action.cause}"))
+        self.port.node_dead(action.node_id, action.cause)
 
     def keep_task_events(self, job_id: bytes, batch: list[Any]) -> None:
         if self.events.add(job_id, batch):
@@ -560,6 +595,7 @@ _ACTION_HANDLERS: dict[type, Callable[[HeadService, Any], None]] = {
     monitor.SaveNode: _H._do_save_node,
     monitor.DropNode: _H._do_drop_node,
     monitor.NodeDead: _H._do_node_dead,
+    monitor.TellRestart: _H._do_restart,
     global_scheduler.Assign: _H._do_assign,
     global_scheduler.Infeasible: _H._do_infeasible,
     global_scheduler.Unassign: _H._do_unassign,

@@ -1,7 +1,8 @@
 """Which session a driver joins: the rules of `ray.init(address=)` and RAY_ADDRESS. Runs in ray.init; reads files only.
 
-An address is "local" (a new session), "auto" (one that must be running), the folder of a session, "ray://host:port" (a
-session behind a port, ray/client), or, given nothing, whatever is found. RAY_ADDRESS has the same forms and speaks
+An address is "local" (a new session), "auto" (one that must be running), the folder of a session, "host:port" (the head
+of a cluster that a node on this machine is part of), "ray://host:port" (a session behind a port, ray/client), or, given
+nothing, whatever is found. RAY_ADDRESS has the same forms and speaks
 where the argument doesn't. A folder is believed only if it is this user's own and nobody else can write to it: objects
 from another user's session would be unpickled here.
 """
@@ -13,10 +14,10 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from . import current
+from . import cluster_file, current
 from . import session as sessions
 
-FORMS = "None, 'auto', 'local', the folder of a session, or 'ray://host:port'"
+FORMS = "None, 'auto', 'local', the folder of a session, 'host:port' or 'ray://host:port'"
 VARIABLE = "RAY_ADDRESS"
 CLIENT_PORT = 10001  # of `ray client server`, unless it is given
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})$")
@@ -35,16 +36,13 @@ class Door(NamedTuple):
 def check(option: str, address: str) -> None:
     """Says whether address is one, without looking for what it names.
 
-    Raises: ValueError: it is none.  NotImplementedError: of a kind that a later version brings.
+    Raises: ValueError: it is none.
     """
     if address.startswith("ray://"):
         _door(option, address)
         return
     if _HOST_AND_PORT.match(address):
-        raise NotImplementedError(
-            f"{option}={address!r}: clusters of several machines, found by host and port, are not built yet in this "
-            "version of ray; on the machine where `ray start --head` ran, give 'auto' or leave the address out"
-        )
+        return
     if address not in ("auto", "local") and not address.startswith("/"):
         raise ValueError(f"{option}={address!r}: expected {FORMS}")
 
@@ -76,6 +74,15 @@ def resolve(address: str | None, environ: Mapping[str, str]) -> sessions.Session
                 "ray.init(address='auto') found no running cluster of this user: start one with `ray start --head`, or "
                 "leave the address out, and ray.init() starts a session of its own"
             )
+    elif _HOST_AND_PORT.match(address):
+        host, port = host_and_port(f"ray.init: {source}", address)
+        folder = cluster_file.find(host, port)
+        if folder is None:
+            raise ConnectionError(
+                f"ray.init: {source}={address!r}: no node of this user on this machine is part of a cluster whose head "
+                f"listens there. `ray start --address={address}` makes this machine one of its nodes; from outside, "
+                "programs join through ray://host:port"
+            )
     else:
         folder = address
     return None if folder is None else _open(source, folder)
@@ -89,6 +96,26 @@ def resolve_here(address: str | None, environ: Mapping[str, str]) -> sessions.Se
             f"{found} is the way to a session from outside; this must run on the cluster's own machine"
         )
     return found
+
+
+def host_and_port(option: str, text: str) -> tuple[str, int]:
+    """(numeric host, port) of HOST:PORT. Raises: ValueError: it is none, or that host isn't known."""
+    found = _HOST_AND_PORT.match(text)
+    if found is None or not 0 < int(found[2]) < 65536:
+        raise ValueError(f"{option}={text!r}: expected HOST:PORT of the cluster's head, such as 10.0.0.5:6379")
+    return numeric(option, found[1].strip("[]")), int(found[2])
+
+
+def numeric(option: str, host: str) -> str:
+    """The address of a host. Raises: ValueError: nobody knows it."""
+    import socket
+
+    try:
+        infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ValueError(f"{option}={host!r}: no such host: {error.strerror or error}") from None
+    # IPv4 first: a name may have an IPv6 address on which nobody listens
+    return str(min(infos, key=lambda info: info[0] != socket.AF_INET)[4][0])
 
 
 def _door(source: str, address: str) -> Door:

@@ -146,9 +146,11 @@ def start_node(session: Session, config: dict[str, Any]) -> NodeProcess:
         config: all optional. "resources": dict[str, int] units that replace what the node would detect;
             "object_store_memory" bytes; "plasma_directory", "huge_pages", "num_redis_shards", "redis_password",
             "redis_max_memory"; "settings": overrides of ray._config; "watch_driver": False for a node that outlives
-            us; "standing": True for one that drivers find as the current cluster (current.py);
+            us; "founder": False for one that ends with our process, but not with ray.shutdown(); "standing": True for
+            one that drivers find as the current cluster (current.py);
             "job": {"sys_path", "cwd", "env"} of our workers, so that one can start before we register;
-            "node_ip": shown by ray.nodes().
+            "node_ip": shown by ray.nodes(). "cluster_port": (numeric host, port) where other nodes reach this one;
+            "join": (numeric host, port) of the head whose cluster it joins; then the session has that cluster's token.
     Raises: NodeStartError: no process could be made.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

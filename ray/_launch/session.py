@@ -85,10 +85,10 @@ class Session:
         return f"Session({self.folder!r})"
 
 
-def create(temp_dir: str | None = None) -> Session:
+def create(temp_dir: str | None = None, token: bytes | None = None) -> Session:
     """Makes a new session folder and sweeps dead ones.
 
-    Args: temp_dir: where the base folder is made; None: RAY_TMPDIR, or /tmp.
+    Args: temp_dir: where the base folder is made; None: RAY_TMPDIR, or /tmp. token: of the cluster that it is part of.
     Raises: ValueError: temp_dir is no writable folder, or so long that socket paths would not fit.
     Blocks: for as long as another process of this user creates or sweeps.
     """
@@ -113,7 +113,7 @@ def create(temp_dir: str | None = None) -> Session:
             if not same_folder(base, base_fd):
                 continue  # the last session of it ended and removed it between our open and our lock
             condemned = _condemn_dead(base)
-            session = _make(base)
+            session = _make(base, token or os.urandom(32))
         finally:
             os.close(base_fd)
         for folder in condemned:  # outside the lock: a big folder must not hold up another init
@@ -313,12 +313,11 @@ def _names(folder: str) -> list[str]:
         return []
 
 
-def _make(base: str) -> Session:
+def _make(base: str, token: bytes) -> Session:
     folder = f"{base}/s-{_random_name()}"
     os.mkdir(folder, 0o700)  # 40 random bits: a collision raises, and there is nobody else in base
     for name in ("c", "logs", "redis"):
         os.mkdir(f"{folder}/{name}", 0o700)
-    token = os.urandom(32)
     fd = os.open(folder + "/token", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     os.write(fd, token.hex().encode())
     os.close(fd)

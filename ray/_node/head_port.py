@@ -80,7 +80,6 @@ class HeadPort:
         self._node.job_over(job_id)
 
     def prepare_bundles(self, order: PrepareBundles) -> None:
-        # There is one node yet, so whatever is for a node is for this one.
         asked = lm.PrepareBundles(
             order.group_id, order.attempt, order.bundles, order.job_id, order.name, order.may_wait
         )  # fmt: skip
@@ -103,6 +102,9 @@ class HeadPort:
     def error(self, job_id: bytes, kind: str, message: str, extra: dict[str, Any]) -> None:
         for core in self._node.cores.drivers_of(job_id):
             core.tell("error", kind, message, extra)
+
+    def node_dead(self, node_id: bytes, cause: str) -> None:
+        """Nothing: without other nodes there is only this one, and its death is ours."""
 
     def _worker_id(self, tag: bytes) -> int:
         core = self._node.cores.by_tag.get(tag)

@@ -188,7 +188,10 @@ async def _serve(
     for worker_id in expected:
         link.expect(worker_id)
     node.attach_fork_server(link)
-    node.start_head()
+    if node.config.get("join"):
+        node.start_uplink()
+    else:
+        node.start_head()
     store_ready: asyncio.Future[None] = loop.create_future()
     node.attach_store(store_ready)
     _watch_driver(node, control)
@@ -205,7 +208,7 @@ async def _serve(
         _say(control, ("failed", str(error)))
         node.founder_gone("the store did not start")
     else:
-        if reachable and await _exports_metrics(node, control):
+        if reachable and await _joined(node, control) and await _exports_metrics(node, control):
             _ready(node, control, milestones)
     await node.ended
     await node.finish()
@@ -223,6 +226,22 @@ def _open_gate(node: Any, control: socket.socket) -> bool:
         node.gate = open_gate(node, *address)
     except (OSError, ValueError) as error:
         _say(control, ("refused", f"{address[0]}:{address[1]} can't be listened on for other nodes: {error}"))
+        return False
+    return True
+
+
+async def _joined(node: Any, control: socket.socket) -> bool:
+    """Makes this node one of its cluster, if it is to be. False: that came to nothing, and the session ends."""
+    if node.uplink is None:
+        if node.gate is not None:
+            node.start_cluster()
+        return True
+    host, port = node.config["join"]
+    try:
+        await node.uplink.join(node.settings.node_start_timeout_s)
+    except (OSError, ValueError, RuntimeError) as error:
+        _say(control, ("refused", f"the cluster at {host}:{port} can't be joined: {error}"))
+        node.founder_gone("it can't join its cluster")
         return False
     return True
 
@@ -250,14 +269,17 @@ def _ready(node: Any, control: socket.socket, milestones: dict[str, float]) -> N
         try:
             current.claim(node.session.folder)
         except ValueError as error:  # two were started at once, and the other was quicker
-            _say(control, ("failed", str(error)))
-            node.founder_gone("another cluster of this user runs already")
-            return
+            if node.uplink is None:  # else it is a further node on a machine: its programs find the first one
+                _say(control, ("failed", str(error)))
+                node.founder_gone("another cluster of this user runs already")
+                return
     milestones["ready"] = time.monotonic()
     ready = {
         "pid": os.getpid(),
         "resources": dict(node.scheduler.resources.total),
         "plasma_capacity": node.store.memory_bytes if node.store else 0,
+        "node_id": node.node_id,
+        "number": node.number,
         "cluster_port": node.gate.port if node.gate is not None else None,
         "milestones": milestones,
         "processor_s": time.process_time(),
@@ -266,7 +288,8 @@ def _ready(node: Any, control: socket.socket, milestones: dict[str, float]) -> N
     gc.collect()
     gc.freeze()
     gc.enable()
-    node.start_redis()
+    if node.uplink is None:
+        node.start_redis()
     node.watch_memory()
 
 

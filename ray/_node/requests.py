@@ -11,13 +11,15 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from ray._protocol.frames import ROLE_DRIVER, ROLE_TOOL, ROLE_WORKER, TAG_BYTES
+from ray._protocol.frames import ROLE_DRIVER, ROLE_NODE, ROLE_TOOL, ROLE_WORKER, TAG_BYTES
+from ray._protocol.ids import node_number
 from ray._scheduling.strategy import parse_strategy
 
 from . import guests, pending
 from . import lease_messages as lm
 from . import worker_messages as wm
 from .cores import Core
+from .gathering import GATHERED
 from .tool_requests import ToolRequests
 
 if TYPE_CHECKING:
@@ -45,12 +47,15 @@ class Requests:
             raise PermissionError(f"{method}: ask your own node")
         if method in self._head_rpcs:
             return self._node.head.rpc(core, method, args)
+        if method in GATHERED and (self._node.cluster is not None or self._node.uplink is not None):
+            return self._node.gathering.ask(method, args)
         handler = getattr(self, "rpc_" + method, None)
         if handler is None:
             raise AttributeError(f"the node has no method {method!r}")
         return handler(core, *args)
 
-    def register(self, peer: Any, info: dict[str, Any]) -> tuple[Core, dict[str, Any]]:
+    def register(self, peer: Any, info: dict[str, Any], job_id: bytes | None = None) -> tuple[Core, dict[str, Any]]:
+        """job_id: of a driver on a node that has joined: as the head has answered."""
         node = self._node
         kind, tag = info.get("kind"), info.get("tag")
         if node.ending is not None:
@@ -62,7 +67,10 @@ class Requests:
             raise ValueError("register: tag must be the 16 bytes of the hello")
         if tag in node.cores.by_tag:
             raise ValueError("this session has a program with the same object_id_seed: give another, or none")
-        core = node.register_driver(peer, tag, info) if kind == "driver" else node.register_worker(peer, tag, info)
+        if kind == "worker":
+            core = node.register_worker(peer, tag, info)
+        else:
+            core = node.register_driver(peer, tag, info, job_id)
         answer = {
             "node_id": node.node_id,
             "number": node.number,
@@ -72,7 +80,7 @@ class Requests:
             "plasma_socket": node.session.plasma_socket,
             "plasma_capacity": node.store.memory_bytes if node.store else 0,
             "resources": dict(node.scheduler.resources.total),
-            "node_ip": node.config.get("node_ip") or "127.0.0.1",
+            "node_ip": node.node_ip,
             "namespace": core.namespace,
             "runtime_env": node.env_of(core),
             "settings": node.settings.overrides(),
@@ -95,12 +103,17 @@ class Requests:
     def rpc_why_pending(self, core: Core) -> list[dict[str, Any]]:
         """What waits, and why: requests here, actors that no node can hold, placement groups. See pending.py."""
         here = self._node.scheduler.why_pending(time.monotonic())
+        if self._node.uplink is not None:
+            return here
         groups = [row for row in self._node.head.groups.table() if row["state"] in ("PENDING", "RESCHEDULING")]
         actors = [pending.of_actor(*found) for found in self._node.head.placing.waiting()]
         return here + actors + [pending.of_group(row, time.time()) for row in groups]
 
     async def rpc_stats(self, core: Core) -> dict[str, Any]:
         return self._node.stats()
+
+    def rpc_status_here(self, core: Core) -> dict[str, Any]:
+        return self.of_tools.status_here()
 
     async def rpc_shutdown(self, core: Core) -> None:
         """Workers end, their output reaches the driver, then this returns. Then everything goes, if the driver that
@@ -119,10 +132,12 @@ class Requests:
     def rpc_package_put(self, core: Core, uri: str, offset: int, data: bytes, size: int) -> None:
         self._node.envs.inbox.put(core.tag, uri, offset, data, size)
 
-    def rpc_set_job_env(self, core: Core, text: str) -> None:
+    async def rpc_set_job_env(self, core: Core, text: str) -> None:
         if core.kind != "driver":
             raise PermissionError("set_job_env: only a driver says what its job's environment is")
         self._node.envs.set_of_job(core.job_id, text)
+        if self._node.uplink is not None:
+            await self._node.head.set_job_env(core.job_id, text)
 
     # -- events -----------------------------------------------------------------------------------------------
 
@@ -235,6 +250,8 @@ class _Conversation:
     def _on_rpc(self, method: str, args: tuple[Any, ...]) -> Any:
         if self._core is not None:
             return self._requests.rpc(self._core, method, args)
+        if self._peer.role == ROLE_NODE and self._requests._node.cluster is not None:
+            return self._requests._node.cluster.on_rpc(self._peer, method, args)
         if self._peer.role == ROLE_TOOL:
             return self._requests.of_tools.rpc(self._peer, method, args)
         if method == "register_guest" and len(args) == 1 and isinstance(args[0], dict) and self._early is None:
@@ -242,9 +259,27 @@ class _Conversation:
             return self._register_guest(args[0])
         if method != "register" or len(args) != 1 or not isinstance(args[0], dict):
             raise PermissionError(f"{method}: register(info) comes first")
-        if self._requests._node.ending is not None and args[0].get("kind") == "worker":
-            return self._requests._node.loop.create_future()  # it is being killed: it need not cry out first
+        node, info = self._requests._node, args[0]
+        if node.ending is not None and info.get("kind") == "worker":
+            return node.loop.create_future()  # it is being killed: it need not cry out first
+        if node.uplink is not None and info.get("kind") == "driver":
+            return self._register_driver_elsewhere(info)
         self._core, answer = self._requests.register(self._peer, args[0])
+        return answer
+
+    async def _register_driver_elsewhere(self, info: dict[str, Any]) -> dict[str, Any]:
+        """The head gives it its job. Raises: ConnectionClosed, ValueError, RuntimeError."""
+        node, tag = self._requests._node, info.get("tag")
+        if not isinstance(tag, bytes) or node_number(tag) != node.number:
+            raise ValueError(f"register: on this node of the cluster a tag begins with the number {node.number}")
+        job_id = await node.head.new_job(tag, self._peer.pid, {**info, "kind": "driver"})
+        try:
+            if self._peer.closed:
+                raise RuntimeError("it has gone")
+            self._core, answer = self._requests.register(self._peer, info, job_id)
+        except BaseException as error:
+            node.head.driver_gone(tag, f"it did not get as far as registering: {error}", False)
+            raise
         return answer
 
     async def _register_guest(self, info: dict[str, Any]) -> dict[str, Any]:
@@ -257,6 +292,9 @@ class _Conversation:
         return {"node_id": self._requests._node.node_id}
 
     def _on_event(self, name: str, args: tuple[Any, ...]) -> None:
+        if self._core is None and self._peer.role == ROLE_NODE and self._requests._node.cluster is not None:
+            self._requests._node.cluster.on_event(self._peer, name, args)
+            return
         if self._core is None and self._early is not None and len(self._early) < guests.EARLY_MAX:
             self._early.append((name, args))
             return

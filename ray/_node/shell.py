@@ -39,6 +39,7 @@ from . import worker_pool as wp
 from .cluster_view import ClusterView
 from .cores import Core, Cores, Job, startup
 from .env_gate import EnvGate
+from .gathering import Gathering
 from .guests import Guests
 from .head_port import HeadPort
 from .inspection import Inspection
@@ -47,6 +48,10 @@ from .object_transfers import ObjectTransfers
 from .orphans import OrphanedObjects
 from .requests import Requests
 from .store_process import StoreProcess
+
+if TYPE_CHECKING:
+    from .cluster_head import ClusterHead
+    from .uplink import Uplink
 
 logger = logging.getLogger("ray.node")
 
@@ -96,10 +101,13 @@ class Node:
             dict[str, Any]
         ] = []  # of the cluster: number, node_id, host, port, state; empty: there is none
         self.cluster_view: ClusterView | None = None  # in a cluster
+        self.cluster: ClusterHead | None = None  # on the head's node of a cluster
+        self.uplink: Uplink | None = None  # on any other
+        self.gathering = Gathering(self)
         self._metrics: Any = None  # MetricsExport, once anybody measures or asks
         self.memory: MemoryShell | None = None  # once the node is ready
         self.requests = Requests(self)
-        self.head: Any = None  # HeadService, once main has imported it
+        self.head: Any = None  # HeadService, once main has imported it; RemoteHead on a node that has joined
         self.fork_link: children.ForkServerLink
         self.server: Any = None
         self.gate: Any = None  # of a cluster's node: the port on which other nodes reach this one
@@ -117,7 +125,7 @@ class Node:
         self._waiting_for_exit: list[asyncio.Future[None]] = []
         self._jobs_leaving: dict[bytes, asyncio.Future[None]] = {}
         self._cause_waiters: dict[bytes, list[asyncio.Future[str]]] = {}
-        self._log_drains: set[bytes] = set()  # tags of drivers whose backlog is waited for
+        self._log_drains: set[bytes] = set()  # tags of drivers whose backlog is waited for; jobs, of an uplink's
         self._start_keys: dict[int, bytes] = {}  # of workers that another program starts: they have a pid of their own
         self._oom_kills = detect.oom_kills()
         self._many_workers = 100 + 10 * cpus  # where a person is told; doubles each time
@@ -374,8 +382,11 @@ class Node:
             self.loop.call_soon(self.feed, self.pool, wm.Registered(worker.worker_id, tag))
         return core
 
-    def register_driver(self, peer: Any, tag: bytes, info: dict[str, Any]) -> Core:
-        job_id: bytes = self.head.register_driver(tag, peer.pid, info)
+    def register_driver(self, peer: Any, tag: bytes, info: dict[str, Any], job_id: bytes | None = None) -> Core:
+        """job_id: as the head has answered, if it is on another node."""
+        if job_id is None:
+            job_id = self.head.register_driver(tag, peer.pid, info)
+            assert job_id is not None
         job = Job(job_id, info)
         early = self.cores.jobs.get(job_id)
         if early is not None and not early.same_surroundings(job):
@@ -388,7 +399,8 @@ class Node:
             self.feed(self.pool, wm.Prestart(job_id, self.settings.prestart_workers))
         core = Core(peer, "driver", tag, job_id, job.namespace)
         core.log_to_driver = bool(info.get("log_to_driver", True))
-        if self.founder is None and peer.pid == self.config.get("driver_pid") and self.config.get("watch_driver", True):
+        founds = self.config.get("founder", True) and self.config.get("watch_driver", True)
+        if self.founder is None and founds and peer.pid == self.config.get("driver_pid"):
             self.founder = core
         self.cores.add(core)
         self.feed(self.scheduler, lm.CoreJoined(tag, job_id))
@@ -443,7 +455,7 @@ class Node:
 
         What is still there after shutdown_grace_s is killed. With a detached actor the job, and its workers, go on."""
         job_id = core.job_id
-        if self.ending is not None or self.head.job_goes_on(job_id):
+        if self.ending is not None or await self.head.job_will_go_on(job_id):
             return
         gone: asyncio.Future[None] = self.loop.create_future()
         self._jobs_leaving[job_id] = gone
@@ -497,8 +509,11 @@ class Node:
 
     def send_lines(self, job_id: bytes, lines: list[Line]) -> bool:
         """Forwards to the drivers that want it. False: one of them has too much unread; `logs.resume` will follow."""
+        drivers = self.cores.drivers_of(job_id)
+        if not drivers and (self.cluster is not None or self.uplink is not None):
+            return self._send_lines_away(job_id, lines)
         ready = True
-        for core in self.cores.drivers_of(job_id):
+        for core in drivers:
             if core.log_to_driver and not core.peer.closed:
                 core.tell("log_lines", lines)
                 if core.peer.unsent_bytes > self.settings.log_backlog_bytes_max:
@@ -507,6 +522,35 @@ class Node:
                         self._log_drains.add(core.tag)
                         self.loop.create_task(self._wait_for_reader(core))
         return ready
+
+    def _send_lines_away(self, job_id: bytes, lines: list[Line]) -> bool:
+        """To the node of the job's driver; each line says where it comes from."""
+        away = [(*line, self.node_ip) for line in lines]
+        if self.cluster is not None:
+            return self.cluster.send_lines(job_id, away)
+        assert self.uplink is not None
+        self.uplink.event("log_lines", job_id, away)
+        peer = self.uplink.peer
+        if peer is None or peer.closed or peer.unsent_bytes <= self.settings.log_backlog_bytes_max:
+            return True
+        if job_id not in self._log_drains:
+            self._log_drains.add(job_id)
+            self.loop.create_task(self._wait_for_uplink(job_id, peer))
+        return False
+
+    async def _wait_for_uplink(self, job_id: bytes, peer: Any) -> None:
+        try:
+            await peer.drain(self.settings.log_backlog_bytes_max // 2)
+        except ConnectionError:
+            return  # this node is about to end
+        finally:
+            self._log_drains.discard(job_id)
+        self.logs.resume(job_id)
+
+    def tell_drivers(self, job_id: bytes, name: str, *args: Any) -> None:
+        for core in self.cores.drivers_of(job_id):
+            if name != "log_lines" or core.log_to_driver:
+                core.tell(name, *args)
 
     async def _wait_for_reader(self, core: Core) -> None:
         try:
@@ -547,6 +591,29 @@ class Node:
         else:
             self.store.attach(self.loop, self.reaper.watch, ready, died, given_up)
 
+    @property
+    def node_ip(self) -> str:
+        """The address of this machine, as shown."""
+        given: str = self.config.get("node_ip") or (self.config.get("cluster_port") or ("127.0.0.1",))[0]
+        return given
+
+    def start_uplink(self) -> None:
+        """In place of `start_head`, on a node that joins the cluster whose head listens at config["join"]."""
+        from .remote_head import RemoteHead
+        from .uplink import Uplink
+
+        self.uplink = Uplink(self, *self.config["join"])
+        self.head = RemoteHead(self.uplink)
+        self.requests.use_head(RemoteHead.RPCS, RemoteHead.EVENTS)
+
+    def start_cluster(self) -> None:
+        """The gate is open: from now on other nodes may join this one, the head's."""
+        from .cluster_head import ClusterHead
+        from .cluster_port import ClusterPort
+
+        self.cluster = ClusterHead(self)
+        self.head.port = ClusterPort(self.head_port, self.cluster)
+
     def start_head(self) -> None:
         """What ray/_head decides, in this process. Its tables reach Redis when that is up; nothing waits for it."""
         from ray._control.redis_server import RedisServers
@@ -564,12 +631,12 @@ class Node:
             Store.of_servers(self.redis, self.loop),
             errors_kept=self.settings.errors_kept,
             task_events_kept=self.settings.task_events_kept,
+            node_silence_s=self.settings.node_silence_s,
         )
         self.requests.use_head(HeadService.RPCS, HeadService.EVENTS)
         self.redis.on_exit = lambda name, cause: logger.error("%s %s; it was started again", name, cause)
-        address = self.config.get("node_ip") or "127.0.0.1"
         about = {"pid": os.getpid(), "labels": self.scheduler.labels, "name": self.config.get("node_name")}
-        self.head.node_up(self.node_id, dict(self.scheduler.resources.total), address, socket.gethostname(), about)
+        self.head.node_up(self.node_id, dict(self.scheduler.resources.total), self.node_ip, socket.gethostname(), about)
 
     def start_redis(self) -> None:
         self.redis.start(self.loop)
@@ -640,6 +707,8 @@ class Node:
         self.transfers.close()
         if self.store is not None:
             self.store.stop()
+        if self.cluster is not None:
+            self.cluster.close()
         if self.head is not None:
             await self.head.close()
         if self.redis is not None:
@@ -662,6 +731,8 @@ class Node:
                 "redis": list(self.redis.pids) if self.redis else [],
                 "workers": [worker.pid for worker in self.pool.workers.values() if worker.pid],
             },
+            "number": self.number,
+            "neighbours": sorted(self.scheduler.neighbours.numbers()),  # of the nodes that its scheduler has a view of
             "scheduler": self.scheduler.stats(),
             "pool": self.pool.stats(),
             "runtime_envs": self.envs.machine.stats(),

@@ -98,6 +98,9 @@ class Neighbours:
     def __bool__(self) -> bool:
         return bool(self._by_number)
 
+    def numbers(self) -> list[int]:
+        return list(self._by_number)
+
     def update(self, rows: Iterable[NodeRow], now: float) -> None:
         """Of nodes that no row is about, nothing has changed."""
         for row in rows:

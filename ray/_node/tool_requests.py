@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from ray._protocol.resources import to_numbers
@@ -25,6 +26,7 @@ LOOKS = frozenset(
         *("metrics", "node_table", "nodes", "runtime_envs", "stats", "task_history", "why_pending", "workers"),
     )
 )
+OF_THE_CLUSTER = frozenset(("status",))  # the head knows it, and says it to tools of any node
 
 
 class ToolRequests:
@@ -34,10 +36,24 @@ class ToolRequests:
     def rpc(self, peer: Any, method: str, args: tuple[Any, ...]) -> Any:
         if method in LOOKS:
             return self._node.requests.rpc(None, method, args)
+        if self._node.uplink is not None and method in OF_THE_CLUSTER:
+            return self._node.uplink.rpc("tool_rpc", method, args)
         handler = getattr(self, "rpc_" + method, None)
         if handler is None:
             raise AttributeError(f"the node answers no {method!r} of a tool; one that runs programs registers first")
         return handler(peer, *args)
+
+    def rpc_cluster_info(self, peer: Any) -> dict[str, Any]:
+        """For whoever wants to join: see admission.py. Raises: LookupError: this is no head of a cluster."""
+        node = self._node
+        if node.cluster is None:
+            raise LookupError("this node is not the head of a cluster: join the head")
+        return {
+            "version": __version__,
+            "python_version": tuple(sys.version_info[:3]),
+            "settings": node.settings.overrides(),
+            "time_s": time.time(),
+        }
 
     def rpc_session(self, peer: Any) -> dict[str, Any]:
         """Where it is: what a driver is told when it registers, as far as it concerns a tool."""
@@ -46,27 +62,31 @@ class ToolRequests:
             "session_dir": node.session.folder,
             "plasma_socket": node.session.plasma_socket,
             "node_id": node.node_id,
-            "node_ip": node.config.get("node_ip") or "127.0.0.1",
+            "node_ip": node.node_ip,
         }
 
     async def rpc_status(self, peer: Any) -> dict[str, Any]:
         """See `ray status` for what is shown of it."""
         node = self._node
-        scheduler = node.scheduler
+        ask = node.gathering.ask
+        available = to_numbers(await ask("available_resources"))
         return {
             "session_dir": node.session.folder,
             "pid": os.getpid(),
             "started_s": node.started_at,
             "ray_version": __version__,
             "python_version": ".".join(map(str, sys.version_info[:3])),
-            "resources": to_numbers(scheduler.resources.total),
-            "available": {n: max(0.0, x) for n, x in to_numbers(scheduler.resources.available).items()},
-            "demands": self._demands(),
+            "resources": to_numbers(await ask("cluster_resources")),
+            "available": available,
             "nodes": await node.head.rpc(None, "nodes", ()),
             "jobs": await node.head.rpc(None, "jobs", ()),
             "actors": node.head.stats()["actors"],
-            "pool": node.pool.stats(),
+            **await ask("status_here"),
         }
+
+    def status_here(self) -> dict[str, Any]:
+        """This node's part of `status`."""
+        return {"pool": self._node.pool.stats(), "demands": self._demands()}
 
     def _demands(self) -> list[dict[str, Any]]:
         """What waits: {"resources", "count", "feasible": whether this node could ever hold it}."""

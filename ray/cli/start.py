@@ -1,4 +1,4 @@
-"""`ray start`: makes a session that belongs to no driver. PROCESS of a person's shell.
+"""`ray start`: makes a session that belongs to no driver, alone or as a node of a cluster. PROCESS of a person's shell.
 
 The options are the arguments of `ray.init` that say what a session is made of, checked by the same table. The node
 process itself becomes the current cluster (ray/_launch/current.py), so that of two started at once one wins and the
@@ -37,10 +37,9 @@ _OPTIONS: dict[str, tuple[str, Any, str]] = {
     "--storage": ("storage", str, "a folder for what must last"),
     "--temp-dir": ("_temp_dir", str, "an absolute path: the session's folder is made below it"),
 }
-_OF_MANY_MACHINES = (
-    *("--address", "--port", "--redis-port", "--redis-address", "--object-manager-port", "--node-manager-port"),
-    *("--min-worker-port", "--max-worker-port"),
-)
+# Of Ray, where a node listens on many ports. Here it has one.
+_WITHOUT_EFFECT = ("--min-worker-port", "--max-worker-port", "--worker-port-list", "--gcs-server-port")
+_OF_THE_HEAD = ("--port", "--num-redis-shards", "--redis-max-memory", "--redis-password", "--ray-client-server-port")
 _OF_THE_DASHBOARD = ("--dashboard-host", "--dashboard-port")
 
 
@@ -67,11 +66,29 @@ def add(commands: Any) -> None:
         default="127.0.0.1",
         help="where that port listens; default: on this machine only",
     )
+    command.add_argument(
+        "--address", "--redis-address", metavar="HOST:PORT", help="join the cluster whose head listens there"
+    )
+    command.add_argument(
+        "--port",
+        "--redis-port",
+        metavar="N",
+        type=int,
+        help="with --head: let other nodes join through this TCP port (of --node-ip-address; by default of this "
+        "machine only); 0: any free one",
+    )
+    command.add_argument(
+        "--node-manager-port",
+        "--object-manager-port",
+        metavar="N",
+        type=int,
+        help="with --address: the one TCP port on which other nodes reach this one; by default any free one",
+    )
     command.add_argument("--include-dashboard", metavar="BOOL", help="false: there is none yet")
     for option, (_argument, kind, text) in _OPTIONS.items():
         metavar = {int: "N", str: "TEXT"}.get(kind, "JSON")
         command.add_argument(option, metavar=metavar, help=text.replace("%", "%%"))
-    for option in (*_OF_MANY_MACHINES, *_OF_THE_DASHBOARD):
+    for option in (*_WITHOUT_EFFECT, *_OF_THE_DASHBOARD):
         command.add_argument(option, help=argparse.SUPPRESS)
     command.set_defaults(run=run)
 
@@ -81,13 +98,18 @@ def run(options: argparse.Namespace) -> int:
     from ray._launch.node_process import NodeStartError
 
     try:
-        _refuse_what_is_not_built(options)
+        _refuse_what_makes_no_sense(options)
         config, temp_dir = _config(options)
-        running = current.read()
-        if running is not None:
-            raise RuntimeError(current.runs_already(running))
-        return _start(config, temp_dir, options)
-    except (ValueError, TypeError, NotImplementedError, NodeStartError, RuntimeError) as error:
+        token: bytes | None
+        if options.address is not None:
+            token = _join(options, config)
+        else:
+            running = current.read()
+            if running is not None:
+                raise RuntimeError(current.runs_already(running))
+            token = _lead(options, config)
+        return _start(config, temp_dir, token, options)
+    except (ValueError, TypeError, NotImplementedError, NodeStartError, RuntimeError, OSError) as error:
         print(f"ray start: {str(error).removeprefix('ray start: ')}", file=sys.stderr)
         return 2 if isinstance(error, (ValueError, TypeError, NotImplementedError)) else 1
 
@@ -96,21 +118,26 @@ def _value(options: argparse.Namespace, option: str) -> Any:
     return getattr(options, option[2:].replace("-", "_"))
 
 
-def _refuse_what_is_not_built(options: argparse.Namespace) -> None:
-    for option in _OF_MANY_MACHINES:
+def _refuse_what_makes_no_sense(options: argparse.Namespace) -> None:
+    for option in _WITHOUT_EFFECT:
         if _value(options, option) is not None:
-            raise NotImplementedError(
-                f"{option}: clusters of several machines are not built yet in this version of ray; `ray start --head` "
-                "starts one on this machine"
-            )
+            print(f"ray start: {option} has no effect: a node listens on one port, or none", file=sys.stderr)
     for option in _OF_THE_DASHBOARD:
         if _value(options, option) is not None:
             raise NotImplementedError(f"{option}: the dashboard is not built yet in this version of ray; leave it out")
-    if not options.head:
+    if options.head == (options.address is not None):
         raise ValueError(
-            "give --head to start a cluster on this machine (joining one on another machine, with --address, is not "
-            "built yet in this version of ray)"
+            "give either --head, to start a cluster on this machine, or --address=HOST:PORT, to join the one whose "
+            "head listens there"
         )
+    for option in ("--port", "--node-manager-port"):
+        port = _value(options, option)
+        if port is not None and not 0 <= port < 65536:
+            raise ValueError(f"{option} {port}: expected a port number, at most 65535")
+    if not options.head:
+        given = [option for option in _OF_THE_HEAD if _value(options, option) is not None]
+        if given:
+            raise ValueError(f"{given[0]} belongs to the cluster's head: leave it out to join one")
 
 
 def _config(options: argparse.Namespace) -> tuple[dict[str, Any], str | None]:
@@ -141,6 +168,38 @@ def _config(options: argparse.Namespace) -> tuple[dict[str, Any], str | None]:
     return {**config, "watch_driver": False, "standing": True}, checked._temp_dir
 
 
+def _lead(options: argparse.Namespace, config: dict[str, Any]) -> bytes | None:
+    """Completes the config of a head. Returns: the cluster's token; None: the session's own, nobody else joins."""
+    if options.port is None:
+        return None
+    from ray._launch import address as addresses
+    from ray._launch import token
+
+    host = addresses.numeric("--node-ip-address", config.get("node_ip") or "127.0.0.1")
+    config["cluster_port"] = (host, options.port)
+    return token.find_or_make()
+
+
+def _join(options: argparse.Namespace, config: dict[str, Any]) -> bytes:
+    """Completes the config of a node that joins. Returns: the cluster's token.
+
+    Raises: ConnectionError, ValueError, PermissionError: it can't, and why.
+    """
+    from ray._launch import address as addresses
+    from ray._launch import token
+    from ray._node import admission
+
+    host, port = addresses.host_and_port("--address", options.address)
+    found = token.find()
+    info = admission.ask_head(host, port, found)
+    own = config.get("node_ip")
+    own = admission.own_address(host, port) if own is None else addresses.numeric("--node-ip-address", own)
+    config["settings"] = {**info["settings"], **config["settings"]}
+    config["join"] = (host, port)
+    config["cluster_port"] = (own, options.node_manager_port or 0)
+    return found
+
+
 def _labels(text: str) -> dict[str, str]:
     if text.lstrip().startswith("{"):
         labels: dict[str, str] = json.loads(text)
@@ -151,12 +210,12 @@ def _labels(text: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _start(config: dict[str, Any], temp_dir: str | None, options: argparse.Namespace) -> int:
+def _start(config: dict[str, Any], temp_dir: str | None, token: bytes | None, options: argparse.Namespace) -> int:
     from ray._config import Settings
     from ray._launch import node_process
     from ray._launch import session as sessions
 
-    session = sessions.create(temp_dir)
+    session = sessions.create(temp_dir, token)
     with open(f"{session.folder}/{sessions.STANDING}", "x"):
         pass
     node = node_process.start_node(session, config)
@@ -172,6 +231,11 @@ def _start(config: dict[str, Any], temp_dir: str | None, options: argparse.Names
     from ray._protocol.resources import describe
 
     print(f"ray runs in {session.folder}, with {describe(ready['resources'])}.")
+    if options.head and ready["cluster_port"] is not None:
+        host = config["cluster_port"][0]
+        print(f"Other nodes join it with `ray start --address={_pair(host, ready['cluster_port'])}`.")
+    elif not options.head:
+        print(f"It is node {ready['number']} of the cluster at {_pair(*config['join'])}.")
     print("Programs of this user join it with ray.init(); `ray status` looks at it, `ray stop` ends it.", flush=True)
     if port is not None:
         print(f"Programs elsewhere join it with ray.init('ray://{options.ray_client_server_host}:{port}').", flush=True)
@@ -228,6 +292,10 @@ def _start_client_server(session: Session, host: str, port: int) -> int:
     server.wait()
     with open(log.name) as file:
         raise RuntimeError(f"--ray-client-server-port {port}: {file.read().strip()}")
+
+
+def _pair(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _interrupt(signum: int, frame: object) -> None:

@@ -24,10 +24,11 @@ import sys
 from typing import Any
 
 from ray._launch import session as sessions
+from ray._launch import token
 from ray._launch.title import set_title
 from ray._native.plasma import PlasmaClient
 from ray._node.store_process import binary
-from ray.client import door, proof, token, tunnel
+from ray.client import door, proof, tunnel
 from ray.client.server import read_exactly
 
 logger = logging.getLogger("ray.client")

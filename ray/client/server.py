@@ -25,13 +25,14 @@ import socket
 import sys
 
 from ray._launch import session as sessions
+from ray._launch import token
 from ray._launch.address import CLIENT_PORT
 from ray._launch.title import set_title
 from ray._protocol.frames import ROLE_TOOL
 from ray._transport.peer import Peer
 from ray._transport.server import connect_unix
 from ray._version import __version__
-from ray.client import proof, token, tunnel
+from ray.client import proof, tunnel
 from ray.client.desk import Desk
 from ray.client.wire import Malformed
 

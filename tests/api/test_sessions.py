@@ -34,6 +34,7 @@ class Cluster:
         self.place = Path(place)
         kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         self.environment = {**kept, "RAY_TMPDIR": place, "PYTHONPATH": os.getcwd()}
+        self.environment["RAY_AUTH_TOKEN_PATH"] = place + "/auth_token"
 
     def command(self, *arguments: str, status: int = 0, **environment: str) -> str:
         """`ray <arguments>`: what it printed, both streams."""
@@ -420,8 +421,9 @@ def test_temp_dir_holds_the_session_and_the_cluster_is_found_all_the_same(place)
         (['--resources={"CPU": 1}'], "--resources: 'CPU' is not a custom resource"),
         (["--temp-dir=relative"], "--temp-dir='relative': expected an absolute path"),
         (["--huge-pages"], "--huge-pages: it needs plasma_directory"),
-        (["--address=1.2.3.4:6379"], "--address: clusters of several machines are not built yet"),
-        (["--port=6379"], "--port: clusters of several machines are not built yet"),
+        (["--address=1.2.3.4:6379"], "give either --head, to start a cluster on this machine, or --address"),
+        (["--port=70000"], "--port 70000: expected a port number"),
+        (["--port=0", "--node-ip-address=no.such.host.invalid"], "no such host"),
         (["--dashboard-port=8265"], "the dashboard is not built yet"),
         (['--system-config={"idle_workers_kept": "x"}'], "idle_workers_kept must be int"),
     ],

@@ -1,23 +1,23 @@
-"""Fixtures that give a test several nodes on this machine. PROCESS: pytest, which is the driver, and plays the head."""
+"""Fixtures that give a test several nodes on this machine. PROCESS: pytest, which is a driver on the head's node."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .relay import Relay
+from .nodes import Nodes
 
 
 @pytest.fixture
-def relay(tmp_path: Path, engine: Any, request: pytest.FixtureRequest) -> Iterator[Relay]:
-    """A driver on a node with one CPU, or what the test is parametrized with. At the end nothing is left."""
-    relay = Relay(tmp_path)
+def nodes(engine: Any, request: pytest.FixtureRequest) -> Iterator[Nodes]:
+    """A head with one CPU, or what the test is parametrized with. At the end nothing is left."""
+    engine.watch()
+    nodes = Nodes()
     try:
-        relay.start_head(engine, **{"num_cpus": 1, **getattr(request, "param", {})})
-        yield relay
+        nodes.start_head(**{"num_cpus": 1, **getattr(request, "param", {})})
+        yield nodes
     finally:
-        relay.close()
+        nodes.close()
     engine.stop()

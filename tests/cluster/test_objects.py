@@ -17,7 +17,7 @@ from ray._native.transfer import TransferLine
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tests.wait import wait_until
 
-from .relay import Relay
+from .nodes import Nodes
 
 N = 500_000  # int64: 4 MB
 
@@ -42,22 +42,12 @@ def boxed(value: int) -> list[Any]:
     return [ray.put(np.full(N, value)), make.remote(value)]
 
 
-def on(relay: Relay, number: int, soft: bool = False) -> dict[str, Any]:
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(relay.node_id(number), soft=soft)}
+def on(nodes: Nodes, number: int, soft: bool = False) -> dict[str, Any]:
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(nodes.node_id(number), soft=soft)}
 
 
-def folder(relay: Relay, number: int) -> str:
-    if number:
-        return str(relay.nodes[number].session.folder)
-    from ray._core import engine
-
-    current = engine.current()
-    assert current is not None
-    return str(current.session_dir)
-
-
-def stats(relay: Relay, number: int) -> dict[str, int]:
-    line = TransferLine(folder(relay, number) + "/objects.sock")
+def stats(nodes: Nodes, number: int) -> dict[str, int]:
+    line = TransferLine(nodes.folder(number) + "/objects.sock")
     try:
         counts: dict[str, int] = line.wait(line.ask_stats())[2]
         return counts
@@ -65,93 +55,93 @@ def stats(relay: Relay, number: int) -> dict[str, int]:
         line.close()
 
 
-def objects(relay: Relay, number: int) -> int:
-    client = PlasmaClient(folder(relay, number) + "/plasma.sock")
+def objects(nodes: Nodes, number: int) -> int:
+    client = PlasmaClient(nodes.folder(number) + "/plasma.sock")
     try:
         return len(client.list())
     finally:
         client.disconnect()
 
 
-def nothing_left(relay: Relay, *numbers: int) -> Callable[[], bool]:
-    return lambda: all(objects(relay, n) == 0 and stats(relay, n)["held"] == 0 for n in numbers)
+def nothing_left(nodes: Nodes, *numbers: int) -> Callable[[], bool]:
+    return lambda: all(objects(nodes, n) == 0 and stats(nodes, n)["held"] == 0 for n in numbers)
 
 
-def test_results_arguments_and_puts_go_from_node_to_node_and_are_freed_everywhere(relay: Relay) -> None:
-    relay.add_node({"CPU": 1})
-    relay.add_node({"CPU": 1})
-    there = make.options(**on(relay, 1)).remote(3)
+def test_results_arguments_and_puts_go_from_node_to_node_and_are_freed_everywhere(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 1})
+    nodes.add_node({"CPU": 1})
+    there = make.options(**on(nodes, 1)).remote(3)
     assert int(ray.get(there).sum()) == 3 * N
     put = ray.put(np.ones(N))
-    assert ray.get(total.options(**on(relay, 1)).remote(put, there)) == 4 * N
-    assert ray.get(total.options(**on(relay, 2)).remote(put, there)) == 4 * N
-    assert ray.get(total.options(**on(relay, 2)).remote(np.full(N, 2))) == 2 * N
-    assert stats(relay, 1)["served"] == 2
+    assert ray.get(total.options(**on(nodes, 1)).remote(put, there)) == 4 * N
+    assert ray.get(total.options(**on(nodes, 2)).remote(put, there)) == 4 * N
+    assert ray.get(total.options(**on(nodes, 2)).remote(np.full(N, 2))) == 2 * N
+    assert stats(nodes, 1)["served"] == 2
     del there, put
-    wait_until(nothing_left(relay, 0, 1, 2))
+    wait_until(nothing_left(nodes, 0, 1, 2))
 
 
-def test_refs_inside_values_cross_nodes_both_ways(relay: Relay) -> None:
-    relay.add_node({"CPU": 2})
-    box = [ray.put(np.ones(N)), make.options(**on(relay, 1)).remote(2)]
-    assert ray.get(total_of.options(**on(relay, 1)).remote(box)) == 3 * N
-    back = ray.get(boxed.options(**on(relay, 1)).remote(5))
+def test_refs_inside_values_cross_nodes_both_ways(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 2})
+    box = [ray.put(np.ones(N)), make.options(**on(nodes, 1)).remote(2)]
+    assert ray.get(total_of.options(**on(nodes, 1)).remote(box)) == 3 * N
+    back = ray.get(boxed.options(**on(nodes, 1)).remote(5))
     assert sum(int(ray.get(ref).sum()) for ref in back) == 10 * N
-    assert ray.get(total_of.options(**on(relay, 0)).remote(back)) == 10 * N
+    assert ray.get(total_of.options(**on(nodes, 0)).remote(back)) == 10 * N
     del box, back
-    wait_until(nothing_left(relay, 0, 1))
+    wait_until(nothing_left(nodes, 0, 1))
 
 
-def test_an_object_is_transferred_once_for_all_tasks_of_a_node(relay: Relay) -> None:
-    relay.add_node({"CPU": 2})
+def test_an_object_is_transferred_once_for_all_tasks_of_a_node(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 2})
     ref = ray.put(np.ones(N))
-    assert ray.get([total.options(**on(relay, 1)).remote(ref) for _ in range(30)]) == [N] * 30
-    assert stats(relay, 0)["served"] == 1
-    assert stats(relay, 1)["pulls_done"] == 1
+    assert ray.get([total.options(**on(nodes, 1)).remote(ref) for _ in range(30)]) == [N] * 30
+    assert stats(nodes, 0)["served"] == 1
+    assert stats(nodes, 1)["pulls_done"] == 1
 
 
-def test_generators_on_another_node_yield_large_items(relay: Relay) -> None:
-    relay.add_node({"CPU": 1})
+def test_generators_on_another_node_yield_large_items(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 1})
 
     @ray.remote(num_returns="streaming")
     def items() -> Any:
         for i in range(4):
             yield np.full(N, i)
 
-    assert [int(ray.get(ref).sum()) for ref in items.options(**on(relay, 1)).remote()] == [i * N for i in range(4)]
-    wait_until(nothing_left(relay, 0, 1))
+    assert [int(ray.get(ref).sum()) for ref in items.options(**on(nodes, 1)).remote()] == [i * N for i in range(4)]
+    wait_until(nothing_left(nodes, 0, 1))
 
 
-@pytest.mark.parametrize("relay", [{"object_store_memory": 256 * 2**20}], indirect=True)
-def test_a_get_in_the_middle_of_a_transfer_survives_the_death_of_the_node_that_sends(relay: Relay) -> None:
-    relay.add_node({"CPU": 1}, object_store_memory=256 * 2**20)
-    ref = make.options(**on(relay, 1, soft=True)).remote(7, 20_000_000)
+@pytest.mark.parametrize("nodes", [{"object_store_memory": 256 * 2**20}], indirect=True)
+def test_a_get_in_the_middle_of_a_transfer_survives_the_death_of_the_node_that_sends(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 1}, object_store_memory=256 * 2**20)
+    ref = make.options(**on(nodes, 1, soft=True)).remote(7, 20_000_000)
     ray.wait([ref])
     values: list[int] = []
     getting = threading.Thread(target=lambda: values.append(int(ray.get(ref, timeout=30).sum())))
     getting.start()
-    wait_until(lambda: stats(relay, 0)["bytes_in"] > 0)
-    relay.kill(1)
+    wait_until(lambda: stats(nodes, 0)["bytes_in"] > 0)
+    nodes.kill(1)
     getting.join()
     assert values == [7 * 20_000_000]
 
 
-def test_a_result_whose_node_died_is_made_again_when_it_is_needed(relay: Relay) -> None:
-    relay.add_node({"CPU": 1})
-    ref = make.options(**on(relay, 1, soft=True)).remote(7)
+def test_a_result_whose_node_died_is_made_again_when_it_is_needed(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 1})
+    ref = make.options(**on(nodes, 1, soft=True)).remote(7)
     ray.wait([ref])
     after = total.remote(ref)
     assert ray.get(after) == 7 * N
-    relay.kill(1)
-    client = PlasmaClient(folder(relay, 0) + "/plasma.sock")
+    nodes.kill(1)
+    client = PlasmaClient(nodes.folder(0) + "/plasma.sock")
     client.delete(ref.binary())  # the copy that the task above has left here
     client.disconnect()
     assert int(ray.get(ref, timeout=20).sum()) == 7 * N
-    assert os.path.exists(folder(relay, 0))
+    assert os.path.exists(nodes.folder(0))
 
 
-def test_a_result_whose_owner_on_another_node_dies_is_freed(relay: Relay) -> None:
-    relay.add_node({"CPU": 1})
+def test_a_result_whose_owner_on_another_node_dies_is_freed(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 1})
 
     @ray.remote(max_retries=0)
     def die(options: dict[str, Any]) -> None:
@@ -160,13 +150,13 @@ def test_a_result_whose_owner_on_another_node_dies_is_freed(relay: Relay) -> Non
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(ray.exceptions.WorkerCrashedError):
-        ray.get(die.options(**on(relay, 1)).remote(on(relay, 0)))
-    wait_until(nothing_left(relay, 0, 1))
+        ray.get(die.options(**on(nodes, 1)).remote(on(nodes, 0)))
+    wait_until(nothing_left(nodes, 0, 1))
 
 
-def test_what_was_put_on_a_node_that_died_is_lost_by_name(relay: Relay) -> None:
-    relay.add_node({"CPU": 1})
-    (inner, _) = ray.get(boxed.options(**on(relay, 1)).remote(1))
-    relay.kill(1)
+def test_what_was_put_on_a_node_that_died_is_lost_by_name(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 1})
+    (inner, _) = ray.get(boxed.options(**on(nodes, 1)).remote(1))
+    nodes.kill(1)
     with pytest.raises((ray.exceptions.OwnerDiedError, ray.exceptions.ObjectLostError)):
         ray.get(inner, timeout=20)

@@ -1,4 +1,4 @@
-"""ray/client/token.py: where the token comes from, and which ones are refused."""
+"""ray/_launch/token.py: where the token comes from, and which ones are refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from ray.client import token
+from ray._launch import token
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
-"""Where the token comes from that both ends of a ray:// connection prove to know. No state.
+"""Where the token comes from that nodes of a cluster, and both ends of a ray:// connection, prove to know. No state.
 
 In this order: the environment's RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, `~/.ray/auth_token`. The
-server makes the last one, mode 0600, on its first start; a client on another machine is given a copy.
+first head (or client server) of a user makes the last one, mode 0600; another machine is given a copy.
 """
 
 from __future__ import annotations

@@ -1,0 +1,51 @@
+"""The file `nodes` in a session's folder: which cluster this node is part of, its number, and the other nodes.
+
+Written by the node process, read by the drivers of this machine: to find the session that belongs to a cluster, to know
+the number that their tag begins with, and to find a node of which they have not been told yet. A writer replaces the
+file as a whole, so a reader sees an old table or a new one, never half of one. A session without other nodes has none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from . import session as sessions
+
+NAME = "nodes"
+
+
+def write(folder: str, number: int, head: tuple[str, int], rows: Iterable[Mapping[str, Any]]) -> None:
+    """rows: of the other nodes that live: number, node_id, host, port. Raises: OSError: the disk is full."""
+    others = [
+        {"number": row["number"], "node_id": row["node_id"].hex(), "host": row["host"], "port": row["port"]}
+        for row in rows
+    ]
+    draft = f"{folder}/{NAME}.new"
+    with open(draft, "w") as file:
+        json.dump({"number": number, "head": list(head), "nodes": others}, file)
+    os.replace(draft, f"{folder}/{NAME}")
+
+
+def read(folder: str) -> dict[str, Any] | None:
+    """{"number", "head": (host, port), "nodes": rows as for `write`}. None: this session is no part of a cluster."""
+    try:
+        with open(f"{folder}/{NAME}") as file:
+            said = json.load(file)
+    except FileNotFoundError:
+        return None
+    rows = [{**row, "node_id": bytes.fromhex(row["node_id"])} for row in said["nodes"]]
+    return {"number": said["number"], "head": (said["head"][0], said["head"][1]), "nodes": rows}
+
+
+def find(host: str, port: int) -> str | None:
+    """The folder of this user's live session on this machine that is part of the cluster whose head listens there; of
+    several the head's own. host: numeric."""
+    found = []
+    for folder in sessions.sessions():
+        said = read(folder)
+        if said is not None and said["head"] == (host, port):
+            found.append((said["number"], folder))
+    return min(found)[1] if found else None

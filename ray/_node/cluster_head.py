@@ -1,0 +1,342 @@
+"""The head's end of all uplinks: who joins, what nodes say, what they are told. Head's node, main thread; no decisions.
+
+Carries out what `ray/_head/membership.py` decides about the table of nodes, and passes on to HeadService what nodes
+say of their actors, workers and drivers. A node is known here from its `join` until it is dead; it is dead when its
+uplink ends or when nothing has been heard from it for `node_silence_s`, whichever comes first, and both take the same
+way: the monitor says NodeDead, once, and everything else follows from that. What a dead node still says goes unheard:
+its connections are closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ray._head.membership import Acknowledged, Admit, Joined, Left, Membership, Reported, Tell
+from ray._head.requests import EVENTS, RPCS
+from ray._protocol.frames import TAG_BYTES
+from ray._protocol.ids import node_number
+from ray._scheduling.machine import InvalidTransition
+from ray._version import __version__
+
+from . import worker_messages as wm
+from .cluster_view import ClusterView
+from .cores import Job
+from .gathering import GATHERED
+from .node_table import NodeTable
+from .remote_head import TOLD, RemoteCaller
+from .uplink import about as about_node
+
+if TYPE_CHECKING:
+    from ray._transport import Peer
+
+    from .shell import Node
+
+logger = logging.getLogger("ray.node")
+
+CLOCK_SKEW_S_MAX = 300.0  # between two machines: times in tables, logs and tokens would lie
+
+
+class ClusterHead:
+    """node.cluster, on the head's node."""
+
+    def __init__(self, node: Node) -> None:
+        """In a node whose gate is open."""
+        self._node = node
+        self.members = Membership()
+        self.uplinks: dict[int, Peer] = {}  # of the other nodes that live
+        self._ids: dict[int, bytes] = {}
+        self._told_jobs: dict[int, set[bytes]] = {}  # by node: jobs that it has heard of from here
+        self._timer: asyncio.TimerHandle | None = None
+        own = about_node(node)
+        node.cluster_view = ClusterView(node, lambda report: self._handle(Reported(0, report)))
+        self._table = NodeTable(node, 0, (own["host"], own["port"]))
+        self._ids[0] = own.pop("node_id")
+        self._handle(Joined(self._ids[0], own))
+        node.cluster_view.repeat()
+
+    # -- questions
+
+    def number_of(self, node_id: bytes) -> int | None:
+        """Of a node that lives."""
+        return next((number for number, known in self._ids.items() if known == node_id), None)
+
+    def number_of_driver(self, job_id: bytes) -> int | None:
+        row = self._node.head.jobs.get(job_id)
+        return None if row is None else node_number(row.driver_tag)
+
+    # -- what nodes say
+
+    def on_rpc(self, peer: Peer, method: str, args: tuple[Any, ...]) -> Any:
+        """A connection of a node that hasn't joined. Raises: ValueError: it can't, and why."""
+        if method != "join" or len(args) != 1 or not isinstance(args[0], dict):
+            raise PermissionError(f"{method}: join(about) comes first")
+        return self._join(peer, dict(args[0]))
+
+    def on_event(self, peer: Peer, name: str, args: tuple[Any, ...]) -> None:
+        """Of the connection that a node keeps for its heartbeats, besides its uplink; its tag is the node's id."""
+        if name != "heartbeat":
+            raise PermissionError(f"{name}: join(about) comes first")
+        if self.number_of(peer.tag) is None:
+            peer.close("this node is not part of the cluster (any more)")
+            return
+        self._node.head.heartbeat(peer.tag)
+        peer.event("heard")
+
+    def _join(self, peer: Peer, said: dict[str, Any]) -> dict[str, Any]:
+        node = self._node
+        self._refuse_if_wrong(peer, said)
+        node_id: bytes = said.pop("node_id")
+        admit, *rest = self.members.handle(Joined(node_id, said), time.monotonic())
+        assert isinstance(admit, Admit)
+        number = admit.number
+        self.uplinks[number] = peer
+        self._ids[number] = node_id
+        self._told_jobs[number] = set()
+        peer.on_rpc = partial(self._on_node_rpc, number)
+        peer.on_event = partial(self._on_node_event, number)
+        peer.on_close = partial(self._on_node_gone, number)
+        logger.info("node %d joins: %s:%d", number, said["host"], said["port"])
+        node.loop.call_soon(self._carry_out, rest)  # behind the answer
+        settings = node.settings
+        return {
+            "number": number,
+            "nodes": admit.table,
+            "heartbeat_s": settings.heartbeat_s,
+            "silence_s": settings.node_silence_s,
+        }
+
+    def _refuse_if_wrong(self, peer: Peer, said: dict[str, Any]) -> None:
+        if self._node.ending is not None:
+            raise ValueError("the cluster is ending")
+        node_id = said.get("node_id")
+        if not isinstance(node_id, bytes) or len(node_id) != TAG_BYTES or node_id != peer.tag:
+            raise ValueError(f"join: node_id must be {TAG_BYTES} bytes, and the tag of the hello, not {node_id!r}")
+        if self.number_of(node_id) is not None:
+            raise ValueError("join: a node of this id is in the cluster already")
+        refuse_other_version(said.get("version"), said.get("python_version"))
+        kinds = {"host": str, "port": int, "total": dict, "labels": dict, "hostname": str, "time_s": float, "pid": int}
+        for name, kind in kinds.items():
+            if not isinstance(said.get(name), kind):
+                raise ValueError(f"join: {name} must be {kind.__name__}, not {said.get(name)!r}")
+        if not all(isinstance(n, str) and isinstance(u, int) and u >= 0 for n, u in said["total"].items()):
+            raise ValueError(f"join: total must be units >= 0 by name, not {said['total']!r}")
+        skew_s = said["time_s"] - time.time()
+        if abs(skew_s) > CLOCK_SKEW_S_MAX:
+            raise ValueError(
+                f"its clock is {abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} the head's, and at most "
+                f"{CLOCK_SKEW_S_MAX:.0f} s are allowed: set the clocks, by NTP for example"
+            )
+
+    def _on_node_rpc(self, number: int, method: str, args: tuple[Any, ...]) -> Any:
+        head = self._node.head
+        if method == "core_rpc":
+            caller, asked, asked_args = args
+            return self.core_rpc(caller, asked, asked_args)
+        if method == "register_driver":
+            tag, pid, info = args
+            if node_number(tag) != number:
+                raise ValueError(f"register_driver: its tag is of node {node_number(tag)}, not of {number}")
+            job_id: bytes = head.register_driver(tag, pid, info)
+            self.keep_job(job_id, info)
+            self._told_jobs[number].add(job_id)
+            return job_id
+        if method == "job_info":
+            return self._job_info(number, *args)
+        if method == "job_goes_on":
+            return head.job_goes_on(*args)
+        if method == "set_job_env":
+            return self._set_job_env(*args)
+        if method == "tool_rpc":
+            return self._node.requests.of_tools.rpc(None, *args)
+        raise LookupError(f"the head has no method {method!r} for nodes")
+
+    def core_rpc(self, caller: Any, method: str, args: tuple[Any, ...]) -> Any:
+        """Of a core of another node, or of a tool there (caller None)."""
+        if method in GATHERED:
+            return self._node.gathering.ask(method, args)
+        if method in RPCS:
+            return self._node.head.rpc(caller, method, args)
+        raise LookupError(f"the head has no method {method!r}")
+
+    def _on_node_event(self, number: int, name: str, args: tuple[Any, ...]) -> None:
+        head = self._node.head
+        if name == "core_event":
+            caller, told, told_args = args
+            if told not in EVENTS or not isinstance(caller, RemoteCaller):
+                raise LookupError(f"the head understands no event {told!r}")
+            head.event(caller, told, told_args)
+        elif name == "resources":
+            (report,) = args
+            self._handle(Reported(number, report))
+            head.resources_reported(self._ids[number], report["available"])
+        elif name == "known":
+            self._handle(Acknowledged(number, int(args[0])))
+        elif name == "log_lines":
+            self.send_lines(*args)
+        elif name in TOLD:
+            getattr(head, name)(*args)
+        else:
+            raise LookupError(f"the head understands no event {name!r} of a node")
+
+    # -- who lives
+
+    def _on_node_gone(self, number: int, why: str) -> None:
+        if number in self.uplinks:
+            self._node.head.node_down(self._ids[number], f"its process has ended, or lost its connection: {why}")
+
+    def node_dead(self, node_id: bytes, cause: str) -> None:
+        """The monitor has declared it dead, for whatever reason. Everybody hears of it; nobody hears it again."""
+        number = self.number_of(node_id)
+        if number is None or number == 0:
+            return
+        logger.warning("node %d is dead: %s", number, cause)
+        peer = self.uplinks.pop(number)
+        del self._ids[number]
+        del self._told_jobs[number]
+        self._handle(Left(number, cause))
+        for row in self._node.head.jobs.all():
+            if node_number(row.driver_tag) == number and row.state == "RUNNING":
+                self._node.head.driver_gone(row.driver_tag, f"its node died: {cause}", False)
+        self._node.head.cores_of_node_gone(number, f"its node died: {cause}")
+        peer.close(cause)
+
+    def watch(self) -> None:
+        """Sets the timer for nodes that say nothing any more. Called when one has joined, and by that timer.
+
+        When a stall of this process is over, heartbeats that came meanwhile are read before the timer is served: in one
+        turn asyncio calls what is readable before what is due."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        delay_s = self._node.head.silence_due_s()
+        if delay_s is not None:
+            self._timer = self._node.loop.call_later(delay_s, self._look_for_silence)
+
+    def _look_for_silence(self) -> None:
+        self._timer = None
+        self._node.head.look_for_silence()
+        self.watch()
+
+    # -- membership, carried out
+
+    def _handle(self, event: Any) -> None:
+        try:
+            actions = self.members.handle(event, time.monotonic())
+        except InvalidTransition as error:
+            logger.warning("membership: %s", error)  # a node that says nonsense; a bug of ours is found by the tests
+            return
+        self._carry_out(actions)
+
+    def _carry_out(self, actions: list[Any]) -> None:
+        for action in actions:
+            if not isinstance(action, Tell):
+                continue  # Admit, of the head's own node
+            if action.name == "opened" and action.to != 0:
+                self._opened(action.to)
+            if action.to != 0:
+                self.tell(action.to, action.name, *action.args)
+            elif action.name == "node_up":
+                self._table.up(*action.args)
+                self._handle(Acknowledged(0, action.args[0]["number"]))
+            elif action.name == "node_down":
+                self._table.down(*action.args)
+            elif action.name == "view":
+                assert self._node.cluster_view is not None
+                self._node.cluster_view.take(*action.args)
+
+    def _opened(self, number: int) -> None:
+        """Everybody knows it: now actors and groups may be placed there."""
+        row = self._table.get(number)
+        if row is not None:
+            extra = {name: row.get(name) for name in ("pid", "labels", "name", "port")}
+            self._node.head.node_up(row["node_id"], row["total"], row["host"], row["hostname"], extra, watched=False)
+            self.watch()
+
+    # -- telling
+
+    def tell(self, number: int, name: str, *args: Any) -> None:
+        peer = self.uplinks.get(number)
+        if peer is None or peer.closed:
+            return
+        try:
+            peer.event(name, *args)
+        except ConnectionError:
+            return  # noticed just now, while sending; its end follows
+
+    async def ask_all(self, method: str, *args: Any, timeout_s: float) -> dict[int, Any]:
+        """Each other node's answer. One that is gone, or silent for so long, is left out."""
+
+        async def ask(peer: Peer) -> Any:
+            return await peer.rpc(method, *args, timeout_s=timeout_s)
+
+        numbers = list(self.uplinks)
+        answers = await asyncio.gather(*(ask(self.uplinks[n]) for n in numbers), return_exceptions=True)
+        found = {}
+        for number, answer in zip(numbers, answers):
+            if isinstance(answer, BaseException):
+                logger.info("node %d did not answer %s: %s", number, method, answer)
+            else:
+                found[number] = answer
+        return found
+
+    def send_lines(self, job_id: bytes, lines: list[Any]) -> bool:
+        """Output of the job's workers to its driver, wherever that is. False: too much is unread there."""
+        number = self.number_of_driver(job_id)
+        if not number:
+            self._node.tell_drivers(job_id, "log_lines", lines)
+            return True
+        self.tell(number, "log_lines", job_id, lines)
+        peer = self.uplinks.get(number)
+        return peer is None or peer.unsent_bytes <= self._node.settings.log_backlog_bytes_max
+
+    # -- jobs
+
+    def keep_job(self, job_id: bytes, info: dict[str, Any]) -> None:
+        """The head's node knows every job, also those of drivers elsewhere."""
+        if job_id not in self._node.cores.jobs:
+            self._node.cores.jobs[job_id] = Job(job_id, info)
+            self._node.feed(self._node.pool, wm.JobStarted(job_id))
+
+    def tell_job(self, number: int, job_id: bytes) -> None:
+        """Sees to it that a node knows a job before it is told anything that concerns it."""
+        if number == 0 or number not in self._told_jobs or job_id in self._told_jobs[number]:
+            return
+        info = self._job_info(number, job_id)
+        if info is not None:
+            self.tell(number, "job", job_id, info)
+
+    def _job_info(self, number: int, job_id: bytes) -> dict[str, Any] | None:
+        job = self._node.cores.jobs.get(job_id)
+        if job is None:
+            return None
+        self._told_jobs[number].add(job_id)
+        return {name: getattr(job, name) for name in ("sys_path", "cwd", "env", "namespace", "runtime_env")}
+
+    def _set_job_env(self, job_id: bytes, text: str) -> None:
+        job = self._node.cores.jobs.get(job_id)
+        if job is not None:
+            job.runtime_env = text
+
+    def job_over(self, job_id: bytes) -> None:
+        for told in self._told_jobs.values():
+            told.discard(job_id)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def refuse_other_version(version: object, python_version: object) -> None:
+    """Raises: ValueError: of another ray, or of a Python whose pickled code ours can't read."""
+    if version != __version__:
+        raise ValueError(f"one of the two has ray {version}, the other ray {__version__}: install the same on both")
+    ours = tuple(sys.version_info[:2])
+    theirs = tuple(python_version)[:2] if isinstance(python_version, (tuple, list)) else python_version
+    if theirs != ours:
+        named = ".".join(map(str, theirs)) if isinstance(theirs, tuple) else theirs
+        raise ValueError(f"one of the two runs Python {named}, the other Python {ours[0]}.{ours[1]}: use the same")

@@ -1,0 +1,52 @@
+"""The other nodes of the cluster, as this node has been told of them. Node's main thread; no decisions.
+
+On every node of a cluster, the head's too. What the head says comes in its order: `up` before anything of that node,
+`down` when it is gone for good. A node is in the table exactly while it lives. The table is written to the session's
+folder (`cluster_file`) before anybody is told that it is known here: a core that meets a number of which it has not
+heard yet looks there. If the disk is full the table goes on from memory, and that one core may take a process for dead.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ray._launch import cluster_file
+
+if TYPE_CHECKING:
+    from .shell import Node
+
+logger = logging.getLogger("ray.node")
+
+
+class NodeTable:
+    def __init__(self, node: Node, number: int, head: tuple[str, int], rows: Iterable[Mapping[str, Any]] = ()) -> None:
+        """head: where the head's gate listens. rows: of the nodes that were there before."""
+        self._node = node
+        self._head = head
+        self._rows = {row["number"]: dict(row) for row in rows}
+        node.number = number
+        self._changed()
+
+    def up(self, row: Mapping[str, Any]) -> None:
+        self._rows[row["number"]] = dict(row)
+        self._changed()
+        self._node.tell_all("node_up", row["number"], row["node_id"], row["host"], row["port"])
+
+    def down(self, number: int, cause: str) -> None:
+        if self._rows.pop(number, None) is None:
+            return
+        self._changed()
+        self._node.guests.node_down(number, cause)
+        self._node.tell_all("node_down", number, cause)
+
+    def get(self, number: int) -> dict[str, Any] | None:
+        return self._rows.get(number)
+
+    def _changed(self) -> None:
+        self._node.nodes = list(self._rows.values())
+        try:
+            cluster_file.write(self._node.session.folder, self._node.number, self._head, self._node.nodes)
+        except OSError as error:
+            logger.error("the table of nodes could not be written: %s", error)

@@ -1,0 +1,297 @@
+"""A cluster of several nodes through the public API: joining, actors, groups, drivers on any node, deaths."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from typing import Any
+
+import pytest
+
+import ray
+from ray import exceptions
+from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from tests.wait import wait_until
+
+from .nodes import Nodes
+
+
+def here() -> str:
+    return str(ray.get_runtime_context().get_node_id())
+
+
+@ray.remote
+def where() -> str:
+    return here()
+
+
+@ray.remote
+class Counter:
+    def __init__(self, start: int = 0) -> None:
+        self.n = start
+
+    def add(self) -> int:
+        self.n += 1
+        return self.n
+
+    def where(self) -> str:
+        return here()
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+def refuses(actor: Any) -> bool:
+    try:
+        ray.get(actor.add.remote(), timeout=20)
+    except exceptions.RayActorError:
+        return True
+    return False
+
+
+def on(nodes: Nodes, number: int, soft: bool = False) -> dict[str, Any]:
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(nodes.node_id(number), soft=soft)}
+
+
+def run_driver(address: str, program: str, code: int = 0) -> str:
+    """Runs a program in a process of its own; returns what it wrote."""
+    text = f"import ray\nray.init(address={address!r}, logging_level='error')\n" + textwrap.dedent(program)
+    done = subprocess.run(
+        [sys.executable, "-c", text],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code, done.stdout
+    return done.stdout
+
+
+def test_nodes_and_resources_of_the_whole_cluster_are_seen(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 2, "special": 3}, labels={"zone": "far"}, _node_name="second")
+    rows = {row["NodeID"]: row for row in ray.nodes()}
+    assert set(rows) == {nodes.node_id(0), nodes.node_id(1)}
+    row = rows[nodes.node_id(1)]
+    assert row["Alive"] and row["Resources"]["special"] == 3 and row["Labels"]["zone"] == "far"
+    assert row["NodeName"] == "second"
+    assert ray.cluster_resources()["CPU"] == 3 and ray.cluster_resources()["special"] == 3
+
+    holder = Counter.options(num_cpus=2, **on(nodes, 1)).remote()
+    ray.get(holder.add.remote())
+    assert ray.available_resources().get("CPU", 0) == 1
+
+
+def test_a_node_that_is_removed_is_dead_for_everybody(nodes: Nodes) -> None:
+    number = nodes.add_node({"CPU": 2})
+    nodes.kill(number)
+    nodes.cluster.wait_for_nodes(10)
+    (dead,) = [row for row in ray.nodes() if not row["Alive"]]
+    assert dead["NodeID"] == nodes.node_id(number) and dead["DeathReasonMessage"]
+    assert ray.cluster_resources()["CPU"] == 1
+    again = nodes.add_node({"CPU": 2})
+    assert again == 2, "a number is never given again"
+    assert ray.get(where.options(**on(nodes, again)).remote(), timeout=20) == nodes.node_id(again)
+
+
+def test_actors_live_on_any_node_and_call_one_another(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 1})
+    near, far = Counter.options(**on(nodes, 0)).remote(), Counter.options(**on(nodes, 1)).remote(10)
+    assert ray.get([near.where.remote(), far.where.remote()], timeout=20) == [nodes.node_id(0), nodes.node_id(1)]
+    assert ray.get([far.add.remote() for _ in range(100)], timeout=20) == list(range(11, 111))
+
+    @ray.remote(num_cpus=0)
+    def through(counter: Any) -> int:
+        return int(ray.get(counter.add.remote()))
+
+    assert ray.get(through.options(**on(nodes, 1)).remote(near), timeout=20) == 1
+    assert ray.get(through.options(**on(nodes, 0)).remote(far), timeout=20) == 111
+    ray.kill(far)
+    with pytest.raises(exceptions.RayActorError):
+        ray.get(far.add.remote(), timeout=20)
+
+
+def test_more_actors_than_one_node_holds_are_spread_over_those_there_are(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 2})
+    actors = [Counter.options(num_cpus=1).remote() for _ in range(3)]
+    found = ray.get([actor.where.remote() for actor in actors], timeout=20)
+    assert sorted(found) == sorted([nodes.node_id(0), nodes.node_id(1), nodes.node_id(1)])
+
+
+def test_an_actor_restarts_on_another_node_when_its_own_dies(nodes: Nodes) -> None:
+    number = nodes.add_node({"CPU": 1})
+    actor = Counter.options(max_restarts=1, max_task_retries=-1, **on(nodes, number, soft=True)).remote()
+    assert ray.get(actor.where.remote(), timeout=20) == nodes.node_id(number)
+    nodes.kill(number)
+    assert ray.get(actor.where.remote(), timeout=20) == nodes.node_id(0)
+    assert ray.get(actor.add.remote(), timeout=20) == 1
+
+
+def test_an_actor_whose_worker_is_killed_restarts_and_the_caller_on_another_node_hears_of_it(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 1})
+    actor = Counter.options(max_restarts=1, max_task_retries=-1, **on(nodes, 1)).remote()
+    os.kill(ray.get(actor.pid.remote(), timeout=20), signal.SIGKILL)
+    assert ray.get(actor.add.remote(), timeout=20) == 1
+    os.kill(ray.get(actor.pid.remote(), timeout=20), signal.SIGKILL)
+    with pytest.raises(exceptions.RayActorError):
+        ray.get(actor.add.remote(), timeout=20)
+
+
+def test_an_actor_dies_with_its_owner_on_another_node(nodes: Nodes) -> None:
+    number = nodes.add_node({"CPU": 1})
+
+    @ray.remote
+    class Parent:
+        def make(self, options: dict[str, Any]) -> Any:
+            self.child = Counter.options(**options).remote()
+            return ray.get(self.child.pid.remote())
+
+    parent = Parent.options(**on(nodes, number)).remote()
+    pid = ray.get(parent.make.remote(on(nodes, 0)), timeout=20)
+    nodes.kill(number)
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
+
+
+@pytest.mark.parametrize("strategy", ["STRICT_SPREAD", "SPREAD", "STRICT_PACK", "PACK"])
+def test_placement_groups_over_nodes(nodes: Nodes, strategy: str) -> None:
+    nodes.add_node({"CPU": 2})
+    count = 2
+    group = placement_group([{"CPU": 1}] * count, strategy=strategy)
+    assert group.wait(10)
+    found = ray.get(
+        [
+            where.options(
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i)
+            ).remote()
+            for i in range(count)
+        ],
+        timeout=20,
+    )
+    assert len(set(found)) == (2 if "SPREAD" in strategy else 1)
+    actor = Counter.options(
+        num_cpus=1, scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=1)
+    ).remote()
+    assert ray.get(actor.where.remote(), timeout=20) == found[1]
+    remove_placement_group(group)  # the node of a bundle hears of it a moment later
+    wait_until(lambda: refuses(actor))
+    wait_until(lambda: ray.available_resources().get("CPU") == 3)
+
+
+def test_a_group_moves_when_the_node_of_a_bundle_dies(nodes: Nodes) -> None:
+    number = nodes.add_node({"CPU": 1})
+    group = placement_group([{"CPU": 1}] * 2, strategy="STRICT_SPREAD")
+    assert group.wait(10)
+    nodes.kill(number)
+    wait_until(lambda: ray.util.placement_group_table(group)["state"] == "RESCHEDULING")
+    other = nodes.add_node({"CPU": 1})
+    assert group.wait(10)
+    in_group = PlacementGroupSchedulingStrategy(group)
+    found = {ray.get(where.options(scheduling_strategy=in_group).remote(), timeout=20) for _ in range(4)}
+    assert found <= {nodes.node_id(0), nodes.node_id(other)}
+
+
+def test_a_driver_on_a_node_that_has_joined_uses_the_whole_cluster(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 1})
+    out = run_driver(
+        nodes.folder(1),
+        """
+        import numpy as np, os
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+        ids = [row["NodeID"] for row in ray.nodes()]
+        @ray.remote
+        def where(): return ray.get_runtime_context().get_node_id()
+        @ray.remote
+        class Named:
+            def total(self, a): return int(a.sum())
+        found = [ray.get(where.options(scheduling_strategy=On(i, soft=False)).remote()) for i in ids]
+        assert found == ids, found
+        big = ray.put(np.ones(500_000, dtype=np.int64))
+        for i in ids:
+            actor = Named.options(scheduling_strategy=On(i, soft=False), num_cpus=0).remote()
+            assert ray.get(actor.total.remote(big)) == 500_000
+        Named.options(name="kept", namespace="ns", lifetime="detached", num_cpus=0).remote()
+        print("own node", ray.get_runtime_context().get_node_id(), ray.cluster_resources()["CPU"])
+        """,
+    )
+    assert f"own node {nodes.node_id(1)} 2.0" in out
+    kept = ray.get_actor("kept", namespace="ns")
+    import numpy as np
+
+    assert ray.get(kept.total.remote(np.ones(3, dtype=np.int64)), timeout=20) == 3
+    ray.kill(kept)
+
+
+def test_a_program_that_is_killed_on_its_node_leaves_nothing_on_the_others(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 1})
+    out = run_driver(
+        nodes.folder(1),
+        f"""
+        import os, signal, time
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+        @ray.remote(num_cpus=0)
+        class Held:
+            def pid(self): return os.getpid()
+            def sleep(self): time.sleep(600)
+        held = Held.options(scheduling_strategy=On({nodes.node_id(0)!r}, soft=False)).remote()
+        print("pid", ray.get(held.pid.remote()), flush=True)
+        held.sleep.remote()
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        code=-signal.SIGKILL,
+    )
+    found = re.search(r"pid (\d+)", out)
+    assert found is not None
+    wait_until(lambda: not os.path.exists(f"/proc/{found[1]}"))
+    wait_until(lambda: ray.available_resources().get("CPU") == 2)
+
+
+def test_output_of_workers_on_other_nodes_reaches_the_driver(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 1, "far": 1})
+    program = """
+        @ray.remote(resources={"far": 1})
+        def say():
+            print("said far away")
+        ray.get(say.remote())
+        import time
+        time.sleep(0.5)
+    """
+    for folder in (nodes.cluster.address, nodes.folder(1)):
+        assert "said far away" in run_driver(folder, program)
+    assert "ip=127.0.0.1) said far away" in run_driver(nodes.cluster.address, program)
+
+
+def test_a_node_of_another_version_or_with_another_clock_is_refused(nodes: Nodes) -> None:
+    for odd, said in (("version=0.1", "install the same"), ("time_s=4000", "set the clocks")):
+        with pytest.raises(RuntimeError, match=said):
+            nodes.add_node({"CPU": 1}, odd=odd)
+    assert len(ray.nodes()) == 1
+
+
+def test_cluster_says_what_is_wrong_with_its_arguments() -> None:
+    with pytest.raises(ValueError, match="initialize_head=True"):
+        Cluster(connect=True)
+    cluster = Cluster()
+    with pytest.raises(RuntimeError, match="no node yet"):
+        _ = cluster.address
+    with pytest.raises(TypeError, match=r"unknown argument 'num_cpu'.*num_cpus"):
+        cluster.add_node(num_cpu=1)
+    cluster.shutdown()
+
+
+def test_the_end_of_the_head_is_the_end_of_all_nodes(engine: Any) -> None:
+    engine.watch()
+    cluster = Cluster(initialize_head=True)
+    node = cluster.add_node()
+    assert cluster.head_node is not None
+    os.kill(cluster.head_node.pid, signal.SIGKILL)
+    started = time.monotonic()
+    wait_until(lambda: not node.is_alive())
+    assert time.monotonic() - started < 5
+    cluster.shutdown()
+    engine.stop()
