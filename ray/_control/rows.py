@@ -79,6 +79,9 @@ class PlacementGroupRow(NamedTuple):
     nodes: list[str] = []  # of each bundle, hexadecimal; "" while it has none
     created_s: float = 0.0
     placed_s: float = 0.0  # when every bundle first had its place
+    selectors: list[Any] = []  # of each bundle, as ray/_scheduling/labels.py draws them
+    first: str = ""  # the preferred node, hexadecimal
+    cpu_fraction: float = 1.0
 
 
 class ErrorRow(NamedTuple):

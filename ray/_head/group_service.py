@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ray import exceptions
 from ray._head import actor_messages as am
 from ray._head import placement_groups as pg
-from ray._scheduling.bundle_policies import STRATEGIES
+from ray._scheduling.bundle_policies import STRATEGIES, Limits
 from ray._scheduling.strategy import GROUP_ID_BYTES, InGroup
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class GroupService:
             )
         detached = bool(spec.get("detached"))
         self._makers[group_id] = caller.tag
-        self.handle(pg.Create(group_id, caller.job_id, bundles, strategy, name, namespace, detached))
+        limits = _limits(spec, len(bundles))
+        self.handle(pg.Create(group_id, caller.job_id, bundles, strategy, name, namespace, detached, limits))
 
     def remove(self, caller: Caller, group_id: bytes) -> None:
         if self._makers.get(group_id) == caller.tag:
@@ -235,6 +236,16 @@ def _is_bundle(given: object) -> bool:
         and bool(given)
         and all(isinstance(name, str) and isinstance(units, int) and units > 0 for name, units in given.items())
     )
+
+
+def _limits(spec: dict[str, Any], n_bundles: int) -> Limits:
+    """Raises: ValueError: it is none."""
+    selectors, first, fraction = spec.get("selectors") or (), spec.get("first") or b"", spec.get("cpu_fraction", 1.0)
+    if len(selectors) not in (0, n_bundles) or not all(len(term) == 3 for terms in selectors for term in terms):
+        raise ValueError(f"create_group: selectors must be one for each of {n_bundles} bundles, not {selectors!r}")
+    if not isinstance(first, bytes) or not isinstance(fraction, float) or not 0 < fraction <= 1:
+        raise ValueError(f"create_group: first={first!r}, cpu_fraction={fraction!r}: expected bytes and a share")
+    return Limits(tuple(selectors), first, fraction)
 
 
 def _holds(bundle: dict[str, int], ask: dict[str, int]) -> bool:

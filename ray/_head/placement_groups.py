@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, Union
 from ray._control.rows import PlacementGroupRow
 from ray._head.global_scheduler import GlobalScheduler
 from ray._protocol.resources import describe
-from ray._scheduling import bundle_policies
+from ray._scheduling import bundle_policies, labels
 from ray._scheduling.machine import InvalidTransition, Story
 
 PENDING, RESERVING, CREATED = "PENDING", "RESERVING", "CREATED"
@@ -47,6 +47,7 @@ class Create(NamedTuple):
     name: str = ""
     namespace: str = ""
     detached: bool = False
+    limits: bundle_policies.Limits = bundle_policies.ANYWHERE
 
 
 class Prepared(NamedTuple):
@@ -166,8 +167,8 @@ class Group:
     """One placement group. Written by PlacementGroups only."""
 
     __slots__ = (
-        "asked", "attempt", "bundles", "created_s", "detached", "group_id", "job_id", "name", "namespace", "nodes",
-        "placed_s", "prepared", "said_infeasible", "state", "story", "strategy", "why",
+        "asked", "attempt", "bundles", "created_s", "detached", "group_id", "job_id", "limits", "name", "namespace",
+        "nodes", "placed_s", "prepared", "said_infeasible", "state", "story", "strategy", "why",
     )  # fmt: skip
 
     def __init__(self, event: Create, now: float) -> None:
@@ -178,6 +179,7 @@ class Group:
         self.name = event.name
         self.namespace = event.namespace
         self.detached = event.detached
+        self.limits = event.limits
         self.state = PENDING
         self.nodes: dict[int, bytes] = {}  # bundle -> node that holds it, committed
         self.asked: dict[bytes, list[int]] = {}  # node -> bundles it is asked to prepare, while RESERVING
@@ -209,6 +211,9 @@ class Group:
             nodes=[self.nodes.get(i, b"").hex() for i in range(len(self.bundles))],
             created_s=self.created_s,
             placed_s=self.placed_s,
+            selectors=[list(selector) for selector in self.limits.selectors],
+            first=self.limits.first.hex(),
+            cpu_fraction=self.limits.cpu_fraction,
         )
 
     def __repr__(self) -> str:
@@ -258,7 +263,7 @@ class PlacementGroups:
         """For a person: what a group that is not CREATED lacks."""
         views = self._placing.views()
         missing = group.missing()
-        if bundle_policies.possible(views, missing, group.strategy, group.nodes) is None:
+        if bundle_policies.possible(views, missing, group.strategy, group.nodes, group.limits) is None:
             return self._why_infeasible(group)
         free = "; ".join(f"node {view.node_id.hex()[:8]} has {describe(_above_zero(view.available))}" for view in views)
         asks = describe(bundle_policies.total_of(missing))
@@ -333,16 +338,17 @@ class PlacementGroups:
     def _try(self, group: Group, now: float) -> list[Action]:
         """Chooses nodes for what lies nowhere; if there are none, says once why that may take for ever."""
         missing, views = group.missing(), self._placing.views()
-        nodes = bundle_policies.place(views, missing, group.strategy, group.nodes)
+        nodes = bundle_policies.place(views, missing, group.strategy, group.nodes, group.limits)
         if nodes is None:
-            nodes = bundle_policies.possible(views, missing, group.strategy, group.nodes)
+            nodes = bundle_policies.possible(views, missing, group.strategy, group.nodes, group.limits)
             if nodes is None:
                 if group.said_infeasible:
                     return []
                 group.said_infeasible = True
                 return [GroupInfeasible(group.group_id, self._why_infeasible(group))]
-            if len(set(nodes.values())) > 1:
-                return []  # a node's report, or another group's end, brings us here again
+            if len(set(nodes.values())) > 1 or group.limits.cpu_fraction < 1:
+                # A node's report, or another group's end, brings us here again. (Its line knows of no fraction.)
+                return []
         return self._step(group, _Placed(nodes, may_wait=len(set(nodes.values())) == 1), now)
 
     def _why_infeasible(self, group: Group) -> str:
@@ -360,6 +366,11 @@ class PlacementGroups:
             asked = {name for bundle in group.bundles for name in bundle}
             offer = {name: largest.get(name, 0) for name in sorted(asked)}
             why = f"and of these the largest of the cluster's {len(views)} node(s) has {describe(offer)} in all"
+        wanted = [labels.describe(selector) for selector in group.limits.selectors if selector]
+        if wanted:
+            why += f"; its bundles may only lie where {' or '.join(dict.fromkeys(wanted))}"
+        if group.limits.cpu_fraction < 1:
+            why += f"; it may have {group.limits.cpu_fraction:g} of each node's CPUs"
         return f"{what}; {why}. It stays pending until more or larger nodes join; remove it, or ask for less"
 
     # -- rows of TRANSITIONS ------------------------------------------------------------------------------------------
@@ -467,8 +478,10 @@ class PlacementGroups:
         alive = {view.node_id for view in self._placing.views()}
         actions: list[Action] = []
         for row in rows:
+            selectors = [tuple((k, op, tuple(values)) for k, op, values in selector) for selector in row.selectors]
+            limits = bundle_policies.Limits(selectors, bytes.fromhex(row.first), row.cpu_fraction)
             made = Create(
-                row.group_id, row.job_id, row.bundles, row.strategy, row.name, row.namespace, row.detached
+                row.group_id, row.job_id, row.bundles, row.strategy, row.name, row.namespace, row.detached, limits
             )  # fmt: skip
             group = self._groups[row.group_id] = Group(made, row.created_s)
             group.placed_s = row.placed_s

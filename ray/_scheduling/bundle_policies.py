@@ -7,14 +7,19 @@
 
 Bundles that lie already (a group of which some were lost with their node) count as what they are: they draw PACK to
 them and drive SPREAD away. Ties go to the node that joined first, so a choice depends on nothing but the arguments.
+
+`Limits` narrows where a group may lie. Labels are asked for as one more resource, of which a node that has them has any
+amount and another none, so that no strategy needs to know of them.
 """
 
 from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from ray._protocol.resources import Resources
+from ray._scheduling import labels
 from ray._scheduling.policies import NodeView
 
 PACK, SPREAD, STRICT_PACK, STRICT_SPREAD = "PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"
@@ -22,24 +27,65 @@ STRATEGIES = (PACK, SPREAD, STRICT_PACK, STRICT_SPREAD)
 
 Bundles = Mapping[int, Mapping[str, int]]  # those to be placed, by index
 Placement = dict[int, bytes]  # index -> node
+Rooms = dict[bytes, dict[str, int]]  # what is free on each node; changed as bundles are put there
+
+
+class Limits(NamedTuple):
+    """What a group asks of nodes besides room."""
+
+    selectors: Sequence[labels.Selector] = ()  # of each bundle; none: any node will do for any
+    first: bytes = b""  # the node that is preferred, where several would do as well
+    cpu_fraction: float = 1.0  # of a node's CPUs, the rest stay free of this group and are not counted as room
+
+
+ANYWHERE = Limits()
+_ANY_AMOUNT = 2**62
 
 
 def place(
-    nodes: Sequence[NodeView], bundles: Bundles, strategy: str, lying: Mapping[int, bytes] | None = None
+    nodes: Sequence[NodeView],
+    bundles: Bundles,
+    strategy: str,
+    lying: Mapping[int, bytes] | None = None,
+    limits: Limits = ANYWHERE,
 ) -> Placement | None:
     """A node for each bundle by what is free now, or None.
 
     Args: lying: the group's other bundles, which stay where they are.
     """
     rooms = {node.node_id: dict(node.available) for node in nodes}
+    if limits != ANYWHERE:
+        rooms, bundles = _narrowed(nodes, rooms, bundles, limits)
     return _POLICIES[strategy](rooms, bundles, dict(lying or {}))
 
 
 def possible(
-    nodes: Sequence[NodeView], bundles: Bundles, strategy: str, lying: Mapping[int, bytes] | None = None
+    nodes: Sequence[NodeView],
+    bundles: Bundles,
+    strategy: str,
+    lying: Mapping[int, bytes] | None = None,
+    limits: Limits = ANYWHERE,
 ) -> Placement | None:
     """The same if all these nodes were empty: None means that waiting is no use until another node joins."""
-    return place([node._replace(available=node.total) for node in nodes], bundles, strategy, lying)
+    return place([node._replace(available=node.total) for node in nodes], bundles, strategy, lying, limits)
+
+
+def _narrowed(nodes: Sequence[NodeView], rooms: Rooms, bundles: Bundles, limits: Limits) -> tuple[Rooms, Bundles]:
+    asks = {index: dict(ask) for index, ask in bundles.items()}
+    for index, selector in enumerate(limits.selectors):
+        if not selector or index not in asks:
+            continue
+        name = f" labels of bundle {index}"  # a space in front: no resource is called so
+        asks[index][name] = 1
+        for node in nodes:
+            if labels.matches(node.labels, selector):
+                rooms[node.node_id][name] = _ANY_AMOUNT
+    for node in nodes:
+        kept_free = round(node.total.get("CPU", 0) * (1 - limits.cpu_fraction))
+        rooms[node.node_id]["CPU"] = rooms[node.node_id].get("CPU", 0) - kept_free
+    if limits.first in rooms:
+        rooms = {limits.first: rooms[limits.first], **rooms}
+    return rooms, asks
 
 
 def total_of(bundles: Mapping[int, Mapping[str, int]]) -> Resources:
@@ -48,9 +94,6 @@ def total_of(bundles: Mapping[int, Mapping[str, int]]) -> Resources:
         for name, units in bundle.items():
             total[name] = total.get(name, 0) + units
     return total
-
-
-Rooms = dict[bytes, dict[str, int]]  # what is free on each node; changed as bundles are put there
 
 
 def _fits(room: Mapping[str, int], ask: Mapping[str, int]) -> bool:

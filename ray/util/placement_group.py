@@ -25,6 +25,7 @@ def placement_group(
     lifetime: str | None = None,
     _soft_target_node_id: str | None = None,
     bundle_label_selector: Sequence[Mapping[str, str]] | None = None,
+    _max_cpu_fraction_per_node: float | None = None,
 ) -> PlacementGroup:
     """Asks for a placement group, and returns it at once: `ready()` and `wait()` tell when it has its place.
 
@@ -34,11 +35,13 @@ def placement_group(
             "STRICT_SPREAD" each on another.
         name: by which get_placement_group finds it in this namespace.
         lifetime: "detached": it outlives its job, until it is removed. None: it ends with it.
-        _soft_target_node_id, bundle_label_selector: not built yet.
+        bundle_label_selector: of each bundle, the labels that its node must have, such as [{"zone": "a"}, {}].
+        _soft_target_node_id: the node, in hexadecimal, that a STRICT_PACK group is put on if it has room.
+        _max_cpu_fraction_per_node: 0 to 1: the group leaves the rest of each node's CPUs to others.
     Raises: ValueError, TypeError: naming the argument; the name is taken.
     Blocks: only with a name, for the head's answer.
     """
-    from ray import _options, api
+    from ray import api
 
     checked = _checked_bundles(bundles)
     if strategy not in VALID_PLACEMENT_GROUP_STRATEGIES:
@@ -47,15 +50,12 @@ def placement_group(
         raise TypeError(f"name={name!r}: expected a string")
     if lifetime not in (None, "detached"):
         raise ValueError(f"lifetime={lifetime!r}: expected 'detached' or None")
-    if _soft_target_node_id is not None:
-        raise _options.not_built("_soft_target_node_id", _soft_target_node_id, "a preferred node for a group")
-    if bundle_label_selector:
-        raise _options.not_built("bundle_label_selector", bundle_label_selector, "bundles placed by node labels")
     group_id = os.urandom(16)
     spec: dict[str, Any] = {
         "bundles": to_units(checked),
         "strategy": strategy,
         "detached": lifetime == "detached",
+        **_limits(len(checked), strategy, bundle_label_selector, _soft_target_node_id, _max_cpu_fraction_per_node),
     }
     engine = api.engine()
     if name:
@@ -156,6 +156,35 @@ def _checked_bundles(bundles: Any) -> list[dict[str, float]]:
             raise ValueError(f"bundles[{i}]={dict(bundle)!r}: expected an amount above 0 of one resource at least")
         checked.append(amounts)
     return checked
+
+
+def _limits(n_bundles: int, strategy: str, selectors: Any, first: Any, fraction: Any) -> dict[str, Any]:
+    """What the head is told of where the group may lie; nothing where nothing was said."""
+    from ray import _options
+
+    said: dict[str, Any] = {}
+    if selectors:
+        if isinstance(selectors, (str, bytes, Mapping)) or not isinstance(selectors, Sequence):
+            raise TypeError(f"bundle_label_selector={selectors!r}: expected a list of dicts, one for each bundle")
+        if len(selectors) != n_bundles:
+            raise ValueError(
+                f"bundle_label_selector={selectors!r}: expected one dict for each of the {n_bundles} bundles; {{}} "
+                "where any node will do"
+            )
+        checked = [_options.label_selector(f"bundle_label_selector[{i}]", s) for i, s in enumerate(selectors)]
+        said["selectors"] = [selector or () for selector in checked]
+    if first is not None:
+        if strategy != "STRICT_PACK":
+            raise ValueError(f"_soft_target_node_id is only for strategy='STRICT_PACK', and this is {strategy!r}")
+        try:
+            said["first"] = bytes.fromhex(first)
+        except (TypeError, ValueError):
+            raise ValueError(f"_soft_target_node_id={first!r}: expected a node's id in hexadecimal") from None
+    if fraction is not None:
+        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
+            raise ValueError(f"_max_cpu_fraction_per_node={fraction!r}: expected a number above 0, at most 1")
+        said["cpu_fraction"] = float(fraction)
+    return said
 
 
 def _readable(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -394,12 +394,60 @@ def test_what_a_worker_made_ends_with_the_job_and_not_with_the_worker(ray_shared
         ({"bundles": [{"CPU": 1}], "strategy": "TIGHT"}, ValueError, "strategy='TIGHT': expected one of"),
         ({"bundles": [{"CPU": 1}], "name": 3}, TypeError, "name=3"),
         ({"bundles": [{"CPU": 1}], "lifetime": "long"}, ValueError, "lifetime='long': expected 'detached' or None"),
-        ({"bundles": [{"CPU": 1}], "bundle_label_selector": [{"a": "b"}]}, NotImplementedError, "bundle_label"),
+        (
+            {"bundles": [{"CPU": 1}], "bundle_label_selector": [{}, {}]},
+            ValueError,
+            "one dict for each of the 1 bundles",
+        ),
+        ({"bundles": [{"CPU": 1}], "bundle_label_selector": {"a": "b"}}, TypeError, "expected a list of dicts"),
+        ({"bundles": [{"CPU": 1}], "bundle_label_selector": [{"a": 1}]}, TypeError, r"bundle_label_selector\[0\]"),
+        ({"bundles": [{"CPU": 1}], "_soft_target_node_id": "00"}, ValueError, "only for strategy='STRICT_PACK'"),
+        (
+            {"bundles": [{"CPU": 1}], "strategy": "STRICT_PACK", "_soft_target_node_id": "zz"},
+            ValueError,
+            "_soft_target_node_id='zz': expected a node's id in hexadecimal",
+        ),
+        (
+            {"bundles": [{"CPU": 1}], "_max_cpu_fraction_per_node": 0},
+            ValueError,
+            "expected a number above 0, at most 1",
+        ),
     ],
 )
 def test_a_wrong_argument_of_placement_group_is_named(ray_shared, arguments, error, message):
     with pytest.raises(error, match=message):
         placement_group(**arguments)
+
+
+@pytest.mark.parametrize("ray_start", [{"num_cpus": 2, "labels": {"zone": "a"}}], indirect=True)
+def test_bundles_lie_only_where_the_labels_are_that_they_ask_for(ray_start):
+    here = placement_group([{"CPU": 1}, {"CPU": 1}], bundle_label_selector=[{"zone": "in(a, b)"}, {}])
+    assert here.wait(10)
+    remove_placement_group(here)
+    elsewhere = placement_group([{"CPU": 1}], bundle_label_selector=[{"zone": "b"}])
+    assert not elsewhere.wait(0)
+    assert "its bundles may only lie where zone = b" in placement_group_table(elsewhere)["why"]
+
+
+@FOUR
+def test_a_group_leaves_the_share_of_cpus_that_it_was_told_to(ray_start):
+    half = placement_group([{"CPU": 1}, {"CPU": 1}], _max_cpu_fraction_per_node=0.5)
+    assert half.wait(10)
+    more = placement_group([{"CPU": 1}], _max_cpu_fraction_per_node=0.5)
+    assert not more.wait(0) and placement_group_table(more)["state"] == "PENDING"
+    never = placement_group([{"CPU": 3}], _max_cpu_fraction_per_node=0.5)
+    assert "it may have 0.5 of each node's CPUs" in placement_group_table(never)["why"]
+    remove_placement_group(never)
+    remove_placement_group(half)
+    assert more.wait(10)
+
+
+@pytest.mark.parametrize("target", ["this", "gone"])
+def test_a_soft_target_that_is_gone_keeps_no_group_from_its_place(ray_shared, target):
+    node = ray.nodes()[0]["NodeID"] if target == "this" else "ff" * 16
+    group = placement_group([{"CPU": 1}], strategy="STRICT_PACK", _soft_target_node_id=node)
+    assert group.wait(10)
+    remove_placement_group(group)
 
 
 @pytest.mark.parametrize("index", [2, 100, -2])

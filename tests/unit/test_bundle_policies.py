@@ -6,7 +6,8 @@ import collections
 
 import pytest
 
-from ray._scheduling.bundle_policies import STRATEGIES, place, possible
+from ray._scheduling import labels
+from ray._scheduling.bundle_policies import STRATEGIES, Limits, place, possible
 from ray._scheduling.policies import NodeView
 
 
@@ -50,6 +51,42 @@ def test_spread_keeps_away_from_where_the_group_lies_already() -> None:
 def test_strict_pack_is_one_node_or_nothing() -> None:
     assert set(place(nodes(2, 4), bundles(2, 2), "STRICT_PACK").values()) == {b"\1"}  # type: ignore[union-attr]
     assert place(nodes(2, 3), bundles(2, 2), "STRICT_PACK") is None
+
+
+def in_zones(*zones: str, cpus: int = 4) -> list[NodeView]:
+    return [node._replace(labels={"zone": zone}) for node, zone in zip(nodes(*[cpus] * len(zones)), zones)]
+
+
+def zones(*wanted: str) -> Limits:
+    return Limits([labels.parse_selector({"zone": zone}) if zone else () for zone in wanted])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_bundle_lies_only_on_nodes_with_its_labels(strategy: str) -> None:
+    found = place(in_zones("a", "b", "b"), bundles(1, 1), strategy, limits=zones("b", "b"))
+    assert found is not None and set(found.values()) <= {b"\1", b"\2"}
+    assert possible(in_zones("a", "b"), bundles(1, 1), strategy, limits=zones("b", "c")) is None
+
+
+def test_bundles_that_ask_for_different_labels_lie_apart() -> None:
+    assert place(in_zones("a", "b"), bundles(1, 1, 1), "PACK", limits=zones("b", "a", "")) in (
+        {0: b"\1", 1: b"\0", 2: b"\0"},
+        {0: b"\1", 1: b"\0", 2: b"\1"},
+    )
+    assert place(in_zones("a", "b"), bundles(1, 1), "STRICT_PACK", limits=zones("a", "b")) is None
+
+
+def test_the_preferred_node_is_taken_if_it_has_room() -> None:
+    preferred = Limits(first=b"\2")
+    assert place(nodes(4, 4, 4), bundles(1, 1), "STRICT_PACK", limits=preferred) == {0: b"\2", 1: b"\2"}
+    assert place(nodes(4, 4, 1), bundles(1, 1), "STRICT_PACK", limits=preferred) == {0: b"\0", 1: b"\0"}
+    assert place(nodes(4, 4), bundles(1, 1), "STRICT_PACK", limits=preferred) == {0: b"\0", 1: b"\0"}
+
+
+def test_a_share_of_each_nodes_cpus_is_not_counted_as_room() -> None:
+    assert place(nodes(4, free=(3,)), bundles(1), "PACK", limits=Limits(cpu_fraction=0.5)) == {0: b"\0"}
+    assert place(nodes(4, free=(2,)), bundles(1), "PACK", limits=Limits(cpu_fraction=0.5)) is None
+    assert possible(nodes(4), bundles(3), "PACK", limits=Limits(cpu_fraction=0.5)) is None
 
 
 def test_strict_spread_is_a_node_each_or_nothing() -> None:

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
+from ray._control import rows
 from ray._head import global_scheduler as gs
 from ray._head import placement_groups as pg
 from ray._node import lease_messages as lm
 from ray._node.local_scheduler import LocalScheduler
 from ray._protocol.resources import UNITS
+from ray._scheduling import labels
+from ray._scheduling.bundle_policies import Limits
 from ray._scheduling.node_resources import NodeResources
 from ray._scheduling.strategy import (
     InGroup,
@@ -213,6 +216,18 @@ def test_a_head_that_restarts_reads_its_groups_back() -> None:
     lost.groups.restore(rows[:1], 1.0)
     assert lost.state() == "RESCHEDULING"
     assert asked(lost.join(C)) == {C: [1]}
+
+
+def test_where_a_group_may_lie_outlives_the_head() -> None:
+    head = Head(A)
+    limits = Limits((labels.parse_selector({"zone": "b"}), ()), A, 0.5)
+    head.create(CPU, CPU, strategy="STRICT_PACK", limits=limits)
+    saved = [rows.loads(pg.PlacementGroupRow, rows.dumps(group.row())) for group in head.groups.all()]
+    after = Head(A)
+    after.groups.restore(saved, 1.0)
+    group = after.groups.get(G)
+    assert group is not None and group.limits == limits._replace(selectors=list(limits.selectors))
+    assert "zone = b" in after.groups.why_waiting(group)
 
 
 # --- the node ----------------------------------------------------------------------------------------------------
