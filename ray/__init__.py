@@ -14,8 +14,12 @@ if TYPE_CHECKING:  # "as" says that these are the package's own names (PEP 484)
     from ray import actor as actor
     from ray import client as client
     from ray import client_builder as client_builder
+    from ray import cloudpickle as cloudpickle
+    from ray import dag as dag
     from ray import exceptions as exceptions
+    from ray import experimental as experimental
     from ray import log as log
+    from ray import remote_function as remote_function
     from ray import runtime_env as runtime_env
     from ray import types as types
     from ray import util as util
@@ -78,7 +82,7 @@ _HOME = {  # public name: module that has it; "" stands for the submodule of tha
         ["actor", "client", "client_builder", "exceptions", "job_config", "plasma", "runtime_context", "runtime_env"],
         "",
     ),
-    **dict.fromkeys(["log", "types", "util"], ""),
+    **dict.fromkeys(["cloudpickle", "dag", "experimental", "log", "remote_function", "types", "util"], ""),
     **dict.fromkeys(["_private", "_raylet"], ""),  # what libraries reach for: see ray/_private
 }
 

@@ -27,6 +27,7 @@ from ray.types import ActorID
 if TYPE_CHECKING:
     from ray._core.engine import ActorRef, ActorTemplate
     from ray._local_mode import InlineActor, InlineActorTemplate
+    from ray.dag.class_node import ClassMethodNode, ClassNode
 
 __all__ = [
     "ActorClass", "ActorClassInheritanceException", "ActorHandle", "ActorMethod", "Checkpoint", "CheckpointContext",
@@ -233,8 +234,11 @@ class ActorMethod:
         target = self.options(**options) if options else self
         return target.remote(*(args or ()), **(kwargs or {}))
 
-    def bind(self, /, *args: Any, **kwargs: Any) -> NoReturn:
-        raise NotImplementedError(f"{self._method.name}.bind(): task graphs are not built yet in this version of ray")
+    def bind(self, /, *args: Any, **kwargs: Any) -> ClassMethodNode:
+        """A call that is written down and runs later, as part of a graph: see ray.dag."""
+        from ray.dag.class_node import ClassMethodNode
+
+        return ClassMethodNode(self, self._method.name, args, kwargs, {})
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> NoReturn:
         name = self._method.name
@@ -409,8 +413,11 @@ class ActorClass(Generic[T]):
         target = self.options(**options) if options else self
         return target.remote(*(args or ()), **(kwargs or {}))
 
-    def bind(self, /, *args: Any, **kwargs: Any) -> NoReturn:
-        raise NotImplementedError(f"{self.__name__}.bind(): task graphs are not built yet in this version of ray")
+    def bind(self, /, *args: Any, **kwargs: Any) -> ClassNode[T]:
+        """An actor that each run of a graph makes: see ray.dag."""
+        from ray.dag.class_node import ClassNode
+
+        return ClassNode(self, args, kwargs)
 
     @property
     def __ray_actor_class__(self) -> type[T]:

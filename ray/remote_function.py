@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ray._core.engine import TaskTemplate
     from ray._local_mode import InlineTask
+    from ray.dag.function_node import FunctionNode
     from ray.object_ref import ObjectRef
 
     P = ParamSpec("P")
@@ -102,8 +103,11 @@ class RemoteFunction(Generic[P, Out]):
         target = self.options(**options) if options else self
         return target.remote(*(args or ()), **(kwargs or {}))
 
-    def bind(self, /, *args: Any, **kwargs: Any) -> NoReturn:
-        raise NotImplementedError(f"{self.__name__}.bind(): task graphs are not built yet in this version of ray")
+    def bind(self, /, *args: Any, **kwargs: Any) -> FunctionNode[Out]:
+        """A call that is written down and runs later, as part of a graph: see ray.dag."""
+        from ray.dag.function_node import FunctionNode
+
+        return FunctionNode(self, args, kwargs)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(

@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # The nouns and verbs that programs written for Ray's public API use on one machine.
 NAMES = """
 ActorID DynamicObjectRefGenerator JobID NodeID ObjectID ObjectRef ObjectRefGenerator TaskID WorkerID
-actor available_resources cancel cluster_resources exceptions get get_actor get_gpu_ids get_runtime_context
-init is_initialized kill method nodes put remote shutdown timeline util wait __version__
+Language LoggingConfig
+actor available_resources cancel cloudpickle cluster_resources dag exceptions experimental get get_actor get_gpu_ids get_runtime_context
+init is_initialized kill log method nodes put remote remote_function shutdown timeline util wait __version__
 """.split()
 OLDER_NAMES = "error_info LOCAL_MODE PYTHON_MODE SCRIPT_MODE SILENT_MODE WORKER_MODE".split()
 # A driver that only imports must stay small and quick: none of these may come with it.

@@ -30,6 +30,7 @@ MODULES = (
     "ray.types",
     "ray.exceptions",
     "ray.util",
+    "ray.dag",
     "ray.util.collective",
     "ray.util.iter",
     "ray.util.metrics",
