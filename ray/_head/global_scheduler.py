@@ -18,6 +18,7 @@ from typing import NamedTuple, Union
 
 from ray._protocol.resources import describe
 from ray._scheduling import labels
+from ray._scheduling.nearest import nearest
 from ray._scheduling.policies import NodeView, choose
 from ray._scheduling.strategy import NodeAffinity, NodeLabels, Strategy
 
@@ -184,12 +185,10 @@ class GlobalScheduler:
             if not admitted:
                 wanted = " or ".join(labels.describe(selector) for selector in request.strategy.alternatives)
                 return f"{what} on a node with {wanted}, and no node has these labels. It stays queued until one joins"
-        largest: dict[str, int] = {}
-        for node in self._nodes.values():
-            for name, units in node.total.items():
-                largest[name] = max(largest.get(name, 0), units)
+        if not self._nodes:
+            return f"{what}, and there is no node. It stays queued until one joins"
         return (
-            f"{what}, which no node of the cluster can ever offer: the most of any node is {describe(largest)}. "
+            f"{what}, which no node of the cluster can ever offer: {nearest(request.ask, self.views())}. "
             "It stays queued until such a node joins"
         )
 

@@ -21,7 +21,7 @@ def audit(of: LocalScheduler) -> None:
         states[lease.state].add(lease.lease_id)
         assert (lease.allocation is None) == (lease.state == QUEUED), lease
         assert lease.is_actor or lease.state == ENDING or lease.tag in of._cores, lease
-    in_lines = [waiter for c in of._lines.classes.values() for line in c.lines.values() for waiter in line]
+    in_lines = [waiter for c in of._lines.classes.values() for line in c.lines() for waiter in line]
     queued = {waiter.lease_id for waiter in in_lines if isinstance(waiter, Lease)}
     reservations = {id(waiter) for waiter in in_lines if isinstance(waiter, Reservation)}
     here = of.bundles.groups.values()

@@ -118,40 +118,57 @@ class Waiter(Protocol):
 
 
 class SchedulingClass:
-    """All that wait for the same: a line for each owner, the owners in turn."""
-
-    __slots__ = ("key", "lines")
+    """All that wait for the same: jobs in turn, the owners of a job in turn, a line for each owner. So neither a job of
+    many tasks nor one of many owners shuts out another with a few."""
 
     def __init__(self, key: ClassKey) -> None:
         self.key = key
-        self.lines: OrderedDict[bytes, deque[Waiter]] = OrderedDict()
+        self._jobs: OrderedDict[bytes, OrderedDict[bytes, deque[Waiter]]] = OrderedDict()  # next in turn first
 
     @property
     def shape(self) -> Shape:
         return self.key.shape
 
     def add(self, waiter: Waiter) -> None:
-        self.lines.setdefault(waiter.line, deque()).append(waiter)
+        self._jobs.setdefault(waiter.job_id, OrderedDict()).setdefault(waiter.line, deque()).append(waiter)
 
     def remove(self, waiter: Waiter) -> None:
-        line = self.lines[waiter.line]
+        lines = self._jobs[waiter.job_id]
+        line = lines[waiter.line]
         line.remove(waiter)
         if not line:
-            del self.lines[waiter.line]
+            del lines[waiter.line]
+        if not lines:
+            del self._jobs[waiter.job_id]
+
+    def __bool__(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._jobs)
 
     def first(self) -> Waiter:
-        return next(iter(self.lines.values()))[0]
+        return next(iter(next(iter(self._jobs.values())).values()))[0]
 
     def pop(self) -> Waiter:
-        """The first; its owner is the last in turn now."""
-        key, line = self.lines.popitem(last=False)
+        """The first; its job, and in that its owner, are the last in turn now."""
+        job_id, lines = self._jobs.popitem(last=False)
+        owner, line = lines.popitem(last=False)
         waiter = line.popleft()
         if line:
-            self.lines[key] = line
+            lines[owner] = line
+        if lines:
+            self._jobs[job_id] = lines
         return waiter
 
+    def lines(self) -> list[deque[Waiter]]:
+        """One of each owner, none of them empty."""
+        return [line for lines in self._jobs.values() for line in lines.values()]
+
+    def is_only_for(self, owner: bytes) -> bool:
+        """Whether nobody else waits."""
+        return len(self._jobs) == 1 and list(next(iter(self._jobs.values()))) == [owner]
+
     def oldest(self) -> float:
-        return min(line[0].asked_at for line in self.lines.values())
+        return min(line[0].asked_at for line in self.lines())
 
     def count(self) -> int:
-        return sum(map(len, self.lines.values()))
+        return sum(map(len, self.lines()))

@@ -1,8 +1,8 @@
 """Who waits for resources of a node, class by class, and whose turn it is. Pure; a part of the local scheduler.
 
-Those that wait for the same stand in one *class*; the highest priority comes first, classes of the same take turns, and
-inside a class its owners. What is given, and what giving it means, is the scheduler's affair: it hands in `give`, which
-says whether there was room.
+Those that wait for the same stand in one *class*; the highest priority comes first, classes of the same take turns,
+inside a class jobs do, and inside a job its owners. What is given, and what giving it means, is the scheduler's affair:
+it hands in `give`, which says whether there was room.
 
 A large request could wait forever behind a stream of small ones: one that has waited long gets windows of time
 (`_holding_back`) in which nobody else may take what it lacks. Windows, not a reservation: what it waits for may
@@ -41,7 +41,7 @@ class Lines:
     def remove(self, waiter: Waiter) -> None:
         key = waiter.key
         self.classes[key].remove(waiter)
-        if not self.classes[key].lines:
+        if not self.classes[key]:
             del self.classes[key]
 
     def serve(
@@ -71,7 +71,7 @@ class Lines:
                 if not give(waiting, now):
                     continue
                 served = True
-                if waiting.lines:
+                if waiting:
                     self.classes.move_to_end(key)
                 else:
                     del self.classes[key]
@@ -89,7 +89,7 @@ class Lines:
             return False  # what it holds is in a bundle that the other may not use, or the other way round
         if waiting.key.priority < lease.priority:
             return False  # it would only be asked for again, and granted first
-        if waiting.key == lease.key and list(waiting.lines) == [lease.tag]:
+        if waiting.key == lease.key and waiting.is_only_for(lease.tag):
             return False  # only the holder itself waits, for more of the same: it has no idle lease, or soon uses it
         held = lease.allocation.units if lease.allocation else {}
         return any(name in held for name, _ in waiting.shape)
@@ -136,5 +136,5 @@ class Lines:
     def check(self) -> None:
         """Raises: AssertionError."""
         for key, waiting in self.classes.items():
-            assert waiting.lines and all(waiting.lines.values()), key
-            assert all(waiter.key == key for line in waiting.lines.values() for waiter in line), key
+            assert waiting and all(waiting.lines()), key
+            assert all(waiter.key == key for line in waiting.lines() for waiter in line), key

@@ -11,9 +11,10 @@ of
 
 If an owner dies, all its leases end; if a worker dies, its lease is lost and the owner is told. Requests of one
 scheduling class (the same shape, environment and priority) wait together; the highest priority comes first, classes of
-the same take turns, and inside a class the owners take turns (`lines.py`), so one process with a million tasks does not
-shut out another with one. A request that can never be met stays queued and its owner is told why. Somebody waiting
-makes every other holder be asked to give back leases it has no work for.
+the same take turns, inside a class the jobs, and inside a job the owners (`lines.py`), so one process with a million
+tasks does not shut out another with one, nor a job of a hundred processes one that has a single driver. A request that
+can never be met stays queued and its owner is told why. Somebody waiting makes every other holder be asked to give back
+leases it has no work for.
 
 A lease may name a placement group: then it draws from one of the group's bundles here (`bundles.py`), waits until there
 is one, and ends with the group. A reservation of bundles stands in line like a lease, but takes what it needs only when
@@ -187,7 +188,7 @@ class LocalScheduler:
             waiter
             for key, waiting in self._lines.classes.items()
             if key.kind == TASK and self.neighbours.any_room(key.shape)
-            for line in waiting.lines.values()
+            for line in waiting.lines()
             for waiter in line
         ]
         for lease in aside + waiting:

@@ -26,7 +26,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from ray._protocol.resources import Resources, Shape, describe, describe_one
+from ray._protocol.resources import Resources, Shape
+from ray._scheduling.nearest import nearest
 from ray._scheduling.policies import PACK_UNTIL, NodeView, choose, feasible, fits, load
 from ray._scheduling.strategy import DEFAULT, Default, NodeAffinity, NodeLabels, Spread
 
@@ -198,18 +199,10 @@ class Neighbours:
     def why_nowhere(self, name: str, shape: Shape, here: NodeView) -> str:
         """That no node can ever hold it, and which one comes nearest."""
         views = [here, *(NodeView(n.row.node_id, n.row.total, {}) for n in self._by_number.values())]
-        lacks = {view.node_id: [r for r, units in shape if units > view.total.get(r, 0)] for view in views}
-        nearest = min(views, key=lambda view: len(lacks[view.node_id]))
-        ask = dict(shape)
-        parts = [
-            f"{describe_one(resource, ask[resource])} is asked for, and it has "
-            + (describe_one(resource, nearest.total[resource]) if nearest.total.get(resource) else f"no {resource!r}")
-            for resource in lacks[nearest.node_id]
-        ]
+        text = nearest(dict(shape), views)
         return (
-            f"{name or 'a task'} can't be scheduled: none of the {len(views)} nodes can ever hold it. Node "
-            f"{nearest.node_id.hex()}, with {describe(dict(nearest.total))}, comes nearest: {'; '.join(parts)}. It "
-            "stays queued until a node with enough of it joins; cancel it, or ask for less."
+            f"{name or 'a task'} can't be scheduled: none of the {len(views)} nodes can ever hold it. {text[0].upper()}"
+            f"{text[1:]}. It stays queued until a node with enough of it joins; cancel it, or ask for less."
         )
 
     def any_room(self, shape: Shape) -> bool:

@@ -261,6 +261,36 @@ def test_the_end_of_one_driver_ends_its_job_and_nobody_elses(standing, end):
     assert "Programs: none" in standing.command("status")
 
 
+def test_a_job_with_a_long_queue_does_not_shut_out_another(standing):
+    busy = """
+        import time
+        ray.init()
+        @ray.remote
+        def nap():
+            time.sleep(0.002)
+        refs = [nap.remote() for _ in range(100_000)]
+        ray.get(refs[10])
+        print("busy", flush=True)
+        ray.get(refs)
+    """
+    few = """
+        import time
+        ray.init()
+        @ray.remote
+        def one():
+            return 1
+        began = time.monotonic()
+        assert sum(ray.get([one.remote() for _ in range(10)])) == 10
+        print(time.monotonic() - began)
+    """
+    with standing.program(busy) as long:
+        assert long.stdout.readline() == "busy\n"
+        took_s = float(standing.run(few))
+        assert long.poll() is None
+        long.kill()
+    assert took_s < 2.0, "a worker of its own takes a few milliseconds, and what runs ends every 2"
+
+
 def test_what_drivers_and_their_workers_put_into_the_store_goes_with_them(standing):
     text = """
         import numpy as np

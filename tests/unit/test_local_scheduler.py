@@ -150,6 +150,24 @@ def test_owners_take_turns_so_a_long_queue_does_not_shut_out_a_short_one() -> No
     assert order.index((B, 1)) <= 1
 
 
+def test_jobs_take_turns_so_one_with_many_owners_gets_no_more_than_one_with_a_driver_alone() -> None:
+    bench = Bench({"CPU": 10_000})
+    others = [bytes([n]) * 16 for n in range(100, 120)]
+    for tag in others:
+        bench.do(lm.CoreJoined(tag, b"\2\0\0\0"))
+    lease = the(lm.Grant, bench.ask(others[0], 0, CPU1))
+    for tag in others:
+        bench.ask(tag, 1, CPU1)
+    for req_id in range(1, 5):
+        bench.ask(A, req_id, CPU1)
+    order = []
+    for _ in range(8):
+        lease = the(lm.Grant, bench.do(lm.LeaseReturned(lease.tag, lease.lease_id, True)))
+        order.append(lease.tag)
+    assert [tag == A for tag in order] in ([True, False] * 4, [False, True] * 4)
+    assert len({tag for tag in order if tag != A}) == 4, "its owners take turns"
+
+
 def test_classes_take_turns() -> None:
     bench = Bench({"CPU": 10_000, "x": 990_000})
     lease = the(lm.Grant, bench.ask(A, 0, CPU1)).lease_id
