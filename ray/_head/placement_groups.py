@@ -30,6 +30,7 @@ from ray._head.global_scheduler import GlobalScheduler
 from ray._protocol.resources import describe
 from ray._scheduling import bundle_policies, labels
 from ray._scheduling.machine import InvalidTransition, Story
+from ray._scheduling.nearest import nearest
 
 PENDING, RESERVING, CREATED = "PENDING", "RESERVING", "CREATED"
 RESCHEDULING, REMOVED = "RESCHEDULING", "REMOVED"
@@ -366,6 +367,11 @@ class PlacementGroups:
             asked = {name for bundle in group.bundles for name in bundle}
             offer = {name: largest.get(name, 0) for name in sorted(asked)}
             why = f"and of these the largest of the cluster's {len(views)} node(s) has {describe(offer)} in all"
+            alone = [bundle for bundle in group.bundles if not any(_holds(view.total, bundle) for view in views)]
+            if group.strategy == bundle_policies.STRICT_PACK:
+                alone = [bundle_policies.total_of(dict(enumerate(group.bundles)))]
+            if alone and views:
+                why += f"; {nearest(alone[0], views)}"
         wanted = [labels.describe(selector) for selector in group.limits.selectors if selector]
         if wanted:
             why += f"; its bundles may only lie where {' or '.join(dict.fromkeys(wanted))}"
@@ -531,6 +537,10 @@ class PlacementGroups:
     def stats(self) -> dict[str, int]:
         counts = collections.Counter(group.state for group in self._groups.values())
         return {**{state: counts[state] for state in STATES}, "late": self.late}
+
+
+def _holds(total: Mapping[str, int], bundle: Mapping[str, int]) -> bool:
+    return all(total.get(name, 0) >= units for name, units in bundle.items())
 
 
 def _above_zero(amounts: Mapping[str, int]) -> dict[str, int]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import ray
+from ray._core.engine import current
 from tests.wait import wait_until
 
 MIB = 2**20
@@ -105,9 +106,10 @@ def test_an_actor_ends_only_when_no_task_is_left_and_its_callers_hear_why(ray_st
         ray.get(hoard.grow.remote(1), timeout=20)
 
 
-@pytest.mark.parametrize(
-    "ray_start", [{"num_cpus": 2, "_system_config": {"memory_monitor_refresh_ms": 20}}], indirect=True
-)
+OFTEN = {"num_cpus": 2, "_system_config": {"memory_monitor_refresh_ms": 20}}
+
+
+@pytest.mark.parametrize("ray_start", [OFTEN], indirect=True)
 def test_a_task_that_uses_more_than_its_memory_ends_and_one_that_does_not_stays(ray_start: Any, tmp_path: Path) -> None:
     @ray.remote(memory=400 * MIB, max_retries=0)
     def use(mib: int) -> int:
@@ -129,3 +131,25 @@ def test_nothing_is_watched_if_the_refresh_is_0(ray_start: Any, tmp_path: Path) 
     assert ray.wait([ref], timeout=0.3)[0] == []
     Path(stop).touch()
     assert ray.get(ref, timeout=10) == 300
+
+
+@pytest.mark.parametrize("ray_start", [OFTEN], indirect=True)
+def test_a_node_on_which_nothing_runs_does_not_look(ray_start: Any) -> None:
+    @ray.remote
+    def nap() -> None:
+        time.sleep(0.3)
+
+    engine = current()
+    assert engine is not None
+
+    def watch() -> dict[str, Any]:
+        found: dict[str, Any] = engine.rpc("stats")["memory"]
+        return found
+
+    ref = nap.remote()
+    wait_until(lambda: watch()["looks"] > 0)
+    ray.get(ref)
+    wait_until(lambda: watch()["state"] == "RESTING")
+    before = watch()
+    time.sleep(0.2)  # ten times the period
+    assert watch() == before and not before["listens_to_pressure"]

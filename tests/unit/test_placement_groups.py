@@ -172,6 +172,16 @@ def test_a_group_that_can_never_be_placed_says_so_once() -> None:
     assert asked(head.join(B)) == {A: [0], B: [1]}
 
 
+def test_a_group_with_a_bundle_too_large_for_any_node_hears_which_node_comes_nearest() -> None:
+    head = Head()
+    head.join(A, 2)
+    head.join(B, 4)
+    (said,) = of_kind(head.create(CPU, {"CPU": 6 * UNITS}), pg.GroupInfeasible)
+    assert f"node {B.hex()}, with CPU: 4, comes nearest: CPU: 6 is asked for" in said.message
+    (said,) = of_kind(head.create(*[CPU] * 5, strategy="STRICT_PACK", id=H), pg.GroupInfeasible)
+    assert f"node {B.hex()}, with CPU: 4, comes nearest: CPU: 5 is asked for" in said.message
+
+
 def test_the_end_of_a_job_removes_its_groups_but_for_detached_ones() -> None:
     head = Head(A)
     head.create(CPU)
