@@ -308,7 +308,7 @@ cdef class Engine:
             return <Link>found
         if self.closed or (tag == self.tag and self.executor is None):
             return None
-        if self.node_table and node_number(tag) != self.number:
+        if node_number(tag) != self.number:
             conn.reset(connect_to(self, node_number(tag), tag))
         else:
             if self.reach is not None:

@@ -63,7 +63,24 @@ def on_node_down(Engine self, number, cause):
 cdef NodeAddress address_of(Engine self, uint32_t number):
     """Of a node that lives, as far as we have heard; None: of none such."""
     cdef NodeAddress address = self.node_table.get(number)
+    if address is None:
+        look_for_node(self, number)
+        address = self.node_table.get(number)
     return address if address is not None and address.alive else None
+
+
+cdef int look_for_node(Engine self, uint32_t number) except -1:
+    """A number that our node has not told us of: its word may be behind another process's that has heard of it already. Our
+    node wrote it to a file before it acknowledged the newcomer, so whom we don't find there is dead (docs/internals/cluster.md)."""
+    from ray._launch import cluster_file  # seldom needed, and it imports json
+
+    said = cluster_file.read(self.session_dir)
+    if said is None:
+        return 0
+    for row in said["nodes"]:
+        if row["number"] == number:
+            on_node_up(self, number, row["node_id"], row["host"], row["port"])
+    return 0
 
 
 cdef CConnection* connect_to(Engine self, uint32_t number, bytes tag) except? NULL:

@@ -53,7 +53,7 @@ class ClusterHead:
         self._told_jobs: dict[int, set[bytes]] = {}  # by node: jobs that it has heard of from here
         self._timer: asyncio.TimerHandle | None = None
         own = about_node(node)
-        node.cluster_view = ClusterView(node, lambda report: self._handle(Reported(0, report)))
+        node.cluster_view = ClusterView(node, lambda report: self._reported(0, report))
         self._table = NodeTable(node, 0, (own["host"], own["port"]))
         self._ids[0] = own.pop("node_id")
         self._handle(Joined(self._ids[0], own))
@@ -153,6 +153,8 @@ class ClusterHead:
             return self._set_job_env(*args)
         if method == "tool_rpc":
             return self._node.requests.of_tools.rpc(None, *args)
+        if method == "package_read":
+            return self._node.envs.packages.read(*args)
         raise LookupError(f"the head has no method {method!r} for nodes")
 
     def core_rpc(self, caller: Any, method: str, args: tuple[Any, ...]) -> Any:
@@ -171,9 +173,7 @@ class ClusterHead:
                 raise LookupError(f"the head understands no event {told!r}")
             head.event(caller, told, told_args)
         elif name == "resources":
-            (report,) = args
-            self._handle(Reported(number, report))
-            head.resources_reported(self._ids[number], report["available"])
+            self._reported(number, *args)
         elif name == "known":
             self._handle(Acknowledged(number, int(args[0])))
         elif name == "log_lines":
@@ -182,6 +182,10 @@ class ClusterHead:
             getattr(head, name)(*args)
         else:
             raise LookupError(f"the head understands no event {name!r} of a node")
+
+    def _reported(self, number: int, report: dict[str, Any]) -> None:
+        self._handle(Reported(number, report))
+        self._node.head.resources_reported(self._ids[number], report["available"])
 
     # -- who lives
 

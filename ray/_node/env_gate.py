@@ -19,6 +19,7 @@ from . import lease_messages as lm
 from . import worker_messages as wm
 from . import worker_pool as wp
 from .env_builds import EnvBuilds
+from .package_fetch import PackageFetch
 from .package_inbox import PackageInbox
 from .runtime_envs import RuntimeEnvs
 
@@ -39,6 +40,7 @@ class EnvGate:
             timeout_default_s=settings.runtime_env_setup_timeout_s,
         )
         self.inbox = PackageInbox(node.session.folder, settings.runtime_env_package_bytes_max)
+        self.packages = PackageFetch(node)
         self.builds = EnvBuilds(node, lambda event: node.feed(self.machine, event))
         self._requests: dict[em.Waiter, Any] = {}  # what the scheduler is to be told once the environment is ready
         self._keys: dict[str, str] = {}  # text -> key: many requests bring the same text
@@ -61,7 +63,19 @@ class EnvGate:
             self._node.feed(self._node.scheduler, request)
             return
         self._requests[waiter] = request._replace(env=key)
-        self._node.feed(self.machine, em.Requested(waiter, key, text))
+        self._ask_for(waiter, key, text)
+
+    def _ask_for(self, waiter: em.Waiter, key: str, text: str) -> None:
+        lacking = self.packages.lacking(text)
+        if lacking:
+            self._node.loop.create_task(self._ask_when_here(lacking, waiter, key, text))
+        else:
+            self._node.feed(self.machine, em.Requested(waiter, key, text))
+
+    async def _ask_when_here(self, lacking: list[str], waiter: em.Waiter, key: str, text: str) -> None:
+        await self.packages.fetch(lacking)
+        if waiter in self._requests and self._node.ending is None:
+            self._node.feed(self.machine, em.Requested(waiter, key, text))
 
     def set_of_job(self, job_id: bytes, text: str) -> None:
         """A client's, whose packages could only be sent once it had registered. Raises: ValueError."""
@@ -75,7 +89,7 @@ class EnvGate:
         key = self._key(text)
         if key and (json.loads(text).get("config") or {}).get("eager_install", True):
             self._requests["job", job_id] = wm.Prestart(job_id, prestart, key)
-            self._node.feed(self.machine, em.Requested(("job", job_id), key, text))
+            self._ask_for(("job", job_id), key, text)
 
     def withdraw(self, waiter: em.Waiter) -> None:
         if self._requests.pop(waiter, None) is not None:

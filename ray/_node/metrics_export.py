@@ -55,7 +55,8 @@ class MetricsExport:
         """What the node itself knows."""
         node, shown = self._node, Metrics()
         tasks: Counter[tuple[str, str]] = Counter()
-        for row in node.head.jobs.all():
+        leads = node.uplink is None  # another node shows only what is its own
+        for row in node.head.jobs.all() if leads else ():
             for (name, _, state), number in node.head.events.totals(row.job_id).items():
                 tasks[name, state] += number
         for report in answers["reports"]:
@@ -68,7 +69,7 @@ class MetricsExport:
             "Calls of the living jobs by name and state; ended ones by attempt.",
             {(("Name", name), ("State", state)): float(n) for (name, state), n in tasks.items() if n > 0},
         )
-        actors = node.head.stats()["actors"]
+        actors = node.head.stats()["actors"] if leads else {}
         shown.show("actors", "Actors by state.", {(("State", state),): float(n) for state, n in actors.items()})
         workers = Counter(worker.state for worker in node.pool.workers.values())
         shown.show("workers", "Worker processes by state.", {(("State", s),): float(n) for s, n in workers.items()})

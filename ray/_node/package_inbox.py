@@ -35,6 +35,15 @@ class PackageInbox:
             del self._unfinished[tag, uri]
             os.rename(path, target)
 
+    def piece(self, uri: str, offset: int, size: int) -> tuple[int, bytes] | None:
+        """(size of the package, at most size bytes of it from offset). None: it is not here."""
+        try:
+            with open(_packages.path_of(self._session_dir, uri), "rb") as file:
+                file.seek(offset)
+                return os.fstat(file.fileno()).st_size, file.read(size)
+        except FileNotFoundError:
+            return None
+
     def sender_left(self, tag: bytes) -> None:
         for key in [key for key in self._unfinished if key[0] == tag]:
             path = self._unfinished.pop(key)

@@ -135,6 +135,8 @@ class Uplink:
     def _on_rpc(self, method: str, args: tuple[Any, ...]) -> Any:
         if method == "local":  # this node's part of an answer about the whole cluster
             return self._node.gathering.local(*args)
+        if method == "package_read":
+            return self._node.envs.packages.read(*args)
         raise LookupError(f"the head asked for {method!r}, which no node has")
 
     def _node_up(self, row: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,9 +61,9 @@ def on(nodes: Nodes, number: int, soft: bool = False) -> dict[str, Any]:
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(nodes.node_id(number), soft=soft)}
 
 
-def run_driver(address: str, program: str, code: int = 0) -> str:
+def run_driver(address: str, program: str, code: int = 0, options: str = "") -> str:
     """Runs a program in a process of its own; returns what it wrote."""
-    text = f"import ray\nray.init(address={address!r}, logging_level='error')\n" + textwrap.dedent(program)
+    text = f"import ray\nray.init(address={address!r}, {options}logging_level='error')\n" + textwrap.dedent(program)
     done = subprocess.run(
         [sys.executable, "-c", text],
         stdout=subprocess.PIPE,
@@ -295,3 +296,46 @@ def test_the_end_of_the_head_is_the_end_of_all_nodes(engine: Any) -> None:
     assert time.monotonic() - started < 5
     cluster.shutdown()
     engine.stop()
+
+
+def test_working_dirs_and_hooks_of_a_program_are_there_on_every_node(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add_node({"CPU": 1})
+    (tmp_path / "data.txt").write_text("brought along")
+    (tmp_path / "helper.py").write_text("ANSWER = 42\n")
+    (tmp_path / "big.bin").write_bytes(os.urandom(3_000_000))
+    program = f"""
+        import os
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+        @ray.remote(num_cpus=0)
+        class Reads:
+            def read(self):
+                import helper
+                return open("data.txt").read(), helper.ANSWER, os.path.getsize("big.bin"), os.environ.get("HOOKED")
+        def hook(): os.environ["HOOKED"] = "yes"
+        env = {{"working_dir": {str(tmp_path)!r}, "worker_process_setup_hook": hook}}
+        for row in ray.nodes():
+            actor = Reads.options(scheduling_strategy=On(row["NodeID"], soft=False), runtime_env=env).remote()
+            print(*ray.get(actor.read.remote(), timeout=30))
+            task = ray.remote(lambda: open("data.txt").read()).options(
+                scheduling_strategy=On(row["NodeID"], soft=False), runtime_env={{"working_dir": {str(tmp_path)!r}}}
+            )
+            print(ray.get(task.remote(), timeout=30))
+    """
+    for folder in (nodes.folder(0), nodes.folder(1)):  # the packages lie there, and are fetched by the other
+        lines = run_driver(folder, program).splitlines()
+        assert lines == ["brought along 42 3000000 yes", "brought along"] * 2
+
+
+def test_a_job_environment_applies_on_every_node(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 1})
+    program = """
+        import os
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+        @ray.remote
+        def value(): return os.environ.get("OF_THE_JOB")
+        there = [On(row["NodeID"], soft=False) for row in ray.nodes()]
+        print([ray.get(value.options(scheduling_strategy=strategy).remote()) for strategy in there])
+    """
+    options = "runtime_env={'env_vars': {'OF_THE_JOB': 'set'}}, "
+    for folder in (nodes.folder(0), nodes.folder(1)):
+        assert run_driver(folder, program, options=options) == "['set', 'set']\n"
