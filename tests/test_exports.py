@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMES = """
 ActorID DynamicObjectRefGenerator JobID NodeID ObjectID ObjectRef ObjectRefGenerator TaskID WorkerID
 Language LoggingConfig
-actor available_resources cancel cloudpickle cluster_resources dag exceptions experimental get get_actor get_gpu_ids get_runtime_context
+actor available_resources cancel cloudpickle cluster_resources dag exceptions experimental
+get get_actor get_gpu_ids get_runtime_context
 init is_initialized kill log method nodes put remote remote_function shutdown timeline util wait __version__
 """.split()
 OLDER_NAMES = "error_info LOCAL_MODE PYTHON_MODE SCRIPT_MODE SILENT_MODE WORKER_MODE".split()

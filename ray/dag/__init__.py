@@ -2,7 +2,7 @@
 
 In the process that calls `execute`, in its thread; nothing here has a thread or keeps anything of a run. A graph is
 made of nodes that never change: `bind` of a remote function, an actor class or an actor's method makes one, whose
-arguments may be other nodes. `execute` submits each call once, arguments first, and hands refs on: it waits for nothing.
+arguments may be other nodes. `execute` submits each call once, arguments first, and hands refs on without waiting.
 Actors that a run makes live as long as anything of that run does. Start reading at `dag_node.py`.
 """
 
