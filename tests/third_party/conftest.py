@@ -20,6 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).parent / "programs"
 REQUIREMENTS = ("modin==0.37.1", "sf-hamilton==1.90.0", "evotorch==0.6.1", "torch==2.13.0")
+TENSORFLOW = ("tensorflow-cpu==2.21.0",)  # of its own: it is large, and pins what it needs
 INSTALL_S = 420.0
 RUN_S = 100.0
 
@@ -29,8 +30,19 @@ Run = Callable[[str], str]
 @pytest.fixture(scope="session")
 def python() -> Path:
     """The interpreter of that environment."""
+    return interpreter_with(REQUIREMENTS)
+
+
+@pytest.fixture(scope="session")
+def python_with_tensorflow() -> Path:
+    """The interpreter of one with TensorFlow."""
+    return interpreter_with(TENSORFLOW)
+
+
+def interpreter_with(requirements: tuple[str, ...]) -> Path:
+    """Of an environment in which these are installed, made unless it is there. Skips the test if it can't be."""
     # The path file below points at the environment of the tests, which may be another the next time, and this one gone.
-    made_from = [*REQUIREMENTS, sys.version, str(ROOT), sysconfig.get_path("purelib")]
+    made_from = [*requirements, sys.version, str(ROOT), sysconfig.get_path("purelib")]
     key = hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:12]
     folder = ROOT / "build" / "third-party" / key
     interpreter = folder / "bin" / "python"
@@ -40,7 +52,7 @@ def python() -> Path:
         # First, so that pip finds ray installed where a program asks for it, and brings no other.
         path_file = next(folder.glob("lib/python3*/site-packages")) / "zz_ray_of_this_tree.pth"
         path_file.write_text(f"{ROOT}\n{sysconfig.get_path('purelib')}\n")
-        pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *REQUIREMENTS]
+        pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
         done = subprocess.run(pip, capture_output=True, text=True, timeout=INSTALL_S)
         if done.returncode != 0 and "No matching distribution" in done.stderr and "connection" in done.stderr.lower():
             pytest.skip(f"the package index can't be reached: {done.stderr[-500:]}")
@@ -53,7 +65,16 @@ def python() -> Path:
 @pytest.fixture
 def run_program(python: Path, tmp_path: Path) -> Run:
     """Runs tests/third_party/programs/NAME in a folder of its own; returns its output. It must end with status 0."""
+    return runner(python, tmp_path)
 
+
+@pytest.fixture
+def run_with_tensorflow(python_with_tensorflow: Path, tmp_path: Path) -> Run:
+    """The same, with TensorFlow."""
+    return runner(python_with_tensorflow, tmp_path)
+
+
+def runner(python: Path, tmp_path: Path) -> Run:
     def run(name: str) -> str:
         env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
         done = subprocess.run(

@@ -24,5 +24,9 @@ def test_hamilton_agrees_with_itself_without_ray(run_program: Run) -> None:
     assert run_program("dataflow.py").split() == ["graph", "adapter,", "dynamic", "tasks"]
 
 
+def test_weights_of_tensorflow_1_and_2_models_travel(run_with_tensorflow: Run) -> None:
+    assert run_with_tensorflow("tensorflow_variables.py").split() == ["graph", "averaged", "eager"]
+
+
 def test_evotorch_finds_the_minimum_with_two_actors(run_program: Run) -> None:
     assert run_program("evolution.py").splitlines()[-1] == "found by 2 actors"
