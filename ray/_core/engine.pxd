@@ -1,5 +1,6 @@
 """The engine inside every driver and worker: who owns which field, in which unit. See engine.pyx for the walk-through."""
 cimport cython
+from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libcpp.deque cimport deque
 from libcpp.unordered_map cimport unordered_map
@@ -319,6 +320,8 @@ cdef class Engine:
     cdef dict borrowers               # tag -> {ObjectRef: count}: what others hold of ours
     cdef deque[Dropped] dropped       # refs whose deallocation the owner or the store must hear of
     cdef uint64_t wait_mark
+    cdef PyObject* last_rest          # what `wait` returned last as not ready: compared, never followed
+    cdef Py_ssize_t last_rest_size
     cdef dict loop_batches            # asyncio loop -> [(future, ref)] finished in this round
     cdef dict gets                    # request number -> ObjectRef asked of its owner
     cdef dict acks                    # request number -> Countdown
