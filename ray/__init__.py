@@ -49,7 +49,6 @@ if TYPE_CHECKING:  # "as" says that these are the package's own names (PEP 484)
     from ray.api import wait as wait
     from ray.api import wait_async as wait_async
     from ray.job_config import JobConfig as JobConfig
-    from ray.object_ref import ObjectRef as ObjectID  # noqa: F401
     from ray.object_ref import ObjectRef as ObjectRef
     from ray.object_ref_generator import DynamicObjectRefGenerator as DynamicObjectRefGenerator
     from ray.object_ref_generator import ObjectRefGenerator as ObjectRefGenerator
@@ -62,6 +61,8 @@ if TYPE_CHECKING:  # "as" says that these are the package's own names (PEP 484)
     from ray.types import NodeID as NodeID
     from ray.types import TaskID as TaskID
     from ray.types import WorkerID as WorkerID
+
+    ObjectID = ObjectRef  # the older name
 
 _HOME = {  # public name: module that has it; "" stands for the submodule of that name
     "__version__": "_version",

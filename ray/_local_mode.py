@@ -176,13 +176,13 @@ class Call:
                 f"{name}: num_returns={num_returns!r} is not built in local mode in this version of ray; leave "
                 "local_mode=True out"
             )
-        self.name = name
-        self.num_returns = num_returns
-        self.arity = options["arity"]
-        self.check = options["check"]
-        self.resources = options.get("resources") or {}
-        self.max_retries = options.get("max_retries", 0)
-        self.retry_exceptions = options.get("retry_exceptions", False)
+        self.name: str = name
+        self.num_returns: int = num_returns
+        self.arity: Any = options["arity"]
+        self.check: Any = options["check"]
+        self.resources: dict[str, int] = options.get("resources") or {}
+        self.max_retries: Any = options.get("max_retries", 0)
+        self.retry_exceptions: Any = options.get("retry_exceptions", False)
 
     def retries(self, error: Exception) -> bool:
         wanted = self.retry_exceptions
@@ -219,7 +219,7 @@ class InlineActor:
     def __init__(
         self, mode: LocalMode, actor_class: type, name: str, options: dict[str, Any], args: Any, kwargs: Any
     ) -> None:
-        self.actor_id = os.urandom(16)
+        self.actor_id: bytes = os.urandom(16)
         self.class_name = name
         self.options = options
         self.description: bytes = options["description"]

@@ -64,7 +64,7 @@ class LoggingConfig:
                 )
         self.encoding = encoding
         self.log_level = log_level
-        self.additional_log_standard_attrs = list(attributes)
+        self.additional_log_standard_attrs: list[str] = list(attributes)
 
     @property
     def level(self) -> int:

@@ -8,7 +8,7 @@ the named group could ever hold. Users find these classes in ray.util.placement_
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Union
 
 from ray._protocol.ids import BaseID
 from ray._protocol.resources import UNITS, describe
@@ -21,7 +21,7 @@ FOREVER_S = 2.0**31  # a timeout beyond this is none
 
 
 class PlacementGroupID(BaseID):
-    SIZE = 16
+    SIZE: ClassVar[int] = 16
     __slots__ = ()
 
 
@@ -31,7 +31,7 @@ class PlacementGroup:
     __slots__ = ("_bundles", "id")
 
     def __init__(self, id: PlacementGroupID, bundle_cache: Sequence[Mapping[str, float]] = ()) -> None:
-        self.id = id
+        self.id: PlacementGroupID = id
         self._bundles = tuple(dict(bundle) for bundle in bundle_cache)
 
     @staticmethod
@@ -154,7 +154,7 @@ class NodeAffinitySchedulingStrategy(SchedulingStrategy):
     """
 
     def __init__(self, node_id: str, soft: bool) -> None:
-        self.node_id = node_id.hex() if isinstance(node_id, BaseID) else node_id
+        self.node_id: str = node_id.hex() if isinstance(node_id, BaseID) else node_id
         self.soft = soft
         self.canonical()
 
@@ -178,7 +178,7 @@ class _Values:
     def __init__(self, *values: str) -> None:
         if not values:
             raise ValueError(f"{type(self).__name__}(): expected one value at least")
-        self.values = [labels.check_value(type(self).__name__, value) for value in values]
+        self.values: list[str] = [labels.check_value(type(self).__name__, value) for value in values]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.values))})"
@@ -224,8 +224,8 @@ class NodeLabelSchedulingStrategy(SchedulingStrategy):
     def __init__(
         self, hard: Mapping[str, LabelCondition] | None, *, soft: Mapping[str, LabelCondition] | None = None
     ) -> None:
-        self.hard = dict(_conditions("hard", hard))
-        self.soft = dict(_conditions("soft", soft))
+        self.hard: dict[str, LabelCondition] = dict(_conditions("hard", hard))
+        self.soft: dict[str, LabelCondition] = dict(_conditions("soft", soft))
         if not self.hard and not self.soft:
             raise ValueError("NodeLabelSchedulingStrategy: hard and soft are both empty: expected a condition at least")
 

@@ -33,15 +33,15 @@ class Signature:
         varargs: bool = True,
         varkw: bool = True,
     ) -> None:
-        self.name = name
-        self.positional = positional
-        self.n_positional_only = n_positional_only
-        self.n_required = n_required
-        self.keyword_only = keyword_only  # (name, required)
-        self.varargs = varargs
-        self.varkw = varkw
+        self.name: str = name
+        self.positional: tuple[str, ...] = positional
+        self.n_positional_only: int = n_positional_only
+        self.n_required: int = n_required
+        self.keyword_only: tuple[tuple[str, bool], ...] = keyword_only  # (name, required)
+        self.varargs: bool = varargs
+        self.varkw: bool = varkw
         if any(required for _, required in keyword_only):
-            self.bounds = (1, 0)
+            self.bounds: tuple[int, int] = (1, 0)
         else:
             self.bounds = (n_required, ANY_NUMBER if varargs else len(positional))
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec
 
+    from ray.dag.class_node import ClassMethodNode
+
     P = ParamSpec("P")
 else:
     P = TypeVar("P")  # as in remote_function.py
@@ -21,6 +23,9 @@ class TypedMethod(Generic[P, Out]):
         raise NotImplementedError("this class is for type checkers")
 
     def options(self, **options: Any) -> TypedMethod[P, Any]:
+        raise NotImplementedError("this class is for type checkers")
+
+    def bind(self, /, *args: Any, **kwargs: Any) -> ClassMethodNode:
         raise NotImplementedError("this class is for type checkers")
 
 

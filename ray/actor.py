@@ -82,10 +82,10 @@ class MethodDescription:
     __slots__ = ("generator", "name", "options", "signature")
 
     def __init__(self, name: str, signature: Signature, options: dict[str, Any], generator: bool | None) -> None:
-        self.name = name
-        self.signature = signature
-        self.options = options  # canonical, of _options.METHOD
-        self.generator = generator
+        self.name: str = name
+        self.signature: Signature = signature
+        self.options: dict[str, Any] = options  # canonical, of _options.METHOD
+        self.generator: bool | None = generator
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MethodDescription, (self.name, self.signature, self.options, self.generator)
@@ -97,10 +97,10 @@ class ClassDescription:
     __slots__ = ("__weakref__", "_pickled", "is_async", "key", "methods", "name")
 
     def __init__(self, key: bytes, name: str, methods: dict[str, MethodDescription], is_async: bool) -> None:
-        self.key = key  # random, made with the ActorClass: equal keys mean one and the same description
-        self.name = name
-        self.methods = methods
-        self.is_async = is_async
+        self.key: bytes = key  # random, made with the ActorClass: equal keys mean one and the same description
+        self.name: str = name
+        self.methods: dict[str, MethodDescription] = methods
+        self.is_async: bool = is_async
         self._pickled: bytes | None = None
 
     @classmethod
@@ -339,7 +339,7 @@ class ActorClass(Generic[T]):
         self._description = description or ClassDescription.of(actor_class)
         self._made: ActorTemplate | InlineActorTemplate | None = None
         self._variants: _options.Variants[ActorClass[T]] = _options.Variants()
-        self.__name__ = actor_class.__name__
+        self.__name__: str = actor_class.__name__
         self.__qualname__ = actor_class.__qualname__
         self.__module__ = actor_class.__module__
         self.__doc__ = actor_class.__doc__

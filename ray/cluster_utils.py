@@ -87,7 +87,7 @@ class Cluster:
             raise ValueError("Cluster: head_node_args belong to initialize_head=True")
         self.head_node: ClusterNode | None = None
         self.worker_nodes: list[ClusterNode] = []
-        self.connected = False
+        self.connected: bool = False
         self._token = os.urandom(32)
         if initialize_head:
             self.add_node(**(head_node_args or {}))

@@ -36,8 +36,8 @@ class RayContext(BaseContext, Mapping[str, Any]):
     def __init__(self, address_info: dict[str, Any]) -> None:
         self.address_info = address_info
         self.dashboard_url: str | None = None
-        self.python_version = "{}.{}.{}".format(*sys.version_info[:3])
-        self.ray_version = __version__
+        self.python_version: str = "{}.{}.{}".format(*sys.version_info[:3])
+        self.ray_version: str = __version__
         self.ray_commit = ""
 
     def __getitem__(self, key: str) -> Any:
@@ -51,7 +51,9 @@ class RayContext(BaseContext, Mapping[str, Any]):
 
     # Mapping makes contexts unhashable and equal by contents; a connection is neither.
     __hash__ = object.__hash__
-    __eq__ = object.__eq__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
 
     def __repr__(self) -> str:
         return f"RayContext(address_info={self.address_info!r}, ray_version={self.ray_version!r})"

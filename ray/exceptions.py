@@ -48,7 +48,7 @@ class RayError(Exception):
     def __init__(self, message: object = None, /, *, cause: BaseException | None = None, **facts: Any) -> None:
         text = self.HAPPENED if message is None else str(message)
         super().__init__(text)
-        self.args = (text,)  # OSError, of which the timeouts are subclasses too, would leave it empty
+        self.args: tuple[Any, ...] = (text,)  # OSError, of which the timeouts are subclasses too, would leave it empty
         self.cause = cause
         self.__cause__ = cause
         for name in facts:

@@ -41,7 +41,7 @@ class JobConfig:
         self.ray_namespace: str | None = None
         if ray_namespace is not None:
             self.set_ray_namespace(ray_namespace)
-        self.py_driver_sys_path = list(_py_driver_sys_path or [])
+        self.py_driver_sys_path: list[str] = list(_py_driver_sys_path or [])
 
     def set_metadata(self, key: str, value: str) -> None:
         if not isinstance(key, str) or not isinstance(value, str):

@@ -3,7 +3,7 @@
 mypy itself applies no decorators to classes and knows no type for "the methods of T, each with a .remote": so here
 
 * a class decorated with `@ray.remote` or `@ray.remote(...)` gets `remote`, which takes the arguments of `__init__` and
-  returns an ActorHandle of it, and `options`;
+  returns an ActorHandle of it, `options`, and `bind`;
 * a method of an ActorHandle has `.remote`, which takes the method's arguments and returns an ObjectRef of its result.
 
 Each argument may be a ref to a value of its type in place of the value.
@@ -34,6 +34,7 @@ from mypy.typevars import fill_typevars
 _REMOTE = "ray.api.remote"
 _HANDLE = "ray.actor.ActorHandle"
 _CLASS = "ray.actor.ActorClass"
+_NODE = "ray.dag.class_node.ClassNode"
 _REF = "ray._native.references.ObjectRef"
 _GENERATOR = "ray._core.engine.ObjectRefGenerator"
 _METHOD = "ray._typing.TypedMethod"
@@ -48,7 +49,7 @@ class RayPlugin(Plugin):
     def get_additional_deps(self, file: MypyFile) -> list[tuple[int, str, int]]:
         if not any(name == "ray" or name.startswith("ray.") for name in _imported(file)):
             return []
-        return [(10, "ray._typing", -1), (10, "ray.actor", -1)]
+        return [(10, "ray._typing", -1), (10, "ray.actor", -1), (10, "ray.dag.class_node", -1)]
 
     def get_class_decorator_hook_2(self, fullname: str) -> Callable[[ClassDefContext], bool] | None:
         return _complete_class if fullname == _REMOTE else None
@@ -86,8 +87,8 @@ def _complete_class(context: ClassDefContext) -> bool:
     def lookup(name: str, args: list[Type]) -> Instance | None:
         return api.named_type_or_none(name, args)
 
-    handle, made = lookup(_HANDLE, [own]), lookup(_CLASS, [own])
-    if handle is None or made is None:  # ray's own modules are not there yet
+    handle, made, node = lookup(_HANDLE, [own]), lookup(_CLASS, [own]), lookup(_NODE, [own])
+    if handle is None or made is None or node is None:  # ray's own modules are not there yet
         return False
     init = info.get_method("__init__")
     if isinstance(init, FuncDef) and init.info.fullname != "builtins.object":
@@ -100,6 +101,8 @@ def _complete_class(context: ClassDefContext) -> bool:
     any_type = AnyType(TypeOfAny.explicit)
     anything = Argument(Var("options", any_type), any_type, None, ARG_STAR2)
     add_method_to_class(api, context.cls, "options", [anything], made, is_staticmethod=True)
+    # Nodes may stand for the arguments, each of which then has the type of what its node gives: they go unchecked.
+    add_method_to_class(api, context.cls, "bind", _any_arguments(), node, is_staticmethod=True)
     return True
 
 

@@ -52,9 +52,9 @@ class NodeProcess:
     __slots__ = ("_control", "_exit_code", "ended_fd", "pid", "ready", "session")
 
     def __init__(self, session: Session, pid: int, control: socket.socket) -> None:
-        self.session = session
-        self.pid = pid
-        self.ended_fd = os.pidfd_open(pid)  # readable once the process has ended; ours to close
+        self.session: Session = session
+        self.pid: int = pid
+        self.ended_fd: int = os.pidfd_open(pid)  # readable once the process has ended; ours to close
         self._control = control
         self._exit_code: int | None = None
         self.ready: dict[str, Any] | None = None

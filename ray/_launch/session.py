@@ -30,9 +30,9 @@ class Session:
     __slots__ = ("folder", "lock_fd", "token")
 
     def __init__(self, folder: str, token: bytes, lock_fd: int = -1) -> None:
-        self.folder = folder
-        self.token = token  # 32 bytes, proved on every connection
-        self.lock_fd = lock_fd  # held by the creator until the node process has it, then -1
+        self.folder: str = folder
+        self.token: bytes = token  # 32 bytes, proved on every connection
+        self.lock_fd: int = lock_fd  # held by the creator until the node process has it, then -1
 
     @property
     def node_socket(self) -> str:

@@ -84,7 +84,7 @@ class BaseID:
 class JobID(BaseID):
     """One driver's run: a counter, little endian."""
 
-    SIZE = 4
+    SIZE: ClassVar[int] = 4
     __slots__ = ()
 
     @classmethod
@@ -96,36 +96,36 @@ class JobID(BaseID):
 
 
 class NodeID(BaseID):
-    SIZE = 16
+    SIZE: ClassVar[int] = 16
     __slots__ = ()
 
 
 class WorkerID(BaseID):
     """A process that runs tasks, or a driver: the tag under which it speaks."""
 
-    SIZE = 16
+    SIZE: ClassVar[int] = 16
     __slots__ = ()
 
 
 class ActorID(BaseID):
-    SIZE = 16
+    SIZE: ClassVar[int] = 16
     __slots__ = ()
 
 
 class ActorCheckpointID(BaseID):
-    SIZE = 16
+    SIZE: ClassVar[int] = 16
     __slots__ = ()
 
 
 class FunctionID(BaseID):
     """A hash of the pickled definition."""
 
-    SIZE = 16
+    SIZE: ClassVar[int] = 16
     __slots__ = ()
 
 
 class TaskID(BaseID):
     """The first 24 bytes of the ids of what the task returns."""
 
-    SIZE = 24
+    SIZE: ClassVar[int] = 24
     __slots__ = ()

@@ -51,9 +51,9 @@ class FailureTuple:
     __slots__ = ("name", "obj", "parent")
 
     def __init__(self, obj: object, name: str, parent: object) -> None:
-        self.obj = obj
-        self.name = name
-        self.parent = parent
+        self.obj: object = obj
+        self.name: str = name
+        self.parent: object = parent
 
     def __repr__(self) -> str:
         return f"FailTuple({self.name} [obj={_short(self.obj)}, parent={_short(self.parent)}])"

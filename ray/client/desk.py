@@ -30,7 +30,7 @@ class Desk:
         self._client: PlasmaClient | None = None
         self._incoming: dict[int, objects.Incoming] = {}
         self._fetched: dict[int, memoryview] = {}  # announced, not yet wanted
-        self.outgoing = objects.Outgoing(tunnel)
+        self.outgoing: objects.Outgoing = objects.Outgoing(tunnel)
 
     def frame(self, kind: int, number: int, payload: memoryview) -> None:
         """Raises: Malformed."""

@@ -23,7 +23,7 @@ from ray.client import objects
 from ray.client.tunnel import TAG_BYTES, Tunnel
 from ray.client.wire import Malformed
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 REACH = 32
 REQUEST = struct.Struct("<B3xI28sQ")
@@ -53,7 +53,7 @@ class Door:
         self._on_close = on_close
         self._partial = b""
         self._unsent = bytearray()
-        self.outgoing = objects.Outgoing(tunnel)
+        self.outgoing: objects.Outgoing = objects.Outgoing(tunnel)
         # By the number of the transfer on the wire.
         self._asked: dict[int, tuple[int, bytes]] = {}  # -> (number of the request, key)
         self._incoming: dict[int, objects.Incoming] = {}

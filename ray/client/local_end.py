@@ -31,7 +31,7 @@ from ray._node.store_process import binary
 from ray.client import door, proof, tunnel
 from ray.client.server import read_exactly
 
-logger = logging.getLogger("ray.client")
+logger: logging.Logger = logging.getLogger("ray.client")
 
 CONNECT_TIMEOUT_S = 10.0
 GOODBYE_TIMEOUT_S = 2.0
@@ -41,7 +41,7 @@ RETRY_FIRST_S, RETRY_MAX_S = 0.05, 2.0
 class LocalEnd(tunnel.Tunnel):
     """The tunnel, and the sockets in the client's folder."""
 
-    FIRST_STREAM = 1
+    FIRST_STREAM: int = 1
 
     def __init__(self, folder: sessions.Session, store: PlasmaClient, dial: Any, grace_s: float) -> None:
         super().__init__(folder.token)

@@ -36,7 +36,7 @@ from ray.client import proof, tunnel
 from ray.client.desk import Desk
 from ray.client.wire import Malformed
 
-logger = logging.getLogger("ray.client.server")
+logger: logging.Logger = logging.getLogger("ray.client.server")
 
 PROOF_DEADLINE_S = 5.0
 UNPROVED_MAX = 256
@@ -45,7 +45,7 @@ UNPROVED_MAX = 256
 class ClientEnd(tunnel.Tunnel):
     """One client, from its first connection to its end."""
 
-    FIRST_STREAM = 2
+    FIRST_STREAM: int = 2
 
     def __init__(self, server: Server, session_id: bytes) -> None:
         super().__init__(server.session.token)
@@ -142,7 +142,7 @@ class Server:
         self.session = session
         self.grace_s = grace_s
         self.ends: dict[bytes, ClientEnd] = {}
-        self.refused = 0  # connections that did not prove themselves
+        self.refused: int = 0  # connections that did not prove themselves
         self._secret = secret
         self._loop = asyncio.get_running_loop()
         self._listener = listener

@@ -23,7 +23,7 @@ from collections import deque
 
 from ray.client.wire import Malformed, Wire
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # Frame types. 16 and up: objects (objects.py).
 INFO = 1  # JSON, the first frame of a wire in each direction: who is there
@@ -58,7 +58,7 @@ class Stream:
         self._hello_out: bytearray | None = bytearray()  # None: has gone
         self._hello_in: bytearray | None = bytearray()
         self._untaken: deque[bytes | memoryview] = deque()
-        self.untaken_bytes = 0
+        self.untaken_bytes: int = 0
         self._reading = False
         self._ending = False  # the other end has closed: what came before is still written
         sock.setblocking(False)
@@ -163,8 +163,8 @@ class Tunnel:
     FIRST_STREAM: int  # numbers of the two ends don't meet: odd ones are the client's
 
     def __init__(self, local_token: bytes) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.wire = Wire()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.wire: Wire = Wire()
         self.local_token = local_token
         self.streams: dict[int, Stream] = {}
         self.sock: socket.socket | None = None
@@ -173,7 +173,7 @@ class Tunnel:
         self._writing = False
         self._flush_soon = False
         self._throttled = False
-        self.closed = False
+        self.closed: bool = False
 
     # -- for subclasses
 

@@ -41,7 +41,7 @@ class Wire:
     """One end's memory of what it has sent and heard."""
 
     def __init__(self) -> None:
-        self.received = 0  # frames that came whole
+        self.received: int = 0  # frames that came whole
         self._buffer = bytearray(READ_BUFFER_BYTES)
         self._parsed = self._filled = 0  # what lies between is the beginning of a frame
         self._queue: deque[Buffer] = deque()  # to be written; a buffer that was written in part stands first

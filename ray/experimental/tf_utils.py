@@ -36,7 +36,7 @@ class TensorFlowVariables:
     def __init__(self, output: Any, sess: Any = None, input_variables: Sequence[Any] | None = None) -> None:
         import tensorflow as tf  # it takes seconds, and only programs that use it have it
 
-        self.sess = sess
+        self.sess: Any = sess
         outputs = list(output) if isinstance(output, (list, tuple)) else [output]
         further = list(input_variables or ())
         self._eager = sess is None and tf.executing_eagerly() and not any(_is_symbolic(one) for one in outputs)

@@ -40,7 +40,8 @@ class Encoded:
     __slots__ = ("_head", "_places", "_views", "nbytes")
 
     def __init__(self, head: bytes, places: list[tuple[int, int]], views: list[memoryview], nbytes: int) -> None:
-        self._head, self._places, self._views, self.nbytes = head, places, views, nbytes
+        self._head, self._places, self._views = head, places, views
+        self.nbytes: int = nbytes
 
     def write(self, dest: memoryview, copy: Callable[[memoryview, memoryview], None]) -> None:
         dest[: len(self._head)] = self._head

@@ -171,7 +171,7 @@ class Histogram(Metric):
                 raise ValueError(f"Histogram: boundaries={boundaries!r}: {end!r} is not a finite number > 0")
         if any(b <= a for a, b in zip(boundaries, boundaries[1:])):
             raise ValueError(f"Histogram: boundaries={boundaries!r}: expected each to be above the one before")
-        self.boundaries = list(boundaries)
+        self.boundaries: list[float] = list(boundaries)
         super().__init__(name, description, tag_keys)
 
     def _boundaries(self) -> tuple[float, ...]:

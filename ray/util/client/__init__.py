@@ -42,7 +42,7 @@ class RayAPIStub:
         return f"<ray API, {'connected' if self.is_connected() else 'not connected'} by ray://>"
 
 
-ray = RayAPIStub()
+ray: RayAPIStub = RayAPIStub()
 
 
 def num_connected_contexts() -> int:

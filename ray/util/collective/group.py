@@ -40,7 +40,7 @@ class Group:
         self.name = name
         self.world_size = world_size
         self.rank = rank
-        self.worker_id = ray.get_runtime_context().get_worker_id()
+        self.worker_id: str = ray.get_runtime_context().get_worker_id()
         self._timeout_s = timeout_s
         self._coordinator = coordinator
         self._operations = 0

@@ -41,11 +41,11 @@ class Call:
     __slots__ = ("args", "index", "many", "method", "target")
 
     def __init__(self, method: str, args: tuple[Any, ...], target: Any, index: int, many: bool = False) -> None:
-        self.method = method
-        self.args = args
-        self.target = target  # has started(index, ref) and ended(index, value, error)
-        self.index = index
-        self.many = many
+        self.method: str = method
+        self.args: tuple[Any, ...] = args
+        self.target: Any = target  # has started(index, ref) and ended(index, value, error)
+        self.index: int = index
+        self.many: bool = many
 
 
 class _Worker:

@@ -30,7 +30,7 @@ from ray.util.state.common import (
 from ray.util.state.exception import RayStateApiException, ServerUnavailable
 from ray.util.state.sources import SOURCES, Found
 
-logger = logging.getLogger("ray")
+logger: logging.Logger = logging.getLogger("ray")
 
 Filters = Sequence[tuple[str, str, Any]]
 Row = TypeVar("Row", bound=StateSchema)
