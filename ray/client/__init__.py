@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray.client_builder import ClientBuilder
@@ -26,6 +26,12 @@ class _Package(ModuleType):
         from ray.client_builder import ClientBuilder
 
         return ClientBuilder(address)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickled by name, as modules are: cloudpickle does that of itself for those of the plain type only.
+        import importlib
+
+        return importlib.import_module, (self.__name__,)
 
 
 sys.modules[__name__].__class__ = _Package

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray.actor import list_named_actors
-    from ray.util import client, collective, iter, metrics, queue, state
+    from ray.util import (
+        annotations,
+        client,
+        collective,
+        iter,
+        metrics,
+        multiprocessing,
+        queue,
+        scheduling_strategies,
+        state,
+    )
     from ray.util.actor_pool import ActorPool
     from ray.util.check_serialize import inspect_serializability
     from ray.util.client_connect import connect, disconnect
@@ -32,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ActorPool",
     "RayExecutor",
+    "annotations",
     "as_completed",
     "client",
     "collective",
@@ -49,16 +60,19 @@ __all__ = [
     "log_once",
     "map_unordered",
     "metrics",
+    "multiprocessing",
     "placement_group",
     "placement_group_table",
     "queue",
     "register_serializer",
     "remove_placement_group",
+    "scheduling_strategies",
     "state",
 ]
 
 _HOME = {  # public name: module that has it; "" stands for the submodule of that name
-    **dict.fromkeys(["client", "collective", "iter", "metrics", "queue", "state"], ""),
+    **dict.fromkeys(["annotations", "client", "collective", "iter", "metrics", "multiprocessing"], ""),
+    **dict.fromkeys(["queue", "scheduling_strategies", "state"], ""),
     **dict.fromkeys(["disable_log_once_globally", "enable_periodic_logging", "log_once"], "ray.util.debug"),
     "ActorPool": "ray.util.actor_pool",
     "RayExecutor": "ray.util.executor",
@@ -99,6 +113,12 @@ class _Package(types.ModuleType):
         if _HOME.get(name) and isinstance(value, types.ModuleType):
             value = getattr(value, name)
         super().__setattr__(name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickled by name, as modules are: cloudpickle does that of itself for those of the plain type only.
+        import importlib
+
+        return importlib.import_module, (self.__name__,)
 
 
 sys.modules[__name__].__class__ = _Package

@@ -175,6 +175,46 @@ def test_torch_tensors(group, dtype):
         assert gathered == [[1] * 4, [2] * 4, [3] * 4]
 
 
+@pytest.mark.skipif(not WITH_TORCH, reason="torch is not installed")
+@pytest.mark.parametrize("n", [4, 500_000], ids=["small", "through the store"])
+def test_every_operation_on_torch_tensors(group, n):
+    def work(rank, n):
+        import torch
+
+        def mine():
+            return torch.arange(n, dtype=torch.float32) + rank
+
+        base = torch.arange(n, dtype=torch.float32)
+        found = {}
+        tensor = mine()
+        collective.broadcast(tensor, src_rank=1)
+        found["broadcast"] = torch.equal(tensor, base + 1)
+        tensor = mine()
+        collective.reduce(tensor, dst_rank=2, op=ReduceOp.MAX)
+        found["reduce"] = torch.equal(tensor, base + 2 if rank == 2 else base + rank)
+        tensor = mine()
+        collective.reducescatter(tensor, [base * k + rank for k in range(3)])
+        found["reducescatter"] = torch.equal(tensor, base * rank * 3 + 3)
+        tensor = mine()
+        if rank == 0:
+            collective.send(tensor, 1)
+        elif rank == 1:
+            collective.recv(tensor, 0)
+        found["send and recv"] = torch.equal(tensor, base + (0 if rank < 2 else 2))
+        matrix = torch.zeros(2, n)
+        collective.allreduce(matrix.t(), op=ReduceOp.SUM)  # a view whose rows are not side by side
+        matrix[1] = mine()
+        collective.allreduce(matrix[1])
+        found["views"] = torch.equal(matrix[1], base * 3 + 3) and not matrix[0].any()
+        parameter = torch.nn.Parameter(mine())
+        collective.allreduce(parameter, op=ReduceOp.MIN)
+        found["parameters"] = torch.equal(parameter.data, base) and parameter.requires_grad
+        return found
+
+    for found in on_all(group, work, n):
+        assert all(found.values()), found
+
+
 # --- groups ----------------------------------------------------------------------------------------------------------
 
 
