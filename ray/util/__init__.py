@@ -4,8 +4,7 @@ One module has the name of a public function, as users expect both: `_Package` s
 `ray.util.placement_group` is the function, also when the module of that name has been imported.
 """
 
-from __future__ import annotations
-
+# (No `from __future__ import annotations`: it would be what `ray.util.annotations` names.)
 import sys
 import types
 from typing import TYPE_CHECKING, Any

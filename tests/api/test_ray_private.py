@@ -41,5 +41,5 @@ def test_the_warning_about_blocking_an_event_loop_may_be_turned_off(monkeypatch)
 def test_modules_of_ray_util_are_found_without_an_import_of_their_own():
     from tests.test_exports import in_fresh_python
 
-    code = "import ray; print(json.dumps(ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy.__name__))"
-    assert in_fresh_python(code) == "NodeAffinitySchedulingStrategy"
+    code = "import ray; print(json.dumps([ray.util.scheduling_strategies.__name__, ray.util.annotations.__name__]))"
+    assert in_fresh_python(code) == ["ray.util.scheduling_strategies", "ray.util.annotations"]

@@ -19,7 +19,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).parent / "programs"
-REQUIREMENTS = ("modin==0.37.1", "sf-hamilton==1.90.0", "evotorch==0.6.1", "torch==2.13.0")
+REQUIREMENTS = (
+    *("modin==0.37.1", "sf-hamilton==1.90.0", "evotorch==0.6.1", "torch==2.13.0"),
+    *("daft==0.7.26", "scikit-learn==1.9.1", "dask[dataframe]==2026.8.0"),
+)
 TENSORFLOW = ("tensorflow-cpu==2.21.0",)  # of its own: it is large, and pins what it needs
 INSTALL_S = 420.0
 RUN_S = 100.0
