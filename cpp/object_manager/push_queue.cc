@@ -2,6 +2,7 @@
 #include "object_manager/push_queue.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace ray::objects {
 
@@ -92,6 +93,14 @@ void PushQueue::PeerGone(uint64_t peer) {
        at = pushes_.lower_bound({peer, 0})) {
     End(at->first);
   }
+}
+
+std::vector<ObjectId> PushQueue::WithCopies(std::span<const uint8_t> prefix) const {
+  std::vector<ObjectId> found;
+  for (const auto& [key, at] : copies_) {
+    if (std::memcmp(key.bytes, prefix.data(), prefix.size()) == 0) found.push_back(key);
+  }
+  return found;
 }
 
 std::vector<Address> PushQueue::TakeCopies(const ObjectId& key) {

@@ -11,6 +11,7 @@
 #include <map>
 #include <optional>
 #include <set>
+#include <span>
 #include <unordered_map>
 #include <utility>
 #include <variant>
@@ -45,6 +46,8 @@ class PushQueue {
   void PeerGone(uint64_t peer);
   // The object is freed: who has got it from us, to be told. Forgets them.
   std::vector<Address> TakeCopies(const ObjectId& key);
+  // Of which objects, with an id that begins so, others have copies from us.
+  std::vector<ObjectId> WithCopies(std::span<const uint8_t> prefix) const;
 
   std::vector<PushAction> TakeActions() { return std::exchange(actions_, {}); }
   size_t serving() const { return serving_; }

@@ -64,7 +64,11 @@ TEST(PushQueue, RefersToWhoeverHasItAndKnowsWhomToTellOfItsEnd) {
   q.TakeActions();
   q.Go({4, 1}, kKey, false, At(4));
   EXPECT_TRUE(Take<ReferTo>(&q).at(0).to == std::vector<Address>{At(1)});
+  EXPECT_TRUE(q.WithCopies({kKey.bytes, 16}) == std::vector<ObjectId>{kKey});
+  const uint8_t other[4] = {0xff, 0xff, 0xff, 0xff};
+  EXPECT_EQ(q.WithCopies(other).size(), 0u);
   EXPECT_EQ(q.TakeCopies(kKey).size(), 3u);
+  EXPECT_EQ(q.WithCopies({kKey.bytes, 16}).size(), 0u);
   EXPECT_EQ(q.TakeCopies(kKey).size(), 0u);
 }
 

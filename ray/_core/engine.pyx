@@ -308,7 +308,7 @@ cdef class Engine:
             return <Link>found
         if self.closed or (tag == self.tag and self.executor is None):
             return None
-        if node_number(tag) != self.number:
+        if node_number(tag) != self.number and self.reach is None:
             conn.reset(connect_to(self, node_number(tag), tag))
         else:
             if self.reach is not None:

@@ -57,6 +57,7 @@ class LocalEnd(tunnel.Tunnel):
         self._doors: list[door.Door] = []
         self._redialling: asyncio.Task[None] | None = None
         self._listen(folder.node_socket, lambda sock: self.open(tunnel.NODE, sock))
+        self._listen(folder.objects_socket, lambda sock: self.open(tunnel.OBJECTS, sock))
         self._listen(door.path_in(folder.folder), self._open_door)
 
     # -- from the client's process
@@ -105,7 +106,7 @@ class LocalEnd(tunnel.Tunnel):
             sock.close()
             self.refuse(stream)
             return
-        self.join(stream, sock)
+        self.join(stream, sock, target)
 
     def frame(self, kind: int, stream: int, payload: memoryview) -> None:
         if kind == tunnel.INFO:

@@ -28,17 +28,19 @@ from ray._launch import session as sessions
 from ray._launch import token
 from ray._launch.address import CLIENT_PORT
 from ray._launch.title import set_title
-from ray._protocol.frames import ROLE_TOOL
+from ray._native.channel import Connection, ConnectionClosed
+from ray._protocol.frames import ROLE_DRIVER, ROLE_HANDOFF, ROLE_TOOL
 from ray._transport.peer import Peer
 from ray._transport.server import connect_unix
 from ray._version import __version__
-from ray.client import proof, tunnel
+from ray.client import bridge, proof, tunnel
 from ray.client.desk import Desk
 from ray.client.wire import Malformed
 
 logger: logging.Logger = logging.getLogger("ray.client.server")
 
 PROOF_DEADLINE_S = 5.0
+ROLE_AT = 10  # in a hello (cpp/channel/handshake.h)
 UNPROVED_MAX = 256
 
 
@@ -55,6 +57,8 @@ class ClientEnd(tunnel.Tunnel):
         self._listener: socket.socket | None = None
         self._listens_at = ""
         self._grace: asyncio.TimerHandle | None = None
+        self._tag = b""  # of the client's process, once it has said it
+        self._bridges: set[bridge.Bridge] = set()
         info = {
             "ray_version": __version__,
             "python_version": platform.python_version(),
@@ -76,15 +80,33 @@ class ClientEnd(tunnel.Tunnel):
 
     def opened(self, stream: int, target: bytes) -> None:
         session = self._server.session
+        if target not in (tunnel.NODE, tunnel.OBJECTS) and bridge.is_away(session, target):
+            self._open_away(stream, target)
+            return
+        path = {tunnel.NODE: session.node_socket, tunnel.OBJECTS: session.objects_socket}.get(target)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            sock.connect(session.node_socket if target == tunnel.NODE else session.core_socket(target))
+            sock.connect(path or session.core_socket(target))
         except OSError as error:  # that process is gone (or its accept queue of 4096 is full)
             logger.debug("client %s: no connection to %s: %s", self, target.hex() or "the node", error)
             sock.close()
             self.refuse(stream)
             return
-        self.join(stream, sock)
+        self.join(stream, sock, target)
+
+    def _open_away(self, stream: int, target: bytes) -> None:
+        """To a process of another node, or that node's own."""
+        try:
+            sock, made = bridge.dial(self._server.session, self._tag, target, self._bridge_ended)
+        except OSError as error:
+            logger.debug("client %s: no connection to %s: %s", self, target.hex(), error)
+            self.refuse(stream)
+            return
+        self._bridges.add(made)
+        self.join(stream, sock, target)
+
+    def _bridge_ended(self, ended: bridge.Bridge) -> None:
+        self._bridges.discard(ended)
 
     def frame(self, kind: int, stream: int, payload: memoryview) -> None:
         if kind == tunnel.GOODBYE:
@@ -101,6 +123,7 @@ class ClientEnd(tunnel.Tunnel):
         """Where the session's processes expect the process of that tag to listen."""
         if self._listener is not None or len(tag) != tunnel.TAG_BYTES:
             raise Malformed("LISTEN twice, or of no tag")
+        self._tag = tag
         path = self._server.session.core_socket(tag)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._listener.bind(path)
@@ -114,7 +137,41 @@ class ClientEnd(tunnel.Tunnel):
             sock, _ = self._listener.accept()
         except BlockingIOError:
             return
-        self.open(tag, sock)
+        sock.setblocking(False)
+        self.loop.add_reader(sock, self._sort, tag, sock)
+
+    def _sort(self, tag: bytes, sock: socket.socket) -> None:
+        """A connection to the client's process: from one on this node, or handed over by our node's gate."""
+        try:
+            hello = sock.recv(tunnel.HELLO_BYTES, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError:
+            hello = b""
+        self.loop.remove_reader(sock)
+        # The hello that brings a connection is sent in one piece, with its descriptor.
+        if len(hello) < tunnel.HELLO_BYTES or hello[ROLE_AT] != ROLE_HANDOFF:
+            self.open(tag, sock)
+            return
+        messenger = Connection.adopt(sock.detach(), self._server.session.token, tag, ROLE_DRIVER)
+        try:
+            messenger.receive_frames()
+        except ConnectionClosed as gone:
+            logger.debug("client %s: %s", self, gone)
+        fd = messenger.take_passed()
+        messenger.close()
+        if fd is None:
+            logger.warning("client %s: dropped a connection that was to bring another, and didn't", self)
+            return
+        bridge.Taking(
+            self._server.session, tag, fd, lambda ours: self._open_taken(tag, ours), self._bridge_ended
+        )  # fmt: skip
+
+    def _open_taken(self, tag: bytes, ours: socket.socket) -> None:
+        if self.closed:
+            ours.close()
+        else:
+            self.open(tag, ours)
 
     def close(self) -> None:
         if self.closed:
@@ -127,6 +184,8 @@ class ClientEnd(tunnel.Tunnel):
             if os.path.exists(self._listens_at):
                 os.unlink(self._listens_at)
         super().close()
+        for one in list(self._bridges):
+            one.close()
         self._desk.close()
         self._server.ends.pop(self.session_id, None)
         logger.info("client %s has left", self)

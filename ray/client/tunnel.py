@@ -38,6 +38,7 @@ GRACE_S = 30.0
 GRACE_VARIABLE = "RAY_CLIENT_RECONNECT_GRACE_PERIOD"
 
 NODE = b""
+OBJECTS = b"object manager\0\0"  # of the session's store; its line has no hello (cpp/object_manager/line.h)
 TAG_BYTES = 16
 HELLO_BYTES = 64
 TAG_AT, TOKEN_AT = 16, 32  # in the hello
@@ -51,12 +52,13 @@ UNTAKEN_BYTES_MAX = 16 << 20
 class Stream:
     """One Unix socket of ours, and its number on the wire. Ends once, whoever ends it."""
 
-    def __init__(self, tunnel: Tunnel, number: int, sock: socket.socket) -> None:
+    def __init__(self, tunnel: Tunnel, number: int, sock: socket.socket, greets: bool = True) -> None:
+        """greets: a hello comes first, both ways."""
         self.number = number
         self._tunnel = tunnel
         self._sock = sock
-        self._hello_out: bytearray | None = bytearray()  # None: has gone
-        self._hello_in: bytearray | None = bytearray()
+        self._hello_out: bytearray | None = bytearray() if greets else None  # None: has gone
+        self._hello_in: bytearray | None = bytearray() if greets else None
         self._untaken: deque[bytes | memoryview] = deque()
         self.untaken_bytes: int = 0
         self._reading = False
@@ -206,10 +208,10 @@ class Tunnel:
         """A process here has connected to sock in order to speak to target there."""
         number = self.next_number()
         self.send(OPEN, number, target)
-        self.join(number, sock)
+        self.join(number, sock, target)
 
-    def join(self, number: int, sock: socket.socket) -> None:
-        self.streams[number] = Stream(self, number, sock)
+    def join(self, number: int, sock: socket.socket, target: bytes) -> None:
+        self.streams[number] = Stream(self, number, sock, greets=target != OBJECTS)
 
     def refuse(self, number: int) -> None:
         self.send(CLOSE, number)
@@ -268,6 +270,7 @@ class Tunnel:
             stream.close()
         self.streams.clear()
         self.detach()
+        self.wire = Wire()  # what was not acknowledged keeps objects pinned, and we may lie in a cycle for long
 
     def _broken(self, why: str) -> None:
         self.detach()

@@ -1,0 +1,250 @@
+"""Connections between a `ray://` client and processes of other nodes: joined here, in `ray client server`. Its loop.
+
+The client speaks as on a Unix socket, and its session's token stays where it is; nodes speak over TCP, each connection
+with a proof of its own. So between the two somebody has to stand who greets both: a `Bridge` is two connections, each
+greeted by itself, whose frames are passed on as they are. `dial` makes one for a process that the client wants to
+reach, `take` one for a process that has reached this node's gate, which handed its connection over (gate.py).
+
+If one side ends, the other is closed when it has what came before. What one side doesn't take stops the reading of the
+other, so a bridge holds UNTAKEN_BYTES_MAX and a read's worth at most. A process that is gone is a connection that ends
+at once, which is what the client sees of it on one node, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import socket
+from collections.abc import Callable
+
+from ray._launch import cluster_file
+from ray._launch import session as sessions
+from ray._native.channel import Connection, ConnectionClosed
+from ray._protocol.frames import DESTINATION_CORE, DESTINATION_NODE, ROLE_DRIVER, ROLE_WORKER
+from ray._protocol.ids import NODE_NUMBER_BYTES, node_number
+
+logger = logging.getLogger("ray.client.server")
+
+UNTAKEN_BYTES_MAX = 4 << 20
+_numbers = itertools.count(1)
+
+
+class Bridge:
+    """Frames of each of two connections go to the other. `ended()` is called once, when both are closed."""
+
+    def __init__(self, a: Connection, b: Connection, ended: Callable[[Bridge], None]) -> None:
+        self._sides = (_Side(self, a), _Side(self, b))
+        self._ended = ended
+        self.closed = False
+        for side, other in zip(self._sides, reversed(self._sides)):
+            side.other = other
+        for side in self._sides:
+            side.begin()
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        for side in self._sides:
+            side.close()
+        self._ended(self)
+
+
+class _Side:
+    def __init__(self, bridge: Bridge, connection: Connection) -> None:
+        self.other: _Side
+        self.connection = connection
+        self._bridge = bridge
+        self._fd = connection.fileno()
+        self._loop = asyncio.get_running_loop()
+        self._reading = self._writing = False
+        self._last = False  # the other side has ended: close when this one has all
+        self._late: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        deadline_s = self.connection.hello_deadline_s
+        if deadline_s is not None:
+            self._late = self._loop.call_at(deadline_s, self._hello_late)
+        self._read(True)
+        self._flush()
+
+    def close(self) -> None:
+        self._read(False)
+        self._write(False)
+        if self._late is not None:
+            self._late.cancel()
+        self.connection.close()
+
+    def take(self, frames: list[tuple[int, int, bytes]]) -> None:
+        """Frames of the other side."""
+        for kind, flags, payload in frames:
+            self.connection.append(kind, payload, flags)
+        self._flush()
+
+    def _readable(self) -> None:
+        try:
+            frames = self.connection.receive_frames()
+            if self.connection.wants_write:  # the greeting goes on
+                self._flush()
+        except ConnectionClosed as gone:
+            logger.debug("bridge: %s", gone)
+            self._read(False)
+            self.other.finish()
+            return
+        if frames:
+            self._passed_on(frames)
+
+    def _passed_on(self, frames: list[tuple[int, int, bytes]]) -> None:
+        try:
+            self.other.take(frames)
+        except ConnectionClosed:
+            self._bridge.close()
+            return
+        if self.other.connection.pending_bytes > UNTAKEN_BYTES_MAX:
+            self._read(False)
+
+    def finish(self) -> None:
+        """Nothing more comes from the other side."""
+        self._last = True
+        if self.connection.pending_bytes == 0 or not self.connection.is_alive:
+            self._bridge.close()
+
+    def _flush(self) -> None:
+        if self._bridge.closed:
+            return
+        try:
+            unsent = self.connection.flush()
+        except ConnectionClosed:
+            self._bridge.close()
+            return
+        self._write(self.connection.wants_write)
+        if self._last and unsent == 0:
+            self._bridge.close()
+        elif unsent <= UNTAKEN_BYTES_MAX // 2 and self.other.connection.is_alive and not self._last:
+            self.other._read(True)
+
+    def _hello_late(self) -> None:
+        if self.connection.close_if_late():
+            self._bridge.close()
+
+    def _read(self, wanted: bool) -> None:
+        if wanted is not self._reading:
+            self._reading = wanted
+            if wanted:
+                self._loop.add_reader(self._fd, self._readable)
+            else:
+                self._loop.remove_reader(self._fd)
+
+    def _write(self, wanted: bool) -> None:
+        if wanted is not self._writing:
+            self._writing = wanted
+            if wanted:
+                self._loop.add_writer(self._fd, self._flush)
+            else:
+                self._loop.remove_writer(self._fd)
+
+
+def is_away(session: sessions.Session, target: bytes) -> bool:
+    """Whether the process with that tag is on another node than the session's."""
+    said = cluster_file.read(session.folder)
+    return node_number(target) != (said["number"] if said is not None else 0)
+
+
+def node_tag(number: int) -> bytes:
+    """What stands for the node process of that number where the tag of a process is expected."""
+    return number.to_bytes(NODE_NUMBER_BYTES, "big") + bytes(12)
+
+
+def dial(
+    session: sessions.Session, client_tag: bytes, target: bytes, ended: Callable[[Bridge], None]
+) -> tuple[socket.socket, Bridge]:
+    """Joins the client to a process of another node. Returns: (the client's side, for a stream; the bridge).
+
+    Raises: OSError: that node is gone, or can't be reached."""
+    said = cluster_file.read(session.folder)
+    rows = said["nodes"] if said is not None else ()
+    row = next((row for row in rows if row["number"] == node_number(target)), None)
+    if row is None:
+        raise ConnectionError(f"node {node_number(target)} is gone")
+    core = None if target == node_tag(row["number"]) else target
+    far = Connection.dial_tcp(
+        row["host"],
+        row["port"],
+        DESTINATION_NODE if core is None else DESTINATION_CORE,
+        session.token,
+        client_tag,
+        ROLE_DRIVER,
+        core,
+    )
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    near = Connection.adopt(theirs.detach(), session.token, target, ROLE_WORKER)
+    return ours, Bridge(near, far, ended)
+
+
+class Taking:
+    """A connection that was handed over: greets its far end, then joins it to the client."""
+
+    def __init__(
+        self,
+        session: sessions.Session,
+        client_tag: bytes,
+        fd: int,
+        opened: Callable[[socket.socket], None],
+        ended: Callable[[Bridge], None],
+    ) -> None:
+        """opened(socket): the client's side, for a stream."""
+        self._session = session
+        self._opened, self._ended = opened, ended
+        self._loop = asyncio.get_running_loop()
+        self._far = Connection.adopt(fd, session.token, client_tag, ROLE_DRIVER)
+        self._fd = self._far.fileno()
+        deadline_s = self._far.hello_deadline_s
+        self._late = self._loop.call_at(deadline_s if deadline_s is not None else 0, self._hello_late)
+        self._loop.add_reader(self._fd, self._readable)
+
+    def _readable(self) -> None:
+        try:
+            frames = self._far.receive_frames()
+            self._far.flush()
+        except ConnectionClosed as gone:
+            logger.warning("dropped a connection from another node: %s", gone)
+            self._stop()
+            self._far.close()
+            return
+        if not self._far.greeted:
+            return
+        self._stop()
+        try:
+            ours, near = self._near()
+        except (OSError, ConnectionClosed) as error:
+            logger.warning("a connection from another node could not be passed on: %s", error)
+            self._far.close()
+            return
+        bridge = Bridge(near, self._far, self._ended)
+        self._opened(ours)
+        if frames:
+            bridge._sides[1]._passed_on(frames)
+
+    def _near(self) -> tuple[socket.socket, Connection]:
+        """A connection that says to the client what the far end has said of itself."""
+        path = f"{self._session.cores}/bridge-{os.getpid()}-{next(_numbers)}"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(path)
+            try:
+                listener.listen(1)
+                near = Connection.dial(path, self._session.token, self._far.peer_tag, self._far.peer_role)
+                ours, _ = listener.accept()
+            finally:
+                os.unlink(path)
+        return ours, near
+
+    def _stop(self) -> None:
+        self._loop.remove_reader(self._fd)
+        self._late.cancel()
+
+    def _hello_late(self) -> None:
+        if self._far.close_if_late():
+            self._stop()
