@@ -71,7 +71,8 @@ uint64_t TransferLoop::OwnerDead(std::span<const uint8_t> prefix) {
     if (std::memcmp(key.bytes, prefix.data(), prefix.size()) == 0) dead.push_back(key);
   }
   for (const ObjectId& key : dead) Free(key);
-  // What it had put here itself: our node deletes that (ray/_node/orphans.py); the copies at other nodes are ours to tell.
+  // What it had put here itself: our node deletes that (ray/_node/orphans.py); the copies at other nodes are ours to
+  // tell.
   for (const ObjectId& key : pushes_.WithCopies(prefix)) Free(key);
   return dead.size();
 }
