@@ -177,7 +177,9 @@ class ClusterHead:
         elif name == "known":
             self._handle(Acknowledged(number, int(args[0])))
         elif name == "log_lines":
-            self.send_lines(*args)
+            self.pass_lines(*args)
+        elif name == "log_taken":
+            self._lines_taken(*args)
         elif name in TOLD:
             getattr(head, name)(*args)
         else:
@@ -288,15 +290,21 @@ class ClusterHead:
                 found[number] = answer
         return found
 
-    def send_lines(self, job_id: bytes, lines: list[Any]) -> bool:
-        """Output of the job's workers to its driver, wherever that is. False: too much is unread there."""
+    def pass_lines(self, job_id: bytes, lines: list[Any], origin: int, nbytes: int) -> None:
+        """Output of the job's workers on node `origin` to the node of its driver (driver_lines.py)."""
         number = self.number_of_driver(job_id)
-        if not number:
-            self._node.tell_drivers(job_id, "log_lines", lines)
-            return True
-        self.tell(number, "log_lines", job_id, lines)
-        peer = self.uplinks.get(number)
-        return peer is None or peer.unsent_bytes <= self._node.settings.log_backlog_bytes_max
+        if number == 0:
+            self._node.lines.show(job_id, lines, origin, nbytes)
+        elif number in self.uplinks:
+            self.tell(number, "log_lines", job_id, lines, origin, nbytes)
+        else:  # nobody is there to read it: the driver's node is dead, or its job goes on without it
+            self._lines_taken(origin, job_id, nbytes)
+
+    def _lines_taken(self, origin: int, job_id: bytes, nbytes: int) -> None:
+        if origin == 0:
+            self._node.lines.taken(job_id, nbytes)
+        else:
+            self.tell(origin, "log_taken", job_id, nbytes)
 
     # -- jobs
 

@@ -38,12 +38,13 @@ from . import worker_messages as wm
 from . import worker_pool as wp
 from .cluster_view import ClusterView
 from .cores import Core, Cores, Job, startup
+from .driver_lines import DriverLines
 from .env_gate import EnvGate
 from .gathering import Gathering
 from .guests import Guests
 from .head_port import HeadPort
 from .inspection import Inspection
-from .log_tail import Line, LogTail
+from .log_tail import LogTail
 from .object_transfers import ObjectTransfers
 from .orphans import OrphanedObjects
 from .requests import Requests
@@ -79,7 +80,8 @@ class Node:
         self.loop = asyncio.get_running_loop()
         self.pool = pool
         self.logs = logs
-        logs.attach(self.loop, self.send_lines)
+        self.lines = DriverLines(self)
+        logs.attach(self.loop, self.lines.send)
         self.store = store
         cpus = max(1, resources.total.get("CPU", 0) // 10_000)
         self.scheduler = ls.LocalScheduler(
@@ -125,7 +127,6 @@ class Node:
         self._waiting_for_exit: list[asyncio.Future[None]] = []
         self._jobs_leaving: dict[bytes, asyncio.Future[None]] = {}
         self._cause_waiters: dict[bytes, list[asyncio.Future[str]]] = {}
-        self._log_drains: set[bytes] = set()  # tags of drivers whose backlog is waited for; jobs, of an uplink's
         self._start_keys: dict[int, bytes] = {}  # of workers that another program starts: they have a pid of their own
         self._oom_kills = detect.oom_kills()
         self._many_workers = 100 + 10 * cpus  # where a person is told; doubles each time
@@ -504,62 +505,6 @@ class Node:
             return await asyncio.wait_for(waiter, CAUSE_WAIT_S)
         except asyncio.TimeoutError:
             return "its connection ended, but its process still runs"
-
-    # -- logs -------------------------------------------------------------------------------------------------
-
-    def send_lines(self, job_id: bytes, lines: list[Line]) -> bool:
-        """Forwards to the drivers that want it. False: one of them has too much unread; `logs.resume` will follow."""
-        drivers = self.cores.drivers_of(job_id)
-        if not drivers and (self.cluster is not None or self.uplink is not None):
-            return self._send_lines_away(job_id, lines)
-        ready = True
-        for core in drivers:
-            if core.log_to_driver and not core.peer.closed:
-                core.tell("log_lines", lines)
-                if core.peer.unsent_bytes > self.settings.log_backlog_bytes_max:
-                    ready = False
-                    if core.tag not in self._log_drains:
-                        self._log_drains.add(core.tag)
-                        self.loop.create_task(self._wait_for_reader(core))
-        return ready
-
-    def _send_lines_away(self, job_id: bytes, lines: list[Line]) -> bool:
-        """To the node of the job's driver; each line says where it comes from."""
-        away = [(*line, self.node_ip) for line in lines]
-        if self.cluster is not None:
-            return self.cluster.send_lines(job_id, away)
-        assert self.uplink is not None
-        self.uplink.event("log_lines", job_id, away)
-        peer = self.uplink.peer
-        if peer is None or peer.closed or peer.unsent_bytes <= self.settings.log_backlog_bytes_max:
-            return True
-        if job_id not in self._log_drains:
-            self._log_drains.add(job_id)
-            self.loop.create_task(self._wait_for_uplink(job_id, peer))
-        return False
-
-    async def _wait_for_uplink(self, job_id: bytes, peer: Any) -> None:
-        try:
-            await peer.drain(self.settings.log_backlog_bytes_max // 2)
-        except ConnectionError:
-            return  # this node is about to end
-        finally:
-            self._log_drains.discard(job_id)
-        self.logs.resume(job_id)
-
-    def tell_drivers(self, job_id: bytes, name: str, *args: Any) -> None:
-        for core in self.cores.drivers_of(job_id):
-            if name != "log_lines" or core.log_to_driver:
-                core.tell(name, *args)
-
-    async def _wait_for_reader(self, core: Core) -> None:
-        try:
-            await core.peer.drain(self.settings.log_backlog_bytes_max // 2)
-        except ConnectionError:
-            logger.info("driver %r ended with output unread", core)
-        finally:
-            self._log_drains.discard(core.tag)
-            self.logs.resume(core.job_id)
 
     # -- store and control plane ------------------------------------------------------------------------------
 

@@ -80,7 +80,8 @@ class Uplink:
             "opened": self._open,
             "job": self._job,
             "prepare_bundles": lambda *fields: node.feed(node.scheduler, lm.PrepareBundles(*fields)),
-            "log_lines": lambda job_id, lines: node.tell_drivers(job_id, "log_lines", lines),
+            "log_lines": node.lines.show,
+            "log_taken": node.lines.taken,
             **{name: getattr(node.head_port, name) for name in ORDERS},
         }
 

@@ -339,3 +339,30 @@ def test_a_job_environment_applies_on_every_node(nodes: Nodes) -> None:
     options = "runtime_env={'env_vars': {'OF_THE_JOB': 'set'}}, "
     for folder in (nodes.folder(0), nodes.folder(1)):
         assert run_driver(folder, program, options=options) == "['set', 'set']\n"
+
+
+@pytest.mark.parametrize("driver_at", [0, 1])
+def test_a_driver_that_does_not_read_for_a_while_loses_no_line_of_another_node(nodes: Nodes, driver_at: int) -> None:
+    nodes.add_node({"CPU": 1})
+    there = nodes.node_id(1 - driver_at)
+    code = f"""
+import ray, time
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+ray.init(address={nodes.folder(driver_at)!r}, logging_level="error")
+@ray.remote
+def say(n):
+    for i in range(n):
+        print(f"line {{i:06}}" + 90 * "-")
+say = say.options(scheduling_strategy=On({there!r}, soft=False))
+ray.get(say.remote(100_000))
+print("told", flush=True)
+ray.get(say.remote(1))
+time.sleep(0.5)
+"""
+    program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert program.stdout is not None
+    time.sleep(3)  # its pipe has long been full, and so has what waits for it
+    with program.stdout:
+        lines = [found[1] for found in re.finditer(r"line (\d{6})-", program.stdout.read())]
+    assert program.wait(20) == 0
+    assert lines == [f"{i:06}" for i in range(100_000)] + ["000000"]

@@ -39,6 +39,13 @@ ROWS = (
     Row("one `get` of 10,000 objects of 120 KB in the store, ms", "get objects", 10_000),
     Row("1,000,000 tasks queued, then run (Ray: 100,000), a second", "queued tasks", 1_000_000, True, 100_000),
     Row("SIGKILL to a worker until the retry's result, ms", "killed worker", 11),
+    Row(
+        "10,000 results taken one by one, each with a `ray.wait` of those left (Ray: 2,000), ms",
+        "wait loop",
+        10_000,
+        peer_size=2_000,
+    ),
+    Row("`env_vars` of a new environment: added to an actor's start, ms", "environment", 11),
     Row("placement groups made and removed, a second", "", 0, True, rate_of="placement group create and remove"),
     Row("actors created, a second", "", 0, True, rate_of="actor creation"),
 )

@@ -134,12 +134,62 @@ def killed_worker(size: int) -> float:
     return statistics.median(once() for _ in range(size))
 
 
+def wait_loop(size: int) -> float:
+    """Seconds to take that many results one at a time, each with a `ray.wait` of those that are left."""
+
+    @ray.remote
+    def nothing(n: int) -> int:
+        return n
+
+    def once() -> float:
+        rest = [nothing.remote(n) for n in range(size)]
+        ray.wait(rest, num_returns=size)
+        began = time.perf_counter()
+        while rest:
+            _, rest = ray.wait(rest)
+        return time.perf_counter() - began
+
+    once()
+    return once()
+
+
+def environment(size: int) -> float:
+    """Seconds that env_vars add to the start of an actor, until its first answer: median of that many with, less the
+    median without. Each environment is a new one."""
+
+    made: Any = ray.remote(num_cpus=0)(Answers)
+
+    def start_s(env: dict[str, Any] | None, name: str) -> float:
+        began = time.perf_counter()
+        actor = made.options(runtime_env=env).remote() if env else made.remote()
+        assert ray.get(actor.answer.remote(name)) is (env is not None)
+        took = time.perf_counter() - began
+        ray.kill(actor)
+        return took
+
+    start_s(None, "NONE_SUCH")
+    pairs = []
+    for turn in range(size):
+        plain = start_s(None, f"NONE_SUCH_{turn}")
+        pairs.append((start_s({"env_vars": {f"OF_TURN_{turn}": "1"}}, f"OF_TURN_{turn}"), plain))
+    return statistics.median(pair[0] for pair in pairs) - statistics.median(pair[1] for pair in pairs)
+
+
+class Answers:
+    """Whether a name is in its environment."""
+
+    def answer(self, name: str) -> bool:
+        return name in os.environ
+
+
 ROWS: dict[str, tuple[Callable[[int], float], int]] = {
     "ref arguments": (ref_arguments, 10_000),
     "returns": (returns, 3_000),
     "get objects": (get_objects, 10_000),
     "queued tasks": (queued_tasks, 1_000_000),
     "killed worker": (killed_worker, 11),
+    "wait loop": (wait_loop, 10_000),
+    "environment": (environment, 11),
 }
 
 
