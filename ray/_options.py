@@ -520,6 +520,7 @@ def task_template(options: Mapping[str, Any]) -> dict[str, Any]:
         "strategy": placement(options),
         "timeout_s": options.get("timeout_s"),
         "priority": options.get("priority", 0),
+        "unlisted": not options.get("enable_task_events", True),
     }
 
 
@@ -547,6 +548,7 @@ def actor_template(options: Mapping[str, Any], is_async: bool) -> dict[str, Any]
         "namespace": options.get("namespace"),
         "detached": options.get("lifetime") == "detached",
         "is_async": is_async,
+        "unlisted": not options.get("enable_task_events", True),
         "strategy": placement(options),
     }
 

@@ -220,6 +220,8 @@ class ActorMethod:
         for name, engine_name in _ENGINE_NAMES.items():
             if options.get(name) is not None:
                 engine_options[engine_name] = options[name]
+        if "enable_task_events" in options:
+            engine_options["unlisted"] = not options["enable_task_events"]
         self.remote = ref.method(method.name, returns, engine_options)
         if tracing.on:
             self.remote = tracing.submitting(self.remote, f"{class_name}.{method.name}", "actor")

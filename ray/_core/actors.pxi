@@ -164,6 +164,7 @@ cdef class ActorRef:
         options = dict(options or {})
         options.setdefault("num_returns", num_returns)
         options.setdefault("max_retries", self.options.get("max_task_retries", 0))
+        options.setdefault("unlisted", self.options.get("unlisted", False))
         out.set_options(options)
         if options.get("name"):
             out.settings = dict(out.settings or {}, title=options["name"])
@@ -390,7 +391,8 @@ cdef class ActorTemplate:
         handle.value, handle.state, handle.hold = None, VALUE, actor_id
         intern(handle)
         self_engine.creating[actor_id] = (pins, options.get("max_restarts", 0) != 0)
-        calls = {name: options[name] for name in ("max_task_retries", "max_pending_calls", "out_of_order") if name in options}
+        calls = {name: options[name] for name in ("max_task_retries", "max_pending_calls", "out_of_order", "unlisted")
+                 if name in options}
         actor = actor_ref(self_engine, actor_id, self.name, handle, calls)
         actor.line.subscribed = True
         if not options.get("detached"):

@@ -379,6 +379,7 @@ cdef class Function:
     cdef object capture           # what its children inherit of that, or None
     cdef int threads              # what OMP_NUM_THREADS is to be for it
     cdef bint counted             # in executor.counted
+    cdef bint unlisted            # nobody is told of its runs (enable_task_events=False)
     cdef uint32_t ended_well, failed, cancelled   # runs since the last report
     cdef str group_name           # methods: the concurrency group asked for, "" for the actor's default
     cdef CallGroup group          # once looked up; None: there is none of that name

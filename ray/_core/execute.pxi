@@ -26,6 +26,7 @@ cdef int on_function(Engine self, Link link, Reader* r) except -1:
     function.group_name = settings.get("concurrency_group") or ""
     function.time_limit_ns = <int64_t>((settings.get("timeout_s") or 0.0) * 1e9)
     function.title = settings.get("title")
+    function.unlisted = settings.get("unlisted", False)
     function.place = settings.get("place")
     function.capture = capture_of(function.place)
     function.threads = threads_for(function.resources)

@@ -13,6 +13,11 @@ cdef str kind_of(Callee callee):
     return "actor_task" if isinstance(callee, ActorMethod) else "task"
 
 
+cdef bint is_unlisted(Callee callee):
+    """Whether enable_task_events=False: it is in no list and no count."""
+    return callee.settings is not None and callee.settings.get("unlisted", False)
+
+
 cdef str name_of(Callee callee):
     if isinstance(callee, ActorMethod):
         return f"{(<ActorMethod>callee).actor.class_name}.{callee.name}"
@@ -43,6 +48,8 @@ cdef int report_soon(Engine self) except -1:
 cdef int record(Executor self, Call call, str state, object error=None) except -1:
     """A call has run. Each is counted; of a burst, only the first EVENTS_MAX are remembered one by one."""
     cdef Function function = call.function
+    if function.unlisted:
+        return 0
     if not function.counted:
         function.counted = True
         self.counted.append(function)
@@ -99,7 +106,7 @@ cdef int send_events(Executor self) except -1:
 cdef int note_failure(Engine self, Task task, object error) except -1:
     """A call of ours has failed that no worker has answered, so none has told the node."""
     cdef str state = "CANCELLED" if isinstance(error, exceptions.TaskCancelledError) else "FAILED"
-    if self.closed or self.node is None or not self.node.alive:
+    if self.closed or self.node is None or not self.node.alive or is_unlisted(task.callee):
         return 0
     key = (name_of(task.callee), kind_of(task.callee), state)
     self.other_counts[key] = self.other_counts.get(key, 0) + 1
@@ -114,6 +121,8 @@ cdef int note_creation(Executor self, object error) except -1:
     """__init__ of the actor that this process becomes has ended. Its id: the actor's, and which of its processes this is."""
     cdef Engine engine = self.engine
     cdef str state = "FINISHED" if error is None else "FAILED"
+    if self.creation["calls"].get("unlisted", False):
+        return 0
     key = (f"{self.class_name}.__init__", "actor_creation", state)
     engine.other_counts[key] = engine.other_counts.get(key, 0) + 1
     fields = {"name": key[0], "kind": key[1], "pid": os.getpid(), "worker": engine.tag, "actor_id": self.actor_id,
@@ -143,6 +152,8 @@ cdef dict inspect_tasks(Engine self, Py_ssize_t rows_max):
     cdef Call call
     cdef str state
     for task in unfinished(self):
+        if is_unlisted(task.callee):
+            continue
         if task.deps > 0:
             state = "PENDING_ARGS_AVAIL"
         elif task.state == SENT:
@@ -160,6 +171,8 @@ cdef dict inspect_tasks(Engine self, Py_ssize_t rows_max):
     if self.executor is not None:
         now, wall = NowNs(), time.time()
         for call in calls_running(self.executor):
+            if call.function.unlisted:
+                continue
             key = (name_here(self.executor, call), "task" if self.executor.actor is None else "actor_task", "RUNNING")
             counts[key] = counts.get(key, 0) + 1
             if PyList_GET_SIZE(rows) < rows_max:

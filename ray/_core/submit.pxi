@@ -363,7 +363,8 @@ cdef class Callee:
         arity = options.get("arity")
         self.arity_min, self.arity_max = (0, -1) if arity is None else (arity[0], -1 if arity[1] is None else arity[1])
         self.check = options.get("check")
-        self.settings = {name: options[name] for name in ("resources", "concurrency_group", "timeout_s") if options.get(name)} or None
+        self.settings = {name: options[name] for name in ("resources", "concurrency_group", "timeout_s", "unlisted")
+                         if options.get(name)} or None
         return 0
 
     def submit(self, *args, **kwargs):

@@ -46,3 +46,36 @@ def test_a_method_is_listed_under_the_name_that_its_call_was_given(ray_shared):
     holder = Holder.remote()
     ray.get(holder.free.options(name="glance").remote())
     assert [row.state for row in state.list_tasks(filters=[("name", "=", "glance")])] == ["FINISHED"]
+
+
+def test_runs_without_task_events_are_in_no_list_and_no_count(ray_shared):
+    from ray.util.state import list_tasks, summarize_tasks
+
+    def names():
+        summary = summarize_tasks()["cluster"]["summary"]
+        return {task.name for task in list_tasks(limit=10_000)} | set(summary)
+
+    @ray.remote(max_retries=0)
+    def seen(*_):
+        return sorted(name for name in names() if "seen" in name)
+
+    @ray.remote
+    class Hidden:
+        def unseen(self):
+            return 1
+
+        @ray.method(enable_task_events=True)
+        def seen_all_the_same(self):
+            return 1
+
+    unseen = seen.options(name="unseen_task", enable_task_events=False)
+    running = ray.get(unseen.remote())
+    failing = unseen.remote(unseen.remote(1, ray.put(1)))
+    ray.get([failing, seen.remote()])
+    hidden = Hidden.options(enable_task_events=False).remote()
+    ray.get([hidden.unseen.remote(), hidden.seen_all_the_same.remote()])
+    seen_so = hidden.unseen.options(name="by_call", enable_task_events=True)
+    ray.get(seen_so.remote())
+    found = {name for name in names() if "seen" in name or "by_call" in name or "Hidden" in name}
+    assert found == {"seen", "Hidden.seen_all_the_same", "by_call"}
+    assert not [name for name in running if "unseen" in name]
