@@ -18,11 +18,30 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ray._core.engine import current
+from ray._protocol.ids import NODE_NUMBER_BYTES
 
 if TYPE_CHECKING:
     from ray._launch.session import Session
 
 ROWS_MAX = 10_000
+
+
+class Places:
+    """Where the processes of a cluster are, by their tags."""
+
+    def __init__(self, session: Source, timeout_s: float | None = 30.0) -> None:
+        rows = session.rpc("node_addresses", timeout=timeout_s)
+        self._nodes = {row["number"]: (row["node_id"], row["ip"]) for row in rows}
+
+    def of(self, tag: str | None) -> tuple[str | None, str | None]:
+        """(node id, address) of the node of a process, by its tag in hexadecimal; None of a node that is gone."""
+        number = int(tag[: 2 * NODE_NUMBER_BYTES], 16) if tag else -1
+        return self._nodes.get(number, (None, None))
+
+    def head(self) -> str | None:
+        return self._nodes.get(0, (None, None))[0]
+
+
 FINAL = ("FINISHED", "FAILED", "CANCELLED")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from ray import _inspect
 
@@ -51,21 +51,29 @@ def of_session(session: _inspect.Source) -> list[dict[str, Any]]:
     """The trace of a session. Blocks until the cores have reported what they ran last."""
     _inspect.ask(session, "events", _FLUSH_WAIT_S, 0)
     rows = [row for job in session.rpc("task_history") for row in _inspect.history_rows(job)]
-    return trace_of(rows, str(session.info.get("node_ip", "127.0.0.1")), session.info["node_id"].hex())
+    return trace_of(rows, _inspect.Places(session))
 
 
-def trace_of(rows: Iterable[dict[str, Any]], node_ip: str, node_id: str) -> list[dict[str, Any]]:
-    """Chrome's events for rows of tasks that have ended, by start. Pure."""
-    node = 1  # one node: its number in the trace, whose viewers want whole numbers
+class Placing(Protocol):
+    def of(self, tag: str | None) -> tuple[str | None, str | None]:
+        """(node id, address) of the process with that tag, in hexadecimal."""
+
+
+def trace_of(rows: Iterable[dict[str, Any]], places: Placing) -> list[dict[str, Any]]:
+    """Chrome's events for rows of tasks that have ended, by start: a process of the trace is a node, a thread a worker.
+    Pure."""
+    nodes: dict[tuple[str | None, str | None], int] = {}  # in the trace: its viewers want whole numbers
     calls: list[dict[str, Any]] = []
-    workers: dict[int, str] = {}
+    workers: dict[tuple[int, int], str] = {}
     for row in rows:
         times = row["times"]
         start, end = times.get("RUNNING"), times.get(row["state"])
         if start is None or end is None or not row.get("pid"):
             continue  # it never ran
+        node = nodes.setdefault(places.of(row.get("worker")), len(nodes) + 1)
         worker = row["pid"]
-        workers.setdefault(worker, f"{row['name'].partition('.')[0] if 'actor_id' in row else 'worker'} pid={worker}")
+        named = f"{row['name'].partition('.')[0] if 'actor_id' in row else 'worker'} pid={worker}"
+        workers.setdefault((node, worker), named)
         event = {
             "cat": row.get("kind", "task"),
             "name": row.get("name", ""),
@@ -86,13 +94,18 @@ def trace_of(rows: Iterable[dict[str, Any]], node_ip: str, node_id: str) -> list
         calls.append(event)
     calls.sort(key=lambda event: float(event["ts"]))
     names: list[dict[str, Any]] = [
-        {"ph": "M", "name": "process_name", "pid": node, "tid": 0, "args": {"name": f"node {node_ip} {node_id[:8]}"}}
+        {"ph": "M", "name": "process_name", "pid": node, "tid": 0, "args": {"name": _node_name(*where)}}
+        for where, node in nodes.items()
     ]
     names += [
         {"ph": "M", "name": "thread_name", "pid": node, "tid": pid, "args": {"name": name}}
-        for pid, name in sorted(workers.items())
+        for (node, pid), name in sorted(workers.items())
     ]
     return names + calls
+
+
+def _node_name(node_id: str | None, ip: str | None) -> str:
+    return "a node that is gone" if node_id is None else f"node {ip} {node_id[:8]}"
 
 
 __all__ = ["timeline"]

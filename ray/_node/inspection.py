@@ -96,7 +96,7 @@ class Inspection:
     def runtime_envs(self) -> list[dict[str, Any]]:
         """The runtime environments that are built here."""
         return [
-            {"env": env.env, "state": env.state, "nbytes": sum(env.sizes.values())}
+            {"node_id": self._node.node_id.hex(), "env": env.env, "state": env.state, "nbytes": sum(env.sizes.values())}
             for env in self._node.envs.machine.envs.values()
         ]
 
@@ -128,4 +128,5 @@ class Inspection:
             {"worker_id": tag.hex(), "pid": 0, "type": "WORKER", "state": "DEAD", "cause": cause}
             for tag, cause in node.cores.causes()
         ]
-        return rows
+        where = {"node_id": node.node_id.hex(), "ip": node.node_ip}
+        return [{**row, **where} for row in rows]

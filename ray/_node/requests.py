@@ -157,6 +157,11 @@ class Requests:
     async def rpc_inspect(self, core: Core, what: str, rows_max: int, timeout_s: float) -> dict[str, Any]:
         return await self._node.inspection.ask(what, rows_max, timeout_s)
 
+    def rpc_node_addresses(self, core: Core) -> list[dict[str, Any]]:
+        """Of each node that lives: the number that the ids of its processes begin with, and where it is."""
+        node = self._node
+        return [{"number": node.number, "node_id": node.node_id.hex(), "ip": node.node_ip}]
+
     def rpc_workers(self, core: Core) -> list[dict[str, Any]]:
         return self._node.inspection.workers()
 

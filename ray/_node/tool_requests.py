@@ -23,7 +23,17 @@ if TYPE_CHECKING:
 LOOKS = frozenset(
     (
         *("actors", "available_resources", "cluster_resources", "errors", "groups", "head_stats", "inspect", "jobs"),
-        *("metrics", "node_table", "nodes", "runtime_envs", "stats", "task_history", "why_pending", "workers"),
+        *(
+            "metrics",
+            "node_addresses",
+            "node_table",
+            "nodes",
+            "runtime_envs",
+            "stats",
+            "task_history",
+            "why_pending",
+            "workers",
+        ),
     )
 )
 OF_THE_CLUSTER = frozenset(("status",))  # the head knows it, and says it to tools of any node

@@ -84,5 +84,15 @@ def test_without_a_session_there_is_no_timeline(engine):
 def test_what_never_ran_is_not_drawn():
     ran = {"task_id": "a", "name": "f", "state": "FINISHED", "pid": 7, "times": {"RUNNING": 1.0, "FINISHED": 1.5}}
     cancelled = {"task_id": "b", "name": "f", "state": "CANCELLED", "times": {"CANCELLED": 2.0}}
-    (event,) = calls(trace_of([cancelled, ran], "1.2.3.4", "ab" * 16))
+    far = {**ran, "task_id": "c", "worker": "00000001", "times": {"RUNNING": 1.1, "FINISHED": 1.5}}
+
+    class Places:
+        def of(self, tag):
+            return ("cd" * 16, "1.2.3.5") if tag else ("ab" * 16, "1.2.3.4")
+
+    trace = trace_of([cancelled, ran, far], Places())
+    event, other = calls(trace)
+    assert event["tid"] == other["tid"] and event["pid"] != other["pid"], "the same pid on two nodes"
+    named = {row["pid"]: row["args"]["name"] for row in trace if row["name"] == "process_name"}
+    assert named == {event["pid"]: "node 1.2.3.4 abababab", other["pid"]: "node 1.2.3.5 cdcdcdcd"}
     assert (event["id"], event["ts"], event["dur"]) == ("a", 1e6, 0.5e6)

@@ -366,3 +366,21 @@ time.sleep(0.5)
         lines = [found[1] for found in re.finditer(r"line (\d{6})-", program.stdout.read())]
     assert program.wait(20) == 0
     assert lines == [f"{i:06}" for i in range(100_000)] + ["000000"]
+
+
+def test_the_state_api_says_on_which_node_everything_is(nodes: Nodes) -> None:
+    from ray.util import state
+
+    nodes.add_node({"CPU": 1}, labels={"zone": "b"})
+    actor = Counter.options(**on(nodes, 1)).remote()
+    pid = ray.get(actor.pid.remote(), timeout=20)
+    assert ray.get(where.options(**on(nodes, 0)).remote(), timeout=20) == nodes.node_id(0)
+    heads = {row["node_id"]: row["is_head_node"] for row in state.list_nodes()}
+    assert heads == {nodes.node_id(0): True, nodes.node_id(1): False}
+    workers = {row["pid"]: row["node_id"] for row in state.list_workers()}
+    assert workers[pid] == nodes.node_id(1) and workers[os.getpid()] == nodes.node_id(0)
+    wait_until(lambda: len(state.list_tasks(filters=[("state", "=", "FINISHED")])) >= 2)
+    tasks = {row["name"]: row["node_id"] for row in state.list_tasks()}
+    assert tasks["Counter.pid"] == nodes.node_id(1) and tasks["where"] == nodes.node_id(0)
+    names = {row["args"]["name"] for row in ray.timeline() if row["name"] == "process_name"}
+    assert names == {f"node 127.0.0.1 {nodes.node_id(number)[:8]}" for number in (0, 1)}

@@ -36,14 +36,19 @@ class Found(NamedTuple):
 
 def tasks(session: _inspect.Source, timeout_s: float) -> Found:
     found = _inspect.tasks(session, timeout_s)
-    node_id = session.info["node_id"].hex()
+    places = _inspect.Places(session, timeout_s)
     counts: Counter[tuple[str, str, str]] = Counter()
     for (name, kind, state), number in found.counts.items():
         counts[name, TASK_TYPES[kind], "FAILED" if state == "CANCELLED" else state] += number
-    return Found([_task(row, node_id) for row in found.rows], sum(counts.values()), found.warnings, counts)
+    return Found(
+        [_task(row, places.of(row.get("worker"))[0]) for row in found.rows],
+        sum(counts.values()),
+        found.warnings,
+        counts,
+    )
 
 
-def _task(row: dict[str, Any], node_id: str) -> dict[str, Any]:
+def _task(row: dict[str, Any], node_id: str | None) -> dict[str, Any]:
     state, times, error = row["state"], row.get("times", {}), row.get("error")
     kind = TASK_TYPES[row.get("kind", "task")]
     name = row.get("name", "")
@@ -64,7 +69,7 @@ def _task(row: dict[str, Any], node_id: str) -> dict[str, Any]:
         "type": kind,
         "func_or_class_name": name,
         "parent_task_id": row.get("parent"),
-        "node_id": node_id if row.get("worker") else None,
+        "node_id": node_id,
         "worker_id": row.get("worker"),
         "worker_pid": row.get("pid"),
         "error_type": error_type,
@@ -103,7 +108,7 @@ def actors(session: _inspect.Source, timeout_s: float) -> Found:
 
 
 def nodes(session: _inspect.Source, timeout_s: float) -> Found:
-    head = session.info["node_id"].hex()
+    head = _inspect.Places(session, timeout_s).head()
     rows = [
         {
             "node_id": row["node_id"],
@@ -123,7 +128,6 @@ def nodes(session: _inspect.Source, timeout_s: float) -> Found:
 
 
 def workers(session: _inspect.Source, timeout_s: float) -> Found:
-    node_id, ip = session.info["node_id"].hex(), session.info["node_ip"]
     rows = []
     for row in session.rpc("workers", timeout=timeout_s):
         dead = row["state"] == "DEAD"
@@ -134,8 +138,8 @@ def workers(session: _inspect.Source, timeout_s: float) -> Found:
                 "is_alive": not dead,
                 "worker_type": row["type"],
                 "exit_type": ("INTENDED_SYSTEM_EXIT" if intended else "SYSTEM_ERROR") if dead else None,
-                "node_id": node_id,
-                "ip": ip,
+                "node_id": row["node_id"],
+                "ip": row["ip"],
                 "pid": row["pid"],
                 "exit_detail": row.get("cause"),
                 "job_id": row.get("job_id"),
@@ -190,13 +194,12 @@ def placement_groups(session: _inspect.Source, timeout_s: float) -> Found:
 
 
 def runtime_envs(session: _inspect.Source, timeout_s: float) -> Found:
-    node_id = session.info["node_id"].hex()
     rows = [
         {
             "runtime_env": row["env"],
             "success": True,
             "creation_time_ms": None,
-            "node_id": node_id,
+            "node_id": row["node_id"],
             "ref_cnt": None,
             "error": None,
         }
@@ -209,11 +212,11 @@ def runtime_envs(session: _inspect.Source, timeout_s: float) -> Found:
 def objects(session: _inspect.Source, timeout_s: float) -> Found:
     answers = _inspect.ask(session, "objects", timeout_s)
     stored = _inspect.stored_objects(session)
-    ip = session.info["node_ip"]
+    ip, places = session.info["node_ip"], _inspect.Places(session, timeout_s)
     rows, known = [], set()
     for row in answers.rows:
         known.add(row["object_id"])
-        rows.append(_object(row, stored.get(row["object_id"]), ip))
+        rows.append(_object(row, stored.get(row["object_id"]), places.of(row["by"]["tag"])[1]))
     strays = [(key, place) for key, place in stored.items() if key not in known]
     for key, place in strays[: _inspect.ROWS_MAX]:
         rows.append(
@@ -236,7 +239,7 @@ def objects(session: _inspect.Source, timeout_s: float) -> Found:
     return Found(rows, total, answers.warnings())
 
 
-def _object(row: dict[str, Any], place: dict[str, Any] | None, ip: str) -> dict[str, Any]:
+def _object(row: dict[str, Any], place: dict[str, Any] | None, ip: str | None) -> dict[str, Any]:
     if row["is_handle"]:
         reference = "ACTOR_HANDLE"
     elif row["in_calls"]:
