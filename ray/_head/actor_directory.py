@@ -27,6 +27,7 @@ from ray._control.rows import ActorRow
 from ray._head.actor_messages import (
     Action,
     AskToExit,
+    Assigned,
     Become,
     CancelPlacement,
     CoreGone,
@@ -223,7 +224,7 @@ class ActorDirectory:
 
     def _node_died(self, event: NodeDied, now: float) -> list[Action]:
         actions: list[Action] = []
-        for actor in [a for a in self._actors.values() if a.node_id == event.node_id]:
+        for actor in [a for a in self._actors.values() if event.node_id in (a.node_id, a.asked_node_id)]:
             if actor.worker_tag:
                 actions += self._step(actor, WorkerDied(actor.worker_tag, event.cause), now)
             elif actor.state != DEAD:
@@ -250,8 +251,12 @@ class ActorDirectory:
 
     # -- rows of TRANSITIONS: (actor, event, now) -> (next state, actions), or None -----------------------------------
 
+    def _ask(self, actor: Actor, event: Assigned, now: float) -> Step:
+        actor.asked_node_id = event.node_id
+        return None
+
     def _to_creation(self, actor: Actor, event: Placed, now: float) -> Step:
-        actor.node_id = event.node_id
+        actor.node_id, actor.asked_node_id = event.node_id, b""
         return PENDING_CREATION, []
 
     def _become(self, actor: Actor, event: WorkerStarted, now: float) -> Step:
@@ -271,7 +276,7 @@ class ActorDirectory:
     def _place_again(self, actor: Actor, event: PlacementLost, now: float) -> Step:
         if actor.worker_tag:
             return None  # it has a worker: that worker's death is what counts
-        actor.node_id = b""
+        actor.node_id = actor.asked_node_id = b""
         actor.placements_lost += 1
         if actor.placements_lost > PLACEMENTS_LOST_MAX:
             return self._dies(actor, f"no worker could be started for it, {PLACEMENTS_LOST_MAX} times: {event.cause}")
@@ -505,6 +510,7 @@ TRANSITIONS: dict[tuple[str, type], Row] = {
     (PENDING_PLACEMENT, EnvFailed): _D._env_failed,
     (PENDING_PLACEMENT, Unplaceable): _D._unplaceable,
     (PENDING_PLACEMENT, PlacementLost): _D._place_again,
+    (PENDING_PLACEMENT, Assigned): _D._ask,
     (PENDING_PLACEMENT, Placed): _D._to_creation,
     (PENDING_PLACEMENT, Subscribe): _D._join,
     (PENDING_PLACEMENT, Unsubscribe): _D._leave,
@@ -514,6 +520,7 @@ TRANSITIONS: dict[tuple[str, type], Row] = {
     (RESTARTING, EnvFailed): _D._env_failed,
     (RESTARTING, Unplaceable): _D._unplaceable,
     (RESTARTING, PlacementLost): _D._place_again,
+    (RESTARTING, Assigned): _D._ask,
     (RESTARTING, Placed): _D._to_creation,
     (RESTARTING, Subscribe): _D._join,
     (RESTARTING, Unsubscribe): _D._leave,
@@ -524,6 +531,7 @@ TRANSITIONS: dict[tuple[str, type], Row] = {
     (PENDING_CREATION, Unplaceable): _D._unplaceable,  # while no worker had been found, its group was removed
     (PENDING_CREATION, WorkerDied): _D._worker_died,
     (PENDING_CREATION, EnvFailed): _D._env_failed,
+    (PENDING_CREATION, Assigned): _D._ignore,  # it has its place
     (PENDING_CREATION, PlacementLost): _D._place_again,  # only while it has no worker
     (PENDING_CREATION, Exiting): _D._exits,  # exit_actor() in __init__
     (PENDING_CREATION, InitFailed): _D._init_failed,
@@ -537,6 +545,7 @@ TRANSITIONS: dict[tuple[str, type], Row] = {
     (ALIVE, OutOfScope): _D._out_of_scope,
     (ALIVE, Unplaceable): _D._ignore,
     (ALIVE, WorkerDied): _D._worker_died,
+    (ALIVE, Assigned): _D._ignore,
     (ALIVE, PlacementLost): _D._ignore,  # the worker's death says it too
     (ALIVE, Exiting): _D._exits,
     (ALIVE, Ready): _D._ignore,  # said twice
@@ -551,6 +560,7 @@ TRANSITIONS: dict[tuple[str, type], Row] = {
     (DEAD, Kill): _D._ignore,
     (DEAD, OutOfScope): _D._ignore,
     (DEAD, Unplaceable): _D._ignore,
+    (DEAD, Assigned): _D._ignore,
     (DEAD, PlacementLost): _D._ignore,
     (DEAD, Placed): _D._refuse_place,  # crossed our CancelPlacement
     (DEAD, WorkerStarted): _D._refuse_worker,

@@ -19,6 +19,13 @@ class Created(NamedTuple):
     owner_tag: bytes
 
 
+class Assigned(NamedTuple):
+    """That node has been asked for a place; it has not answered yet, and if it dies it never will."""
+
+    actor_id: bytes
+    node_id: bytes
+
+
 class Placed(NamedTuple):
     """Its resources are held on node_id; a worker follows."""
 
@@ -127,8 +134,8 @@ class Unsubscribe(NamedTuple):
 
 
 Event = Union[
-    Created, Placed, PlacementLost, WorkerStarted, Ready, InitFailed, Unplaceable, Exiting, WorkerDied, NodeDied, Kill,
-    OutOfScope, OwnerDied, CoreGone, JobEnded, Subscribe, Unsubscribe, EnvFailed,
+    Created, Assigned, Placed, PlacementLost, WorkerStarted, Ready, InitFailed, Unplaceable, Exiting, WorkerDied,
+    NodeDied, Kill, OutOfScope, OwnerDied, CoreGone, JobEnded, Subscribe, Unsubscribe, EnvFailed,
 ]  # fmt: skip
 
 # -- actions ----------------------------------------------------------------------------------------------------------

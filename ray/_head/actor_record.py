@@ -24,9 +24,9 @@ class Actor:
     """One actor. Written by ActorDirectory only."""
 
     __slots__ = (
-        "actor_id", "cause", "created_s", "creation", "died_s", "gpu_ids", "incarnation", "job_id", "kill_why",
-        "node_id", "owner_tag", "placements_lost", "published", "restarts", "spec", "state", "story", "subscribers",
-        "worker_pid", "worker_tag",
+        "actor_id", "asked_node_id", "cause", "created_s", "creation", "died_s", "gpu_ids", "incarnation", "job_id",
+        "kill_why", "node_id", "owner_tag", "placements_lost", "published", "restarts", "spec", "state", "story",
+        "subscribers", "worker_pid", "worker_tag",
     )  # fmt: skip
 
     def __init__(self, event: Created, now: float) -> None:
@@ -40,6 +40,7 @@ class Actor:
         self.restarts = 0
         self.placements_lost = 0  # since a worker was last there
         self.node_id = b""
+        self.asked_node_id = b""  # of the node that was asked for a place last, until it has answered
         self.worker_tag = b""
         self.worker_pid = 0
         self.gpu_ids: list[int | str] = []

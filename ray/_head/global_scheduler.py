@@ -6,9 +6,12 @@ Runs in the head, on its loop's thread: `handle(event) -> actions`, no I/O, no c
               when a node joins
     ASSIGNED  given to a node, whose local scheduler queues it and holds its resources; found under that node
 
-and is forgotten once it has ended. If a node leaves, its assignments are lost: whoever asked is told, and asks again.
-What is free on a node is what it last reported, less what was assigned since then; with no reports (one machine) that
-is its total. What placement groups hold is counted here too (`hold`): `placement_groups.py` decides about those.
+and is forgotten once it has ended. If a node leaves, its assignments are lost, and what waits for just that node waits
+for nothing: whoever asked is told, and asks again.
+What is free on a node is what it last reported, less what was assigned since then; what ends later than a report is
+free again when the node says so, since only the node knows whether the report held it. With no reports (one machine)
+what is free is the total less what is assigned. What placement groups hold is counted here too (`hold`):
+`placement_groups.py` decides about those.
 """
 
 from __future__ import annotations
@@ -66,7 +69,7 @@ class Infeasible(NamedTuple):
 
 
 class Unassign(NamedTuple):
-    """Its node has left."""
+    """Its node has left: the one that it was given to, or the only one that it would ever have run on."""
 
     request_id: bytes
     cause: str
@@ -77,7 +80,7 @@ Action = Union[Assign, Infeasible, Unassign]
 
 
 class _Node:
-    __slots__ = ("assigned", "available", "held", "labels", "total")
+    __slots__ = ("assigned", "available", "held", "labels", "reports", "taken", "total")
 
     def __init__(self, total: Mapping[str, int], labels: Mapping[str, str]) -> None:
         self.total = dict(total)
@@ -85,6 +88,34 @@ class _Node:
         self.labels = dict(labels)
         self.assigned: dict[bytes, Mapping[str, int]] = {}
         self.held: dict[bytes, dict[str, int]] = {}  # by placement group
+        self.reports = False  # it has said what is free there
+        self.taken: dict[bytes, dict[str, int]] = {}  # since it last did, by request or group
+
+    def take(self, who: bytes, amounts: Mapping[str, int]) -> None:
+        taken = self.taken.setdefault(who, {})
+        for name, units in amounts.items():
+            taken[name] = taken.get(name, 0) + units
+            self.available[name] = self.available.get(name, 0) - units
+
+    def give_back(self, who: bytes, amounts: Mapping[str, int]) -> None:
+        """What was taken before its last report is its own to say: added here it would be counted twice."""
+        taken = self.taken.get(who, {})
+        for name, units in amounts.items():
+            here = min(units, taken.get(name, 0)) if self.reports else units
+            if name in taken:
+                taken[name] -= here
+            self.available[name] = min(self.available.get(name, 0) + here, self.total.get(name, 0))
+        if not any(taken.values()):
+            self.taken.pop(who, None)
+
+    def reported(self, available: Mapping[str, int]) -> None:
+        self.reports = True
+        self.available = dict(available)
+        self.taken.clear()
+
+
+def _bound_to(strategy: Strategy, node_id: bytes) -> bool:
+    return isinstance(strategy, NodeAffinity) and not strategy.soft and strategy.node_id == node_id
 
 
 class GlobalScheduler:
@@ -111,12 +142,15 @@ class GlobalScheduler:
         if node is None:
             return []  # a late report
         if isinstance(event, ResourcesReported):
-            node.available = dict(event.available)
+            node.reported(event.available)
             return []
         del self._nodes[event.node_id]
         lost = list(node.assigned)
         for request_id in lost:
             del self._assigned[request_id]
+        for request_id in [r for r, waiting in self._waiting.items() if _bound_to(waiting.strategy, event.node_id)]:
+            del self._waiting[request_id]  # no node that joins will ever be this one
+            lost.append(request_id)
         return [Unassign(request_id, event.cause) for request_id in lost]
 
     def assigned_to(self, request_id: bytes) -> bytes | None:
@@ -139,7 +173,7 @@ class GlobalScheduler:
         held = node.held.setdefault(group_id, {})
         for name, units in amounts.items():
             held[name] = held.get(name, 0) + units
-            node.available[name] = node.available.get(name, 0) - units
+        node.take(group_id, amounts)
 
     def let_go(self, group_id: bytes, node_id: bytes, amounts: Mapping[str, int]) -> None:
         """And gives so much of it back. Of a node that has left: nothing to do."""
@@ -151,7 +185,7 @@ class GlobalScheduler:
             held[name] -= units
             if not held[name]:
                 del held[name]
-            node.available[name] = min(node.available[name] + units, node.total.get(name, 0))
+        node.give_back(group_id, amounts)
         if not held:
             del node.held[group_id]
 
@@ -163,8 +197,7 @@ class GlobalScheduler:
         node = self._nodes[node_id]
         hold = request.ask if request.hold is None else request.hold
         node.assigned[request.request_id] = hold
-        for name, units in hold.items():
-            node.available[name] = node.available.get(name, 0) - units
+        node.take(request.request_id, hold)
         self._assigned[request.request_id] = node_id
         return [Assign(request.request_id, node_id)]
 
@@ -173,8 +206,7 @@ class GlobalScheduler:
         node_id = self._assigned.pop(request_id, None)
         if node_id is not None:
             node = self._nodes[node_id]
-            for name, units in node.assigned.pop(request_id).items():
-                node.available[name] = min(node.available[name] + units, node.total.get(name, 0))
+            node.give_back(request_id, node.assigned.pop(request_id))
 
     def _why_infeasible(self, request: Requested) -> str:
         what = f"{request.name or 'a request'} needs {describe(dict(request.ask))}"

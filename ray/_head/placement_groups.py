@@ -254,6 +254,12 @@ class PlacementGroups:
         group = self._groups.get(group_id)
         return group_id in self._forgotten if group is None else group.state == REMOVED
 
+    def removed(self) -> list[tuple[bytes, str]]:
+        """(id, why) of each that is known to be gone: what a node that joins has to hear, since what it is asked for
+        one of them would wait there for ever."""
+        long_gone = [(group_id, "it was removed long ago") for group_id in self._forgotten]
+        return long_gone + [(group_id, self._groups[group_id].why) for group_id in self._removed]
+
     def all(self) -> list[Group]:
         return list(self._groups.values())
 

@@ -179,7 +179,8 @@ class HeadService:
         self.run(lambda: self.monitor.tick(self._steady()))
 
     def resources_reported(self, node_id: bytes, available: Mapping[str, int]) -> None:
-        self.placing.handle(global_scheduler.ResourcesReported(node_id, available))
+        self.run(lambda: self.placing.handle(global_scheduler.ResourcesReported(node_id, available)))
+        self.groups.handle(pg.NodesChanged())  # one that waits may have room now
 
     def cores_of_node_gone(self, number: int, cause: str) -> None:
         """Everything that lived on a node is dead: owners of actors, and who follows them."""
@@ -353,20 +354,29 @@ class HeadService:
         self.run(lambda: self.placing.handle(request))
 
     def _do_assign(self, action: global_scheduler.Assign) -> None:
-        self.assign_actor(action.request_id, action.node_id)
+        actor = self.actors.get(action.request_id)
+        if actor is None or actor.state == DEAD:  # since it was asked for: nobody else would give this back
+            self.placing.handle(global_scheduler.Ended(action.request_id))
+        else:
+            self.assign_actor(action.request_id, action.node_id)
 
     def assign_actor(self, actor_id: bytes, node_id: bytes) -> None:
         """That node is to find it a worker."""
         actor = self.actors.get(actor_id)
         if actor is not None and actor.state != DEAD:
             spec = {**actor.spec, "creation": actor.creation, "job_id": actor.job_id, "node_id": node_id}
+            self.actor_event(am.Assigned(actor_id, node_id))
             self.port.place_actor(actor.actor_id, spec, actor.incarnation)
 
     def _do_infeasible(self, action: global_scheduler.Infeasible) -> None:
+        actor = self.actors.get(action.request_id)
+        if actor is None or actor.state == DEAD:
+            self.placing.handle(global_scheduler.Ended(action.request_id))
         self.actor_infeasible(action.request_id, action.message)
 
     def _do_unassign(self, action: global_scheduler.Unassign) -> None:
-        """Nothing: NodeDead reaches the directory as well, which places again whatever was there."""
+        """NodeDead reaches the directory as well; but not about an actor that waited for just that node to grow."""
+        self.actor_event(am.PlacementLost(action.request_id, f"its node died: {action.cause}"))
 
     def _do_cancel_placement(self, action: am.CancelPlacement) -> None:
         self.placing.handle(global_scheduler.Ended(action.actor_id))

@@ -260,6 +260,8 @@ class ClusterHead:
         row = self._table.get(number)
         if row is not None:
             extra = {name: row.get(name) for name in ("pid", "labels", "name", "port")}
+            for group_id, why in self._node.head.groups.groups.removed():
+                self.tell(number, "group_removed", group_id, why)  # it was not there when the others heard of it
             self._node.head.node_up(row["node_id"], row["total"], row["host"], row["hostname"], extra, watched=False)
             self.watch()
 

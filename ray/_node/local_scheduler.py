@@ -57,7 +57,7 @@ from .leases import (
     SchedulingClass,
 )
 from .lines import Lines
-from .spillback import Neighbours
+from .spillback import PATIENCE_S, Neighbours
 
 
 class LocalScheduler:
@@ -157,7 +157,9 @@ class LocalScheduler:
         if self.neighbours and self._sent_on(lease, now):
             return
         refusal = self._not_this_node(event.strategy, lease.name)
-        if refusal and refusal[0]:
+        if refusal and self.neighbours.has_able(event.strategy, lease.shape):
+            self._wait_aside(lease, refusal[1])  # it has been sent about too often to be sent on at once
+        elif refusal and refusal[0]:
             self._actions.append(lm.LeaseRefused(event.tag, event.req_id, lm.UNSCHEDULABLE, refusal[1]))
             self._go(lease, "Refused", now)
         elif refusal:
@@ -192,7 +194,11 @@ class LocalScheduler:
             for waiter in line
         ]
         for lease in aside + waiting:
-            self._sent_on(lease, now)
+            if not self._sent_on(lease, now) and lease.waits == INFEASIBLE:
+                refusal = self._not_this_node(lease.strategy, lease.name)
+                if refusal and refusal[0] and not self.neighbours.has_able(lease.strategy, lease.shape):
+                    self._actions.append(lm.LeaseRefused(lease.tag, lease.req_id, lm.UNSCHEDULABLE, refusal[1]))
+                    self._go(lease, "Refused", now)
 
     def _sent_on(self, lease: Lease, now: float) -> bool:
         """Sends a queued request to the node that should rather run it, if there is one."""
@@ -206,7 +212,10 @@ class LocalScheduler:
             number = self.neighbours.with_bundle(lease, bool(able), room)
         else:
             here = self._as_seen(taken=lease.waits != NOWHERE or lease.key in self._lines.classes)
-            number = self.neighbours.elsewhere(lease, here)
+            patient = now - lease.asked_at >= PATIENCE_S
+            number = self.neighbours.elsewhere(lease, here, patient)
+            if number is None and lease.hops >= self.neighbours.hops_max and not patient:
+                self.neighbours.look_soon(now)  # it may go on a little later, whether or not a view comes
         if number is None:
             return False
         self.neighbours.sent(number, lease, now)
@@ -520,12 +529,15 @@ class LocalScheduler:
 
     def _set_aside(self, lease: Lease, why: str) -> None:
         """It can never be met as things are: it stays queued, in nobody's way, and its owner is told."""
-        lease.waits, lease.why = INFEASIBLE, why
-        self._infeasible[lease.lease_id] = lease
+        self._wait_aside(lease, why)
         if lease.is_actor:
             self._actions.append(lm.ActorInfeasible(lease.tag, why))
         else:
             self._actions.append(lm.Infeasible(lease.tag, lease.req_id, why))
+
+    def _wait_aside(self, lease: Lease, why: str) -> None:
+        lease.waits, lease.why = INFEASIBLE, why
+        self._infeasible[lease.lease_id] = lease
 
     def _ledger(self, lease: Lease) -> NodeResources:
         """From which its allocation is."""

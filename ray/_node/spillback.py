@@ -10,7 +10,7 @@ the death itself and asks again.
 `elsewhere` answers with the number of another node, or None: it stays here. The rules, in order:
 
 1. what a strategy names: that node, those labels, the node that has the bundle;
-2. a request that was sent here stays if it fits, and from its `hops_max`-th hop on if it ever can;
+2. a request that was sent here stays if it fits, and from its `hops_max`-th hop on if it ever can, for `PATIENCE_S`;
 3. where it fits now: the node that holds most of its arguments; else here if less than half of this node is used; else
    the emptiest. SPREAD: whichever was chosen longest ago;
 4. what fits nowhere now waits here if it ever can, else where it ever can.
@@ -29,11 +29,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from ray._protocol.resources import Resources, Shape
 from ray._scheduling.nearest import nearest
 from ray._scheduling.policies import PACK_UNTIL, NodeView, choose, feasible, fits, load
-from ray._scheduling.strategy import DEFAULT, Default, NodeAffinity, NodeLabels, Spread
+from ray._scheduling.strategy import DEFAULT, Default, NodeAffinity, NodeLabels, Spread, Strategy
 
 if TYPE_CHECKING:
     from .leases import Lease
 
+PATIENCE_S = 1.0  # several times as long as a view may be late
 SENT_S = 0.25  # a report takes 50 ms at each of two hops, and the request itself has to arrive
 GROUP_PART = tuple[int, Mapping[str, int], Mapping[str, int]]  # bundle index, what it holds in all, what of it is free
 
@@ -144,10 +145,11 @@ class Neighbours:
                 self.look_at = min(self.look_at or node.sent[0][0] + SENT_S, node.sent[0][0] + SENT_S)
         return True
 
-    def elsewhere(self, lease: Lease, here: NodeView) -> int | None:
+    def elsewhere(self, lease: Lease, here: NodeView, patient: bool = False) -> int | None:
         """The number of the node that should be asked for this lease instead of this one; None: none.
 
-        Args: here: this node; with nothing available if others wait here for the same."""
+        Args: here: this node; with nothing available if others wait here for the same.
+            patient: it has waited here so long that no number of hops can mean messages in circles."""
         ask = dict(lease.shape)
         strategy = lease.strategy
         if lease.holds:
@@ -163,7 +165,7 @@ class Neighbours:
             strategy = DEFAULT
         possible = feasible(here, ask) and (not isinstance(strategy, NodeLabels) or strategy.admits(dict(here.labels)))
         room = possible and fits(here, ask)
-        if possible and (lease.hops >= self.hops_max or (lease.hops and room)):
+        if possible and ((lease.hops >= self.hops_max and not patient) or (lease.hops and room)):
             return None
         others = {n.row.node_id: n for n in self._by_number.values()}
         if isinstance(strategy, Spread) and not lease.hops:
@@ -179,6 +181,18 @@ class Neighbours:
         if possible and not fits(self._view(node.row.number, lease), ask):
             return None  # it would only wait there instead of here
         return node.row.number
+
+    def has_able(self, strategy: Strategy, shape: Shape) -> bool:
+        """Whether some node that the strategy allows could ever hold so much."""
+        return any(
+            fits_in(node.row.total, shape)
+            and (
+                node.row.node_id == strategy.node_id
+                if isinstance(strategy, NodeAffinity)
+                else not isinstance(strategy, NodeLabels) or strategy.admits(dict(node.row.labels))
+            )
+            for node in self._by_number.values()
+        )
 
     def with_bundle(self, lease: Lease, usable: bool, room: bool) -> int | None:
         """The same for a lease that is to run in a placement group.

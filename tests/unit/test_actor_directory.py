@@ -571,8 +571,24 @@ def test_the_random_lives_reach_every_row(monkeypatch: pytest.MonkeyPatch) -> No
         (PENDING_PLACEMENT, am.PlacementLost),  # a place that is lost while it is still being looked for
         (RESTARTING, am.PlacementLost),
         *((state, am.EnvFailed) for state in STATES),
+        *((state, am.Assigned) for state in STATES),  # the world places at once
     }
     assert set(TRANSITIONS) - reached <= by_hand
+
+
+def test_an_actor_whose_node_dies_before_it_has_answered_is_placed_again() -> None:
+    """Found by the simulation: it waited for ever, since only the answer said on which node it was."""
+    head = Head()
+    head.create()
+    assert head(am.Assigned(A, NODE)) == []
+    (place,) = of_kind(head(am.NodeDied(NODE, "killed")), am.Place)
+    assert place.actor_id == A and head.state() == PENDING_PLACEMENT
+    assert head(am.NodeDied(NODE, "killed")) == [], "said again, it has nothing to do with this node any more"
+    head(am.Assigned(A, b"M" * 16))
+    head(am.Placed(A, b"M" * 16))
+    assert head(am.Assigned(A, NODE)) == [], "late"
+    assert head(am.NodeDied(NODE, "killed")) == []
+    assert head.state() == PENDING_CREATION
 
 
 def test_a_second_worker_for_one_actor_is_refused() -> None:

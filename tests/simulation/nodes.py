@@ -1,0 +1,496 @@
+"""One simulated node: the real local scheduler, and in place of the shell, the pool and its workers, what they do.
+
+A node is JOINING until the head says `opened`; drivers come only then. Its process may end (its connections close), or
+its machine may (they fall silent). If it is cut off from the head for `GRACE_S`, it ends itself, as the real one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ray._node import lease_messages as lm
+from ray._node.cluster_view import REPORT_S, report_of, row_of
+from ray._node.local_scheduler import LocalScheduler
+from ray._protocol.ids import node_number
+from ray._scheduling.node_resources import NodeResources
+
+from .network import LOCAL_S, Line
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
+    from .drivers import Driver, Task
+
+HEARTBEAT_S = 1.0
+GRACE_S = 12.0  # longer than the head waits before it declares a silent node dead
+
+
+class Worker:
+    """A process that runs tasks, or is an actor."""
+
+    def __init__(self, node: Node, worker_id: int, job_id: bytes) -> None:
+        self.node = node
+        self.worker_id = worker_id
+        self.tag = node.number.to_bytes(4, "big") + b"w" + worker_id.to_bytes(11, "big")
+        self.job_id = job_id
+        self.alive = True
+        self.assigned = False  # to a lease
+        self.actor_id = b""
+        self.blocked = False  # its task waits for another: the truth, of which the scheduler is told
+        self.task: Task | None = None
+        self.turn = 0  # how manieth it runs: timers of an earlier one mean nothing
+        self.lines: list[Line] = []
+
+    def push(self, line: Line, task: Task, attempt: int) -> None:
+        """The owner of its lease sends a task."""
+        cluster = self.node.cluster
+        if not self.alive:
+            return
+        assert self.task is None, f"{task} is sent to a worker that runs {self.task}"
+        assert attempt not in task.started, f"{task} is run twice in its attempt {attempt}"
+        task.started.add(attempt)
+        self.task, self.turn = task, self.turn + 1
+        cluster.laws.legal_place(task, self.node)
+        self._after(task.takes_s, lambda: self._half_way(line, task, attempt))
+
+    def _half_way(self, line: Line, task: Task, attempt: int) -> None:
+        if task.child is None or task.child.over:
+            self._finish(line, task, attempt)
+            return
+        self.blocked = True
+        self._tell_node("blocked", lm.Blocked(self.worker_id))
+        turn = self.turn
+        self.node.cluster.net.later(0.05, lambda: self._known_as_blocked() if self.turn == turn else None)
+        line.say(1, "needs_child", task.owner.wake_when_over, task.child, self, line, task, attempt)
+
+    def _known_as_blocked(self) -> None:
+        lease = self.node.scheduler.lease_of_worker(self.worker_id)
+        if self.alive and self.blocked and self.node.alive and lease is not None and lease.state == "HELD":
+            assert lease.blocked, f"{lease} is blocked, and its node doesn't know"
+
+    def child_over(self, line: Line, task: Task, attempt: int) -> None:
+        if self.alive and self.task is task and self.blocked:
+            self.blocked = False
+            self._tell_node("unblocked", lm.Unblocked(self.worker_id))
+            self._after(task.takes_s, lambda: self._finish(line, task, attempt))
+
+    def _finish(self, line: Line, task: Task, attempt: int) -> None:
+        self.task = None
+        line.say(1, "result", task.owner.result, line, task, attempt)
+
+    def become(self, actor_id: bytes, incarnation: int) -> None:
+        cluster = self.node.cluster
+        self.actor_id = actor_id
+        cluster.laws.becomes(self, actor_id, incarnation)
+        fate = cluster.net.random.random()
+        if fate < 0.05:
+            self._after(0.01, lambda: self._core_event("actor_failed", actor_id, b"it raised"))
+        else:
+            self._after(0.01, lambda: self._core_event("actor_ready", actor_id))
+            if fate < 0.1:
+                self._after(1.0, lambda: self._exit_actor(actor_id))
+
+    def _exit_actor(self, actor_id: bytes) -> None:
+        self._core_event("actor_exiting", actor_id, "exit_actor()")
+        self.node.cluster.laws.exited[actor_id] = self.node
+        self._after(0.05, lambda: self.node.worker_ends(self, "it exited"))
+
+    def reclaim(self, owner_tag: bytes) -> None:
+        self.task, self.blocked, self.turn = None, False, self.turn + 1
+        self._tell_node("reclaimed", lm.Reclaimed(self.worker_id, self.node.cluster.net.random.random() < 0.7))
+
+    def _core_event(self, name: str, *args: Any) -> None:
+        self.node.local(name, self.node.from_worker, self, name, args)
+
+    def _tell_node(self, kind: str, event: Any) -> None:
+        self.node.local(kind, self._arrives, event)
+
+    def _arrives(self, event: Any) -> None:
+        if self.alive:
+            self.node.feed(event)
+
+    def _after(self, mean_s: float, what: Callable[[], None]) -> None:
+        net = self.node.cluster.net
+        turn = self.turn
+        net.later(net.random.expovariate(1 / mean_s), lambda: what() if self.alive and self.turn == turn else None)
+
+
+class Node:
+    def __init__(self, cluster: Cluster, node_id: bytes, total: dict[str, int], labels: dict[str, str]) -> None:
+        self.cluster = cluster
+        self.node_id = node_id
+        self.total = total
+        self.scheduler = LocalScheduler(NodeResources(total), node_id=node_id, labels=labels)
+        self.number = -1
+        self.alive = True
+        self.opened = False
+        self.uplink: Line = cluster.dial_head(self)
+        self.table: dict[int, dict[str, Any]] = {}  # rows of the other nodes that it has been told of
+        self.down: set[int] = set()
+        self.cores: dict[bytes, Driver] = {}  # drivers here, and guests, by tag
+        self.lines: dict[bytes, Line] = {}  # of these: end 0 is theirs
+        self.waiting_for: dict[tuple[bytes, int], dict[str, int]] = {}  # what was asked here, by tag and request
+        self.granted: dict[int, tuple[dict[str, int], bool]] = {}  # lease -> what it asked; whether it was in a group
+        self.lent: set[int] = set()  # leases whose CPUs have been lent once: these may be taken back at any time
+        self.workers: dict[int, Worker] = {}
+        self.idle: dict[bytes, list[Worker]] = {}  # by job
+        self.tickets: dict[int, lm.AcquireWorker] = {}
+        self.placed: set[bytes] = set()  # actors that have, or wait for, a place here
+        self.jobs: set[bytes] = set()  # that it knows from the head
+        self.jobs_over: set[bytes] = set()
+        self.early: dict[bytes, list[Callable[[], None]]] = {}  # by guest: what it says before its job is known here
+        self._local_at = 0.0
+        self._events: list[Any] = []
+        self._tick_at = 0.0
+        self._reported: Any = None
+        self._report_due = False
+        self._next_worker = 0
+
+    # -- joining ------------------------------------------------------------------------------------------------------
+
+    def admitted(self, number: int, table: list[dict[str, Any]]) -> None:
+        self.number = number
+        for row in table:
+            self.on_node_up(row)
+        self._heartbeat()
+
+    def on_node_up(self, row: dict[str, Any]) -> None:
+        number = row["number"]
+        assert number not in self.table, f"node {self.number} is told twice of node {number}"
+        assert number not in self.down, f"node {number} is back from the dead"
+        self.table[number] = row
+        self.uplink.say(0, "known", self.cluster.head.known, self.number, number, again=True)
+
+    def on_opened(self) -> None:
+        self.opened = True
+        self._look_at_report()
+        self.cluster.new_driver(self)
+
+    def on_view(self, rows: list[dict[str, Any]]) -> None:
+        self.feed(lm.View([row_of(row) for row in rows]))
+
+    def on_node_down(self, number: int, cause: str) -> None:
+        self.down.add(number)
+        for tag in [tag for tag in self.cores if node_number(tag) == number]:
+            self.lines[tag].end(1, f"its node is down: {cause}")
+            self.core_left(tag)
+        for core in list(self.cores.values()):
+            if core.home is self:
+                self.tell(core.tag, "node_down", core.node_down, number)
+
+    def _heartbeat(self) -> None:
+        if self.alive:
+            self.uplink.say(0, "heartbeat", self.cluster.head.heartbeat, self.number, again=True)
+            self.cluster.net.later(HEARTBEAT_S, self._heartbeat)
+
+    # -- the local scheduler ------------------------------------------------------------------------------------------
+
+    def feed(self, event: Any) -> None:
+        if not self.alive:
+            return
+        self._events.append(event)
+        if len(self._events) > 1:
+            return  # in turn
+        while self._events:
+            for action in self.scheduler.handle(self._events[0], self.cluster.net.now):
+                do = getattr(self, "_do_" + type(action).__name__, None)
+                if do is not None:
+                    do(action)
+            if self._events:
+                self._events.pop(0)
+        if not self.alive:
+            return
+        self.cluster.laws.node(self)
+        deadline = self.scheduler.deadline()
+        if deadline is not None and (self._tick_at <= self.cluster.net.now or deadline < self._tick_at):
+            self._tick_at = at = max(deadline, self.cluster.net.now + 1e-6)
+            self.cluster.net.at(at, lambda: self.feed(lm.Tick()) if self._tick_at == at else None)
+        self._look_at_report()
+
+    def _look_at_report(self) -> None:
+        if not self._report_due and self.opened:
+            self._report_due = True
+            self.cluster.net.later(REPORT_S, self._report)
+
+    def _report(self) -> None:
+        self._report_due = False
+        if self.alive:
+            report = report_of(self)  # type: ignore[arg-type]
+            if report != self._reported:
+                self._reported = report
+                self.uplink.say(0, "resources", self.cluster.head.reported, self.number, report, again=True)
+
+    def local(self, kind: str, what: Callable[..., None], *args: Any) -> None:
+        """What a process of this machine tells the node, in order."""
+        net = self.cluster.net
+        net.sent[kind] += 1
+        if kind != net.drop:
+            self._local_at = max(self._local_at, net.now + net.random.expovariate(1 / LOCAL_S))
+            net.at(self._local_at, lambda: what(*args) if self.alive else None)
+
+    def tell(self, tag: bytes, kind: str, what: Callable[..., None], *args: Any) -> None:
+        if tag in self.lines:
+            self.lines[tag].say(1, kind, what, *args)
+
+    def _do_Grant(self, a: lm.Grant) -> None:
+        shape = self.waiting_for.pop((a.tag, a.req_id))
+        lease = self.scheduler.lease_of_worker(a.worker_id)
+        assert lease is not None
+        self.granted[a.lease_id] = shape, lease.place is not None
+        self.cluster.laws.granted(self, lease)
+        core = self.cores[a.tag]
+        self.tell(a.tag, "lease_grant", core.granted, self.number, a.req_id, a.lease_id, self.workers[a.worker_id])
+
+    def _do_Spill(self, a: lm.Spill) -> None:
+        assert a.number != self.number
+        del self.waiting_for[a.tag, a.req_id]
+        self.tell(a.tag, "lease_spilled", self.cores[a.tag].spilled, self.number, a.req_id, a.number)
+
+    def _do_LeaseRefused(self, a: lm.LeaseRefused) -> None:
+        del self.waiting_for[a.tag, a.req_id]
+        self.tell(a.tag, "lease_refused", self.cores[a.tag].refused, self.number, a.req_id, a.kind)
+
+    def _do_Infeasible(self, a: lm.Infeasible) -> None:
+        self.tell(a.tag, "lease_infeasible", self.cores[a.tag].infeasible, self.number, a.req_id)
+
+    def _do_LeaseWanted(self, a: lm.LeaseWanted) -> None:
+        self.tell(a.tag, "lease_wanted", self.cores[a.tag].lease_wanted, self.number)
+
+    def _do_LeaseLost(self, a: lm.LeaseLost) -> None:
+        self.granted.pop(a.lease_id, None)
+        self.tell(a.tag, "lease_lost", self.cores[a.tag].lease_lost, self.number, a.lease_id)
+
+    def _do_ActorPlaced(self, a: lm.ActorPlaced) -> None:
+        self.uplink.say(0, "actor_placed", self.cluster.head.actor_placed, self.number, a.actor_id)
+
+    def _do_ActorWorker(self, a: lm.ActorWorker) -> None:
+        head = self.cluster.head
+        self.uplink.say(0, "actor_worker_started", head.actor_worker_started, self.number, a.actor_id, a.worker_tag)
+
+    def _do_ActorRefused(self, a: lm.ActorRefused) -> None:
+        self.uplink.say(0, "actor_refused", self.cluster.head.actor_refused, self.number, a.actor_id)
+
+    def _do_BundlesPrepared(self, a: lm.BundlesPrepared) -> None:
+        head = self.cluster.head
+        self.uplink.say(0, "bundles_prepared", head.bundles_prepared, self.number, a.group_id, a.attempt, again=True)
+
+    def _do_BundlesRefused(self, a: lm.BundlesRefused) -> None:
+        head = self.cluster.head
+        args = self.number, a.group_id, a.attempt, a.available
+        self.uplink.say(0, "bundles_refused", head.bundles_refused, *args, again=True)
+
+    # -- cores --------------------------------------------------------------------------------------------------------
+
+    def guest_joined(self, core: Driver, line: Line) -> None:
+        """What it says is kept until its job is known; the head's answer comes after the table of nodes."""
+        if core.tag in self.early or core.tag in self.cores:
+            line.end(1, "registered here already")
+        elif core.job_id in self.jobs:
+            self.core_joined(core, line)
+        else:
+            self.early[core.tag] = [lambda: self.core_joined(core, line)]
+            line.on_end[1] = lambda why: self.early.pop(core.tag, None)
+            self.uplink.say(0, "job_info", self.cluster.head.job_info, self.node_id, core.tag, core.job_id)
+
+    def job_known(self, tag: bytes, job_id: bytes, lives: bool) -> None:
+        early = self.early.pop(tag, [])
+        if lives:
+            self.jobs.add(job_id)
+            for what in early:
+                what()
+
+    def core_joined(self, core: Driver, line: Line) -> None:
+        """A driver of this node, or a guest."""
+        number = node_number(core.tag)
+        if number in self.down or core.tag in self.cores:
+            line.end(1, "registered here already, or its node is down")
+            return
+        assert number == self.number or number in self.table, f"a guest from node {number}, unknown to {self.number}"
+        self.jobs.add(core.job_id)
+        self.cores[core.tag], self.lines[core.tag] = core, line
+        line.on_end[1] = lambda why: self.core_left(core.tag) if self.lines.get(core.tag) is line else None
+        self.feed(lm.CoreJoined(core.tag, core.job_id))
+
+    def core_left(self, tag: bytes) -> None:
+        core = self.cores.pop(tag, None)
+        if core is None:
+            return
+        del self.lines[tag]
+        for key in [key for key in self.waiting_for if key[0] == tag]:
+            del self.waiting_for[key]
+        for lease in [x for x in self.scheduler.leases() if x.tag == tag and x.state == "HELD"]:
+            self.granted.pop(lease.lease_id, None)
+        self.feed(lm.CoreLeft(tag))
+        if core.home is self:
+            self.uplink.say(0, "driver_gone", self.cluster.head.driver_gone, self.number, tag, again=True)
+
+    def asked(self, core: Driver, request: lm.LeaseRequested) -> None:
+        if core.tag in self.early:
+            self.early[core.tag].append(lambda: self.asked(core, request))
+        elif core.tag in self.cores:
+            self.waiting_for[core.tag, request.req_id] = dict(request.resources)
+            self.feed(request)
+
+    def cancelled(self, core: Driver, req_id: int) -> None:
+        if core.tag in self.early:
+            self.early[core.tag].append(lambda: self.cancelled(core, req_id))
+            return
+        self.waiting_for.pop((core.tag, req_id), None) if self._still_waits(core.tag, req_id) else None
+        self.feed(lm.LeaseCancelled(core.tag, req_id))
+
+    def _still_waits(self, tag: bytes, req_id: int) -> bool:
+        return any(x.tag == tag and x.req_id == req_id and x.state in ("QUEUED", "STAFFING")
+                   for x in self.scheduler.leases())  # fmt: skip
+
+    def returned(self, core: Driver, lease_id: int, reusable: bool) -> None:
+        lease = next((x for x in self.scheduler.leases() if x.lease_id == lease_id), None)
+        if lease is not None and lease.state == "HELD":
+            worker = self.workers[lease.worker_id]
+            assert worker.task is None, f"{lease} is returned while its worker runs {worker.task}"
+            self.granted.pop(lease_id, None)
+        self.feed(lm.LeaseReturned(core.tag, lease_id, reusable))
+
+    def forward(self, core: Driver, name: str, args: tuple[Any, ...], again: bool) -> None:
+        """A core's event that is the head's affair."""
+        self.uplink.say(0, name, self.cluster.head.core_event, self.number, core, name, args, again=again)
+
+    # -- workers ------------------------------------------------------------------------------------------------------
+
+    def _do_AcquireWorker(self, a: lm.AcquireWorker) -> None:
+        self.tickets[a.ticket] = a
+        self.cluster.net.later(self.cluster.net.random.expovariate(200), lambda: self._assign(a.ticket))
+
+    def _assign(self, ticket: int) -> None:
+        a = self.tickets.pop(ticket, None)
+        if a is None or not self.alive:
+            return
+        idle = self.idle.get(a.job_id)
+        if idle and not a.fresh:
+            worker = idle.pop()
+        else:
+            self._next_worker += 1
+            worker = Worker(self, self._next_worker, a.job_id)
+            self.workers[worker.worker_id] = worker
+        worker.assigned = True
+        self.feed(lm.WorkerAssigned(ticket, worker.worker_id, worker.tag, worker.worker_id))
+
+    def _do_CancelAcquire(self, a: lm.CancelAcquire) -> None:
+        if self.cluster.net.random.random() < 0.5:  # else the pool's answer is on its way already
+            self.tickets.pop(a.ticket, None)
+
+    def _do_ReleaseWorker(self, a: lm.ReleaseWorker) -> None:
+        worker = self.workers.get(a.worker_id)
+        if worker is None:
+            return
+        worker.assigned = False
+        if a.reusable and worker.job_id not in self.jobs_over:
+            self.idle.setdefault(worker.job_id, []).append(worker)
+        else:
+            self.worker_ends(worker, "it was asked to exit")
+
+    def _do_KillWorker(self, a: lm.KillWorker) -> None:
+        self.kill_worker(a.worker_id, a.why)
+
+    def kill_worker(self, worker_id: int, why: str) -> None:
+        worker = self.workers.get(worker_id)
+        if worker is not None:
+            self.cluster.net.later(0.002, lambda: self.worker_ends(worker, why))
+
+    def _do_ReclaimWorker(self, a: lm.ReclaimWorker) -> None:
+        worker = self.workers.get(a.worker_id)
+        if worker is None:
+            return
+        self.local("reclaim", worker.reclaim, a.tag)
+
+    def worker_ends(self, worker: Worker, cause: str) -> None:
+        """However it came to it. The scheduler first, then everybody."""
+        if not worker.alive or not self.alive:
+            return
+        worker.alive = False
+        del self.workers[worker.worker_id]
+        for line in worker.lines:
+            line.end(1, cause)
+        if worker in self.idle.get(worker.job_id, ()):
+            self.idle[worker.job_id].remove(worker)
+        if worker.assigned:
+            self.feed(lm.WorkerLost(worker.worker_id, cause))
+        self.uplink.say(0, "worker_died", self.cluster.head.worker_died, self.number, worker.tag, again=True)
+
+    def from_worker(self, worker: Worker, name: str, args: tuple[Any, ...]) -> None:
+        if worker.alive:
+            if name != "actor_exiting":
+                self.feed(lm.ActorStarted(args[0]))
+            self.uplink.say(0, name, self.cluster.head.core_event, self.number, worker, name, args)
+
+    # -- the head's wishes --------------------------------------------------------------------------------------------
+
+    def on_place_actor(self, actor_id: bytes, spec: dict[str, Any]) -> None:
+        self.placed.add(actor_id)
+        place = spec["place"]
+        ask, to_place = spec["resources"], spec["placement_resources"]
+        self.feed(lm.ActorRequested(actor_id, spec["job_id"], ask, to_place, "actor", place=place))
+        self.cluster.laws.legal_actor(actor_id, self)
+
+    def on_release_actor(self, actor_id: bytes) -> None:
+        if actor_id in self.placed:
+            self.placed.discard(actor_id)
+            self.feed(lm.ActorReleased(actor_id))
+
+    def on_become_actor(self, worker_tag: bytes, actor_id: bytes, incarnation: int) -> None:
+        for worker in self._with_tag(worker_tag):
+            worker.become(actor_id, incarnation)
+
+    def on_kill_worker(self, worker_tag: bytes, why: str) -> None:
+        for worker in self._with_tag(worker_tag):
+            self.kill_worker(worker.worker_id, why)
+
+    def _with_tag(self, tag: bytes) -> list[Worker]:
+        return [worker for worker in self.workers.values() if worker.tag == tag]
+
+    def on_job_over(self, job_id: bytes) -> None:
+        self.jobs_over.add(job_id)
+        for worker in [w for w in self.workers.values() if w.job_id == job_id]:
+            self.kill_worker(worker.worker_id, "its job is over")
+
+    def on_bundles(self, event: Any) -> None:
+        """Prepare, commit, return, removed."""
+        self.feed(event)
+
+    def on_state(self, tag: bytes, kind: str, args: tuple[Any, ...]) -> None:
+        """Of an actor or a group, for a core."""
+        core = self.cores.get(tag)
+        if core is not None:
+            self.tell(tag, kind, getattr(core, kind), *args)
+
+    # -- its end ------------------------------------------------------------------------------------------------------
+
+    def dies(self, why: str, silently: bool) -> None:
+        """With all its processes. silently: the machine, so that nobody is told."""
+        if not self.alive:
+            return
+        self.cluster.net.note(f"node {self.number} dies: {why}{', silently' if silently else ''}")
+        self.cluster.laws.died.add(self.node_id)
+        for worker in list(self.workers.values()):
+            worker.alive = False
+            for line in worker.lines:
+                line.lost(1) if silently else line.end(1, why)
+        for core in list(self.cores.values()):
+            line = self.lines[core.tag]
+            if core.home is self:
+                core.dies(why, silently)
+            elif silently:
+                line.lost(1)
+            else:
+                line.end(1, why)
+        for driver in [x for x in self.cluster.starting if x.home is self]:
+            driver.dies(why, silently)
+        self.uplink.lost(0) if silently else self.uplink.end(0, why)
+        self.alive = False
+
+    def place_of(self, group_id: bytes) -> set[int]:
+        """Bundles of it that are committed here."""
+        group = self.scheduler.bundles.groups.get(group_id)
+        return {i for i, b in group.bundles.items() if b.state == "COMMITTED"} if group else set()
+
+    def __repr__(self) -> str:
+        return f"<Node {self.number}{'' if self.alive else ' dead'} {self.scheduler.stats()}>"
