@@ -27,6 +27,8 @@ def test_what_type_checkers_are_told_is_what_there_is():
     tree = ast.parse(inspect.getsource(ray))
     block = next(node for node in tree.body if isinstance(node, ast.If))
     told = {alias.asname for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assigned = [node for node in block.body if isinstance(node, ast.Assign)]
+    told |= {target.id for node in assigned for target in node.targets if isinstance(target, ast.Name)}
     for name in told:
         assert hasattr(ray, name), name
     missing = {*ray._HOME, *_aliases.EXPORTS} - told

@@ -7,7 +7,7 @@ import pytest
 import ray
 from ray.util import state
 
-SESSION = {"num_cpus": 3, "resources": {"tape": 4}, "_memory": 10_000}
+SESSION = {"num_cpus": 3, "resources": {"tape": 4}, "_memory": 10 * 2**30}
 
 
 @ray.remote
@@ -28,7 +28,7 @@ class Holder:
         ({"num_cpus": 2}, "CPU", 1),
         ({"num_cpus": 0.5}, "CPU", 2.5),
         ({"resources": {"tape": 1.5}}, "tape", 2.5),
-        ({"memory": 4_000}, "memory", 6_000),
+        ({"memory": 4 * 2**30}, "memory", 6 * 2**30),
     ],
 )
 def test_a_task_and_an_actor_hold_what_they_ask_for_while_they_run(ray_start, options, resource, left):
