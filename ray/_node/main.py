@@ -166,7 +166,7 @@ async def _serve(
 
     from ray._transport.server import Server
 
-    from . import children
+    from . import children, head_side
     from .shell import Node
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -188,10 +188,7 @@ async def _serve(
     for worker_id in expected:
         link.expect(worker_id)
     node.attach_fork_server(link)
-    if node.config.get("join"):
-        node.start_uplink()
-    else:
-        node.start_head()
+    head_side.start(node)
     store_ready: asyncio.Future[None] = loop.create_future()
     node.attach_store(store_ready)
     _watch_driver(node, control)
@@ -234,7 +231,9 @@ async def _joined(node: Any, control: socket.socket) -> bool:
     """Makes this node one of its cluster, if it is to be. False: that came to nothing, and the session ends."""
     if node.uplink is None:
         if node.gate is not None:
-            node.start_cluster()
+            from .head_side import open_cluster
+
+            open_cluster(node)
         return True
     host, port = node.config["join"]
     try:

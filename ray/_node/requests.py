@@ -15,7 +15,7 @@ from ray._protocol.frames import ROLE_DRIVER, ROLE_NODE, ROLE_TOOL, ROLE_WORKER,
 from ray._protocol.ids import node_number
 from ray._scheduling.strategy import parse_strategy
 
-from . import guests, pending
+from . import guests, pending, registration
 from . import lease_messages as lm
 from . import worker_messages as wm
 from .cores import Core
@@ -68,9 +68,9 @@ class Requests:
         if tag in node.cores.by_tag:
             raise ValueError("this session has a program with the same object_id_seed: give another, or none")
         if kind == "worker":
-            core = node.register_worker(peer, tag, info)
+            core = registration.register_worker(node, peer, tag, info)
         else:
-            core = node.register_driver(peer, tag, info, job_id)
+            core = registration.register_driver(node, peer, tag, info, job_id)
         answer = {
             "node_id": node.node_id,
             "number": node.number,
@@ -82,7 +82,7 @@ class Requests:
             "resources": dict(node.scheduler.resources.total),
             "node_ip": node.node_ip,
             "namespace": core.namespace,
-            "runtime_env": node.env_of(core),
+            "runtime_env": registration.env_of(node, core),
             "settings": node.settings.overrides(),
             "storage": node.config.get("storage"),
             "python_version": tuple(sys.version_info[:3]),

@@ -14,7 +14,6 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -37,7 +36,7 @@ from . import local_scheduler as ls
 from . import worker_messages as wm
 from . import worker_pool as wp
 from .cluster_view import ClusterView
-from .cores import Core, Cores, Job, startup
+from .cores import Core, Cores, startup
 from .driver_lines import DriverLines
 from .env_gate import EnvGate
 from .gathering import Gathering
@@ -127,7 +126,7 @@ class Node:
         self._waiting_for_exit: list[asyncio.Future[None]] = []
         self._jobs_leaving: dict[bytes, asyncio.Future[None]] = {}
         self._cause_waiters: dict[bytes, list[asyncio.Future[str]]] = {}
-        self._start_keys: dict[int, bytes] = {}  # of workers that another program starts: they have a pid of their own
+        self.start_keys: dict[int, bytes] = {}  # of workers that another program starts: they have a pid of their own
         self._oom_kills = detect.oom_kills()
         self._many_workers = 100 + 10 * cpus  # where a person is told; doubles each time
         self.bugs = 0
@@ -242,7 +241,7 @@ class Node:
         text, context = (env.text, env.context) if env is not None else ("", {})
         told = startup(self.session, self.settings, job, action.worker_id, text, context, self.number)
         if context.get("exec"):
-            told["start_key"] = self._start_keys[action.worker_id] = os.urandom(16)
+            told["start_key"] = self.start_keys[action.worker_id] = os.urandom(16)
         descriptors = self.logs.open(action.worker_id, action.job_id)
         self.fork_link.request(action.worker_id, told, descriptors)
         if len(self.pool.workers) >= self._many_workers:
@@ -292,8 +291,8 @@ class Node:
             self._core_lost(core, "its process has ended")
         if gone.was_assigned:
             self.feed(self.scheduler, lm.WorkerLost(gone.worker_id, gone.cause))
-        if gone.worker_id in self._start_keys:
-            del self._start_keys[gone.worker_id]
+        if gone.worker_id in self.start_keys:
+            del self.start_keys[gone.worker_id]
             remove_file(self.session.worker_start(gone.worker_id))
         if self.memory is not None:
             self.memory.worker_gone(gone.worker_id)
@@ -347,68 +346,6 @@ class Node:
             words = self.logs.tail(worker_id, pid)
             cause += f"; it wrote:\n{words}" if words else ""
         self.feed(self.pool, wm.Exited(worker_id, cause))
-
-    def env_of(self, core: Core) -> str:
-        """The text of the environment that a core lives in; a driver's is its job's."""
-        worker = self.pool.workers.get(core.worker_id)
-        if worker is None:
-            job = self.cores.jobs.get(core.job_id)
-            return job.runtime_env if job is not None else ""
-        env = self.envs.machine.get(worker.env)
-        return env.text if env is not None else ""
-
-    def register_worker(self, peer: Any, tag: bytes, info: dict[str, Any]) -> Core:
-        """Raises: PermissionError: not a process that we forked.  RuntimeError: not ready to be leased."""
-        worker_id = self.cores.worker_of_pid.get(peer.pid)
-        if worker_id is None:
-            self.fork_link.drain()  # the answer that names it may be there, not yet looked at
-            worker_id = self.cores.worker_of_pid.get(peer.pid)
-        key = self._start_keys.get(info.get("worker_id", 0))
-        if key is not None and info.get("start_key") == key:
-            worker_id = info["worker_id"]  # of our own starting, by the program around it
-        worker = self.pool.workers.get(worker_id) if worker_id is not None else None
-        if worker is None or worker.tag or worker_id in self.cores.by_worker:
-            raise PermissionError(f"pid {peer.pid} is no worker that this node has started and not yet met")
-        if not os.path.exists(self.session.core_socket(tag)):
-            raise RuntimeError("a worker listens on its own socket before it registers: it may be leased at once")
-        job = self.cores.jobs.get(worker.job_id)
-        if job is None:
-            raise RuntimeError("the job of this worker has ended")
-        core = Core(peer, "worker", tag, worker.job_id, job.namespace)
-        core.worker_id = worker.worker_id
-        self.cores.add(core)
-        self.feed(self.scheduler, lm.CoreJoined(tag, core.job_id))
-        if not info.get("setup_pending"):
-            # In the next turn: the answer to `register` leaves first.
-            self.loop.call_soon(self.feed, self.pool, wm.Registered(worker.worker_id, tag))
-        return core
-
-    def register_driver(self, peer: Any, tag: bytes, info: dict[str, Any], job_id: bytes | None = None) -> Core:
-        """job_id: as the head has answered, if it is on another node."""
-        if job_id is None:
-            job_id = self.head.register_driver(tag, peer.pid, info)
-            assert job_id is not None
-        job = Job(job_id, info)
-        early = self.cores.jobs.get(job_id)
-        if early is not None and not early.same_surroundings(job):
-            self.feed(self.pool, wm.JobEnded(job_id))  # a worker started for it already finds other modules: start over
-            early = None
-        if early is None:
-            self.feed(self.pool, wm.JobStarted(job_id))
-        self.cores.jobs[job_id] = job
-        if early is None:
-            self.feed(self.pool, wm.Prestart(job_id, self.settings.prestart_workers))
-        core = Core(peer, "driver", tag, job_id, job.namespace)
-        core.log_to_driver = bool(info.get("log_to_driver", True))
-        founds = self.config.get("founder", True) and self.config.get("watch_driver", True)
-        if self.founder is None and founds and peer.pid == self.config.get("driver_pid"):
-            self.founder = core
-        self.cores.add(core)
-        self.feed(self.scheduler, lm.CoreJoined(tag, job_id))
-        self.loop.call_soon(self.logs.resume, job_id)  # behind the answer to `register`
-        if job.runtime_env:
-            self.loop.call_soon(self.envs.request_for_job, job_id, job.runtime_env, self.settings.prestart_workers)
-        return core
 
     # -- cores: lost ------------------------------------------------------------------------------------------
 
@@ -541,47 +478,6 @@ class Node:
         """The address of this machine, as shown."""
         given: str = self.config.get("node_ip") or (self.config.get("cluster_port") or ("127.0.0.1",))[0]
         return given
-
-    def start_uplink(self) -> None:
-        """In place of `start_head`, on a node that joins the cluster whose head listens at config["join"]."""
-        from .remote_head import RemoteHead
-        from .uplink import Uplink
-
-        self.uplink = Uplink(self, *self.config["join"])
-        self.head = RemoteHead(self.uplink)
-        self.requests.use_head(RemoteHead.RPCS, RemoteHead.EVENTS)
-
-    def start_cluster(self) -> None:
-        """The gate is open: from now on other nodes may join this one, the head's."""
-        from .cluster_head import ClusterHead
-        from .cluster_port import ClusterPort
-
-        self.cluster = ClusterHead(self)
-        self.head.port = ClusterPort(self.head_port, self.cluster)
-
-    def start_head(self) -> None:
-        """What ray/_head decides, in this process. Its tables reach Redis when that is up; nothing waits for it."""
-        from ray._control.redis_server import RedisServers
-        from ray._control.store import Store
-        from ray._head.service import HeadService
-
-        self.redis = RedisServers(
-            self.session.folder,
-            self.config.get("num_redis_shards") or 0,
-            self.config.get("redis_password"),
-            self.config.get("redis_max_memory"),
-        )
-        self.head = HeadService(
-            self.head_port,
-            Store.of_servers(self.redis, self.loop),
-            errors_kept=self.settings.errors_kept,
-            task_events_kept=self.settings.task_events_kept,
-            node_silence_s=self.settings.node_silence_s,
-        )
-        self.requests.use_head(HeadService.RPCS, HeadService.EVENTS)
-        self.redis.on_exit = lambda name, cause: logger.error("%s %s; it was started again", name, cause)
-        about = {"pid": os.getpid(), "labels": self.scheduler.labels, "name": self.config.get("node_name")}
-        self.head.node_up(self.node_id, dict(self.scheduler.resources.total), self.node_ip, socket.gethostname(), about)
 
     def start_redis(self) -> None:
         self.redis.start(self.loop)
