@@ -25,7 +25,7 @@ from ray._native.channel import Connection, ConnectionClosed
 from ray._protocol.frames import DESTINATION_CORE, DESTINATION_NODE, ROLE_DRIVER, ROLE_WORKER
 from ray._protocol.ids import NODE_NUMBER_BYTES, node_number
 
-logger = logging.getLogger("ray.client.server")
+logger: logging.Logger = logging.getLogger("ray.client.server")
 
 UNTAKEN_BYTES_MAX = 4 << 20
 _numbers = itertools.count(1)
@@ -37,7 +37,7 @@ class Bridge:
     def __init__(self, a: Connection, b: Connection, ended: Callable[[Bridge], None]) -> None:
         self._sides = (_Side(self, a), _Side(self, b))
         self._ended = ended
-        self.closed = False
+        self.closed: bool = False
         for side, other in zip(self._sides, reversed(self._sides)):
             side.other = other
         for side in self._sides:

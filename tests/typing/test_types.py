@@ -108,4 +108,6 @@ def test_each_public_symbol_has_a_type_that_is_written_down(tmp_path):
     assert len(exported) > 1000
     loose = {symbol["name"]: symbol["diagnostics"] for symbol in exported if not symbol["isTypeKnown"]}
     loose.update({s["name"]: s["diagnostics"] for s in exported if s["isTypeAmbiguous"]})
-    assert {name: found for name, found in loose.items() if name.rpartition(".")[2] not in OF_OTHERS} == {}
+    # Nobody imports from the processes behind `ray://` and the commands, though their names have no underscore.
+    public = {name: found for name, found in loose.items() if not name.startswith(("ray.client.", "ray.cli."))}
+    assert {name: found for name, found in public.items() if name.rpartition(".")[2] not in OF_OTHERS} == {}
