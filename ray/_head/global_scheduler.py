@@ -19,11 +19,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, Union
 
-from ray._protocol.resources import describe
+from ray._protocol.resources import describe, shape_of
 from ray._scheduling import labels
 from ray._scheduling.nearest import nearest
 from ray._scheduling.policies import NodeView, choose
-from ray._scheduling.strategy import NodeAffinity, NodeLabels, Strategy
+from ray._scheduling.room_index import RoomIndex
+from ray._scheduling.strategy import Default, NodeAffinity, NodeLabels, Strategy
 
 
 class NodeJoined(NamedTuple):
@@ -121,6 +122,7 @@ def _bound_to(strategy: Strategy, node_id: bytes) -> bool:
 class GlobalScheduler:
     def __init__(self) -> None:
         self._nodes: dict[bytes, _Node] = {}
+        self._room: RoomIndex[bytes] = RoomIndex()
         self._waiting: dict[bytes, Requested] = {}
         self._assigned: dict[bytes, bytes] = {}
 
@@ -136,6 +138,7 @@ class GlobalScheduler:
             if event.node_id in self._nodes:
                 return []
             self._nodes[event.node_id] = _Node(event.total, event.labels)
+            self._changed(event.node_id)
             waiting, self._waiting = self._waiting, {}
             return [action for request in waiting.values() for action in self._place(request, say_infeasible=False)]
         node = self._nodes.get(event.node_id)
@@ -143,8 +146,10 @@ class GlobalScheduler:
             return []  # a late report
         if isinstance(event, ResourcesReported):
             node.reported(event.available)
+            self._changed(event.node_id)
             return []
         del self._nodes[event.node_id]
+        self._room.drop(event.node_id)
         lost = list(node.assigned)
         for request_id in lost:
             del self._assigned[request_id]
@@ -174,6 +179,7 @@ class GlobalScheduler:
         for name, units in amounts.items():
             held[name] = held.get(name, 0) + units
         node.take(group_id, amounts)
+        self._changed(node_id)
 
     def let_go(self, group_id: bytes, node_id: bytes, amounts: Mapping[str, int]) -> None:
         """And gives so much of it back. Of a node that has left: nothing to do."""
@@ -186,11 +192,17 @@ class GlobalScheduler:
             if not held[name]:
                 del held[name]
         node.give_back(group_id, amounts)
+        self._changed(node_id)
         if not held:
             del node.held[group_id]
 
+    def _changed(self, node_id: bytes) -> None:
+        node = self._nodes[node_id]
+        self._room.put(node_id, node.total, node.available)
+
     def _place(self, request: Requested, say_infeasible: bool) -> list[Action]:
-        node_id = choose(self.views(), request.ask, request.strategy)
+        found = self._room.best(shape_of(request.ask)) if isinstance(request.strategy, Default) else None
+        node_id = choose(self.views(), request.ask, request.strategy) if found is None else found[1]
         if node_id is None:
             self._waiting[request.request_id] = request
             return [Infeasible(request.request_id, self._why_infeasible(request))] if say_infeasible else []
@@ -198,6 +210,7 @@ class GlobalScheduler:
         hold = request.ask if request.hold is None else request.hold
         node.assigned[request.request_id] = hold
         node.take(request.request_id, hold)
+        self._changed(node_id)
         self._assigned[request.request_id] = node_id
         return [Assign(request.request_id, node_id)]
 
@@ -207,6 +220,7 @@ class GlobalScheduler:
         if node_id is not None:
             node = self._nodes[node_id]
             node.give_back(request_id, node.assigned.pop(request_id))
+            self._changed(node_id)
 
     def _why_infeasible(self, request: Requested) -> str:
         what = f"{request.name or 'a request'} needs {describe(dict(request.ask))}"

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ray._protocol.resources import Resources, Shape
 from ray._scheduling.nearest import nearest
 from ray._scheduling.policies import PACK_UNTIL, NodeView, choose, feasible, fits, load
+from ray._scheduling.room_index import RoomIndex
 from ray._scheduling.strategy import DEFAULT, Default, NodeAffinity, NodeLabels, Spread, Strategy
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Neighbours:
         self._node_id = node_id
         self._number = -1  # of this node, once a view has said it
         self._by_number: dict[int, _Neighbour] = {}
+        self._room: RoomIndex[int] = RoomIndex()
         self._choices = 0
         self._chose_here = 0
 
@@ -110,12 +112,13 @@ class Neighbours:
                 self._number = row.number
             elif not row.alive:
                 self._by_number.pop(row.number, None)
+                self._room.drop(row.number)
             else:
                 node = self._by_number.get(row.number)
                 if node is None:
                     node = self._by_number[row.number] = _Neighbour(row)
                 node.reported = row
-                node.settle(now)
+                self._settle(node, now)
 
     def sent(self, number: int, lease: Lease, now: float) -> None:
         """A request is on its way there: what it asks is not free any more."""
@@ -123,12 +126,16 @@ class Neighbours:
         self.look_soon(now)
         if lease.place is None:
             node.sent.append((now, lease.shape))
-            node.settle(now)
+            self._settle(node, now)
         else:
             for part in node.parts:
                 if _is_of(part, lease) and fits_in(part.available, lease.shape):
                     _deduct(part.available, lease.shape)
                     break
+
+    def _settle(self, node: _Neighbour, now: float) -> None:
+        node.settle(now)
+        self._room.put(node.row.number, node.row.total, node.row.available)
 
     def look_soon(self, now: float) -> None:
         if self.look_at is None:
@@ -140,7 +147,10 @@ class Neighbours:
             return False
         self.look_at = None
         for node in self._by_number.values():
-            node.settle(now)
+            if node.sent:
+                self._settle(node, now)
+            else:
+                node.settle(now)  # what was sent into its bundles
             if node.sent:
                 self.look_at = min(self.look_at or node.sent[0][0] + SENT_S, node.sent[0][0] + SENT_S)
         return True
@@ -167,12 +177,18 @@ class Neighbours:
         room = possible and fits(here, ask)
         if possible and ((lease.hops >= self.hops_max and not patient) or (lease.hops and room)):
             return None
-        others = {n.row.node_id: n for n in self._by_number.values()}
         if isinstance(strategy, Spread) and not lease.hops:
             return self._in_turn(lease, ask, possible, room)
         if room and isinstance(strategy, Default) and (not lease.holds or here.holds == max(lease.holds.values())):
             if load(here, dict.fromkeys(ask, 0)) < PACK_UNTIL:
                 return None  # without looking at all the others: on a large cluster most requests end here
+        if isinstance(strategy, (Default, Spread)) and not lease.holds:
+            best = self._room.best(lease.shape)
+            if best is not None:
+                return None if room and max(load(here, ask), PACK_UNTIL) <= best[0] else best[1]
+            if possible:
+                return None  # none has room
+        others = {n.row.node_id: n for n in self._by_number.values()}
         views = [here, *(self._view(n.row.number, lease) for n in others.values())]
         chosen = choose(views, ask, DEFAULT if isinstance(strategy, Spread) else strategy)
         if chosen is None or chosen == self._node_id:
