@@ -51,6 +51,7 @@ INIT: dict[str, str] = {
     "temp_dir": "_temp_dir",
     "memory": "_memory",
     "driver_object_store_memory": "_driver_object_store_memory",
+    "_object_spilling_directory": "object_spilling_directory",
     "webui_host": "dashboard_host",
     "include_webui": "include_dashboard",
 }

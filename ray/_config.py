@@ -80,6 +80,40 @@ TABLE: tuple[Setting, ...] = (
         "A large request waits longer behind a stream of small ones.",
     ),
     Setting(
+        "object_spilling_config", "", "JSON", "node",
+        "Where objects go for which the store has no room: {\"type\": \"filesystem\", \"params\": {\"directory_path\": "
+        "PATH or [PATH, ...]}}; empty means object_spilling_directory, or `spill` in the session's folder. "
+        "{\"type\": \"none\"} switches spilling off.", "-",
+    ),
+    Setting(
+        "object_spilling_directory", "", "path", "node",
+        "The same as a plain path. Best a local disk; a tmpfs would only move the memory elsewhere.", "-",
+    ),
+    Setting(
+        "object_spilling_bytes_max", 0, "bytes", "node",
+        "What the objects on all disks together may take; 0 leaves it to the disks.", "Less disk for everything else.",
+    ),
+    Setting(
+        "local_fs_capacity_threshold", 0.95, "part of a disk", "node",
+        "A disk that is used to more than this gets no more objects: other programs need room on it too.",
+        "A fuller disk.",
+    ),
+    Setting(
+        "min_spilling_size", 100 << 20, "bytes", "node",
+        "So much room is made at once, an eighth of the store at most: a disk likes large writes, and the next writers "
+        "find room.", "Objects leave memory earlier than they would have to.",
+    ),
+    Setting(
+        "max_io_workers", 2, "threads", "node",
+        "Threads of plasma_store that write and read spilled objects; one disk is kept busy by few.",
+        "More processor time taken from tasks at once.",
+    ),
+    Setting(
+        "store_full_timeout_s", 10.0, "seconds", "driver, worker",
+        "How long a writer or reader waits for room in a full store while nothing is being spilled.",
+        "ObjectStoreFullError comes later.",
+    ),
+    Setting(
         "spill_hops_max", 4, "nodes", "node",
         "Views of other nodes are some tenths of a second old; a request that was sent on so often waits where it is.",
         "Under bursts a request may travel longer before it waits in a line.",

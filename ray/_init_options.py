@@ -186,6 +186,7 @@ ARGUMENTS: dict[str, tuple[Any, Check]] = {
     "storage": (None, optional(_storage)),
     "huge_pages": (False, boolean),
     "plasma_directory": (None, optional(_folder)),
+    "object_spilling_directory": (None, optional(_folder)),
     "num_redis_shards": (None, optional(whole(1, "a whole number >= 1"))),
     "num_workers": (None, optional(whole(0, "a whole number >= 0"))),
     "driver_mode": (_aliases.SCRIPT_MODE, _driver_mode),
@@ -215,6 +216,7 @@ OF_A_SESSION = (
         "object_store_memory",
         "_memory",
         "plasma_directory",
+        "object_spilling_directory",
         "huge_pages",
     ),
     *("num_redis_shards", "_redis_max_memory", "num_workers", "storage", "_system_config", "_node_name"),
@@ -310,6 +312,8 @@ class InitOptions:
         given = {name: value for name, value in (self.values["_system_config"] or {}).items() if name in known}
         if self.num_workers is not None:
             given.setdefault("prestart_workers", self.num_workers)
+        if self.values["object_spilling_directory"] is not None:
+            given["object_spilling_directory"] = self.values["object_spilling_directory"]
         if self.values["_tracing_startup_hook"] is not None:
             given["tracing_startup_hook"] = self.values["_tracing_startup_hook"]
         return Settings(given, os.environ).overrides()
@@ -416,5 +420,14 @@ def parse(given: Mapping[str, Any], named: Callable[[str], str] = _as_argument) 
             f"{named('address')}={options.address!r}: with local_mode=True (or driver_mode=ray.PYTHON_MODE) everything "
             "runs in this process, and there is nothing to join: give one of the two"
         )
-    options.settings()  # a wrong _system_config or environment variable is an error here, not in the node
+    settings = options.settings()  # a wrong _system_config or environment variable is an error here, not in the node
+    if "object_spilling_config" in settings or "object_spilling_directory" in settings:
+        from ray._node import spill_options
+
+        spill_options.check(
+            spill_options.directories(
+                settings.get("object_spilling_config", ""), settings.get("object_spilling_directory", "")
+            )
+            or []
+        )
     return options

@@ -22,6 +22,7 @@ enum class StatusCode : uint8_t {
   kProtocol,         // the peer sent what the protocol forbids
   kPermission,       // the kernel or the peer refused for lack of rights
   kInterrupted,      // the caller asked to give up while waiting
+  kOutOfDisk,        // no room now, nor on the disk that would make some
   kSystem,           // a system call failed for another reason; the text has errno's
 };
 

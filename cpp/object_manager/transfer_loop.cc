@@ -133,6 +133,7 @@ void TransferLoop::Run() {
 void TransferLoop::Act() {
   for (;;) {
     RoomsAnswered();
+    RestoresAnswered();
     const std::vector<PullAction> pulls = pulls_.TakeActions();
     const std::vector<PushAction> pushes = pushes_.TakeActions();
     if (pulls.empty() && pushes.empty()) break;

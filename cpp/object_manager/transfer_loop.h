@@ -18,6 +18,7 @@
 #include <string>
 #include <thread>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "common/status.h"
@@ -96,7 +97,11 @@ class TransferLoop final : public Stream::Handler {
 
   // ---- transfer_store.cc: our own store
   plasma::Client* Store();  // null: it cannot be reached
-  bool PinHere(const ObjectId& key, plasma::Place* place);
+  // spilled: it is pinned, but on disk, and has no address yet.
+  bool PinHere(const ObjectId& key, plasma::Place* place, bool* spilled = nullptr);
+  void Bring(const ObjectId& key, const plasma::Place& place);  // takes over the pin of one that is spilled
+  void RestoresAnswered();
+  void ServePinned(const ObjectId& key, const plasma::Place& place);  // those who wait for it, each with his own pin
   void DeleteHere(const ObjectId& key);
   bool Hold(const ObjectId& key);
   void Free(const ObjectId& key);
@@ -151,7 +156,8 @@ class TransferLoop final : public Stream::Handler {
   std::map<uint64_t, Room> rooms_;                         // by the store's request
   std::vector<uint32_t> loose_pins_;                       // slots, until Act is through
   std::map<PullAsker, uint32_t> pins_;                     // slots, of answered pulls
-  std::unordered_map<ObjectId, uint32_t, KeyHash> holds_;  // slots
+  std::unordered_set<ObjectId, KeyHash> holds_;
+  std::map<uint64_t, std::pair<ObjectId, plasma::Place>> restores_;  // being brought from disk, by the store's request
   std::map<PushId, Serving> servings_;
   std::unordered_map<ObjectId, std::vector<PushId>, KeyHash> partial_;  // servings without a pin of their own
   std::map<uint64_t, TransferId> turn_;                                 // by peer: whose chunk was the last

@@ -198,12 +198,18 @@ bool TransferLoop::Asked(Stream& stream, uint64_t transfer, const AskBody& ask) 
   s.key = ask.key;
   s.at = ask.offset;
   Place place;
-  if (PinHere(ask.key, &place)) {
+  bool spilled = false;
+  if (PinHere(ask.key, &place, &spilled) && !spilled) {
     s.base = place.address;
     s.data_bytes = place.data_bytes;
     s.metadata_bytes = place.metadata_bytes;
     s.slot = place.slot;
     SendSizes(push, servings_.emplace(push, s).first->second);
+  } else if (spilled) {
+    s.asked = true;
+    servings_.emplace(push, s);
+    partial_[ask.key].push_back(push);
+    Bring(ask.key, place);
   } else if (pulls_.Knows(ask.key)) {
     s.asked = true;
     servings_.emplace(push, s);
@@ -302,7 +308,14 @@ void TransferLoop::PartialGone(const ObjectId& key) {
     Stream& stream = *peers_.find(push.peer)->second.stream;
     Serving& s = servings_.find(push)->second;
     Place place;
-    if (s.base == nullptr && PinHere(key, &place)) {
+    bool spilled = false;
+    const bool pinned = s.base == nullptr && PinHere(key, &place, &spilled);
+    if (spilled) {
+      partial_[key].push_back(push);
+      Bring(key, place);
+      continue;
+    }
+    if (pinned) {
       s.base = place.address;
       s.data_bytes = place.data_bytes;
       s.metadata_bytes = place.metadata_bytes;

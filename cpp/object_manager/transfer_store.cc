@@ -37,9 +37,62 @@ plasma::Client* TransferLoop::Store() {
   return store_.get();
 }
 
-bool TransferLoop::PinHere(const ObjectId& key, Place* place) {
+bool TransferLoop::PinHere(const ObjectId& key, Place* place, bool* spilled) {
   plasma::Client* store = Store();
-  return store != nullptr && Decided(store, [&] { return store->TryGet(key, place); }) == Step::kDone;
+  if (store == nullptr) return false;
+  const Step step = Decided(store, [&] { return store->TryGet(key, place); });
+  if (spilled != nullptr) *spilled = step == Step::kSpilled;
+  return step == Step::kDone || step == Step::kSpilled;
+}
+
+void TransferLoop::Bring(const ObjectId& key, const Place& place) {
+  for (const auto& [request, brought] : restores_) {
+    if (brought.first == key && brought.second.slot == place.slot) return store_->Unpin(place.slot);
+  }
+  uint64_t request = 0;
+  if (store_->StartRestore(place, &request).ok()) {
+    restores_[request] = {key, place};
+  } else {
+    store_->Unpin(place.slot);  // the store is ending, and this process with it
+  }
+}
+
+void TransferLoop::RestoresAnswered() {
+  std::vector<std::pair<ObjectId, Place>> here;
+  std::vector<ObjectId> gone;
+  for (auto at = restores_.begin(); at != restores_.end();) {
+    Status status;
+    if (!store_->TakeRestored(at->first, &at->second.second, &status)) {
+      ++at;
+      continue;
+    }
+    if (status.ok()) {
+      here.push_back(at->second);
+    } else {
+      gone.push_back(at->second.first);
+    }
+    at = restores_.erase(at);
+  }
+  for (const auto& [key, place] : here) {
+    ServePinned(key, place);
+    loose_pins_.push_back(place.slot);
+  }
+  for (const ObjectId& key : gone) PartialGone(key);
+}
+
+void TransferLoop::ServePinned(const ObjectId& key, const Place& place) {
+  const auto served = partial_.extract(key);
+  if (served.empty()) return;
+  for (const PushId& push : served.mapped()) {
+    Serving& s = servings_.find(push)->second;
+    store_->PinAgain(place.slot);
+    s.base = place.address;
+    s.data_bytes = place.data_bytes;
+    s.metadata_bytes = place.metadata_bytes;
+    s.slot = place.slot;
+    if (s.asked) SendSizes(push, s);
+    if (s.flowing) peers_.find(push.peer)->second.stream->Wake();
+  }
 }
 
 void TransferLoop::DeleteHere(const ObjectId& key) {
@@ -49,9 +102,10 @@ void TransferLoop::DeleteHere(const ObjectId& key) {
 
 bool TransferLoop::Hold(const ObjectId& key) {
   if (holds_.count(key) != 0) return true;
-  Place place;
-  if (!PinHere(key, &place)) return false;
-  holds_.emplace(key, place.slot);
+  plasma::Client* store = Store();
+  if (store == nullptr) return false;
+  if (Decided(store, [&] { return store->TryPin(key); }) != Step::kDone) return false;
+  holds_.insert(key);
   return true;
 }
 
@@ -61,13 +115,13 @@ void TransferLoop::Free(const ObjectId& key) {
     if (PeerConn* peer = Dial(copy); peer != nullptr) peer->stream->Send(Peer::kFree, 0, key.bytes, ObjectId::kBytes);
   }
   pulls_.Freed(key);
-  if (const auto held = holds_.extract(key); !held.empty()) store_->Unpin(held.mapped());
+  if (holds_.erase(key) != 0) store_->UnpinKey(key);
   DeleteHere(key);
 }
 
 uint64_t TransferLoop::OwnerDead(std::span<const uint8_t> prefix) {
   std::vector<ObjectId> dead;
-  for (const auto& [key, slot] : holds_) {
+  for (const ObjectId& key : holds_) {
     if (std::memcmp(key.bytes, prefix.data(), prefix.size()) == 0) dead.push_back(key);
   }
   for (const ObjectId& key : dead) Free(key);
@@ -147,15 +201,7 @@ void TransferLoop::SealPulled(const ObjectId& key) {
   const Place& place = node.mapped().place;
   Decided(store_.get(), [&] { return store_->TrySealSlot(place.slot, place.generation); });
   // Whoever is being served from it goes on with a pin of his own.
-  if (const auto served = partial_.extract(key); !served.empty()) {
-    for (const PushId& push : served.mapped()) {
-      Serving& s = servings_.find(push)->second;
-      store_->PinAgain(place.slot);
-      s.slot = place.slot;
-      if (s.asked) SendSizes(push, s);
-      if (s.flowing) peers_.find(push.peer)->second.stream->Wake();
-    }
-  }
+  ServePinned(key, place);
   loose_pins_.push_back(place.slot);  // until those who wait have pinned it each for himself
 }
 

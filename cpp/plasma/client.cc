@@ -31,50 +31,59 @@ void Pause() {
 
 // ---- find and pin
 
-Step Client::FindSealedAndPin(const ObjectId& key, Found* out) {
+Step Client::FindAndPin(const ObjectId& key, uint64_t pin, Found* out) {
   const uint64_t hash = HashKey(key);
   for (int spins = 0;;) {
     if (died()) return Step::kDied;
     const auto found = table_.Find(key, hash);
     if (!found) return Step::kAbsent;
     const State state = StateOf(found->state);
-    if (state == State::kCreated) return Step::kAbsent;
-    if (state == State::kEvicting) {
-      if (++spins > kSpinsWhileEvicting) return Step::kAsk;
-      Pause();
-      continue;
+    if (state != State::kSealed) [[unlikely]] {
+      if (state == State::kCreated) return Step::kAbsent;
+      if (state == State::kEvicting) {
+        if (++spins > kSpinsWhileEvicting) return Step::kAsk;
+        Pause();
+        continue;
+      }
     }
-    pins_[found->slot].fetch_add(1, std::memory_order_seq_cst);
+    pins_[found->slot].fetch_add(pin, std::memory_order_seq_cst);
     RAY_CRASH_POINT();
     // After the pin, in the one order that both sides see: if this still reads kSealed of the same generation, whoever
     // evicts or frees later sees our pin.
     if (table_.slot(found->slot).state.load(std::memory_order_seq_cst) == found->state) {
       *out = *found;
-      return Step::kDone;
+      return state == State::kSealed ? Step::kDone : Step::kSpilled;
     }
-    Unpin(found->slot);
+    Unpin(found->slot, pin);
   }
+}
+
+void Client::Describe(uint32_t slot, Place* out) {
+  Slot& s = table_.slot(slot);
+  out->data_bytes = s.data_bytes.load(std::memory_order_relaxed);
+  out->metadata_bytes = s.metadata_bytes.load(std::memory_order_relaxed);
+  // After the pin: an object that was spilled and restored has another place, and stays there from now on.
+  out->address = readable_ + s.offset.load(std::memory_order_relaxed);
+  s.last_used_ns.store(NowNs(), std::memory_order_relaxed);
 }
 
 Step Client::TryGet(const ObjectId& key, Place* out) {
   Found found;
-  if (const Step step = FindSealedAndPin(key, &found); step != Step::kDone) return step;
-  Slot& s = table_.slot(found.slot);
+  const Step step = FindAndPin(key, kReading, &found);
+  if (step != Step::kDone && step != Step::kSpilled) return step;
   out->slot = found.slot;
   out->generation = GenerationOf(found.state);
-  out->data_bytes = s.data_bytes.load(std::memory_order_relaxed);
-  out->metadata_bytes = s.metadata_bytes.load(std::memory_order_relaxed);
-  out->address = readable_ + s.offset.load(std::memory_order_relaxed);
-  s.last_used_ns.store(NowNs(), std::memory_order_relaxed);
-  return Step::kDone;
+  Describe(found.slot, out);
+  return step;
 }
 
 Step Client::TryPin(const ObjectId& key) {
   Found found;
-  if (const Step step = FindSealedAndPin(key, &found); step != Step::kDone) return step;
+  const Step step = FindAndPin(key, kKeeping, &found);
+  if (step != Step::kDone && step != Step::kSpilled) return step;
   std::lock_guard<std::mutex> lock(mutex_);
   plain_pins_[std::string(reinterpret_cast<const char*>(key.bytes), sizeof(key.bytes))].push_back(found.slot);
-  return Step::kDone;
+  return Step::kDone;  // also if its bytes are on disk: it is kept
 }
 
 bool Client::UnpinKey(const ObjectId& key) {
@@ -85,15 +94,18 @@ bool Client::UnpinKey(const ObjectId& key) {
   const uint32_t slot = found->second.back();
   found->second.pop_back();
   if (found->second.empty()) plain_pins_.erase(found);
-  Unpin(slot);
+  Unpin(slot, kKeeping);
   return true;
 }
 
-void Client::Unpin(uint32_t slot) {
+void Client::Unpin(uint32_t slot) { Unpin(slot, kReading); }
+
+void Client::Unpin(uint32_t slot, uint64_t pin) {
   if (Forked()) return;  // the pin is our parent's
   table_.slot(slot).last_used_ns.store(NowNs(), std::memory_order_relaxed);
   RAY_CRASH_POINT();
-  if (pins_[slot].fetch_sub(1, std::memory_order_seq_cst) != 1) return;
+  // Others of ours read it on; if they only keep it, it may be spilled now.
+  if (ReadingPins(pins_[slot].fetch_sub(pin, std::memory_order_seq_cst) - pin) != 0) return;
   RAY_CRASH_POINT();
   // A writer waits for room: the store has set this before it looked at our pin, or will see the pin gone.
   if (table_.header()->room_wanted.load(std::memory_order_seq_cst) != 0) RingDoorbell();
@@ -104,7 +116,7 @@ Step Client::Contains(const ObjectId& key) const {
   const auto found = table_.Find(key, HashKey(key));
   if (!found) return Step::kAbsent;
   if (StateOf(found->state) == State::kEvicting) return Step::kAsk;
-  return StateOf(found->state) == State::kSealed ? Step::kDone : Step::kAbsent;
+  return StateOf(found->state) == State::kCreated ? Step::kAbsent : Step::kDone;
 }
 
 bool Client::Unsealed(uint32_t slot, uint64_t generation) const {
@@ -157,13 +169,14 @@ Step Client::Publish(uint32_t slot, uint64_t offset, const ObjectId& key, uint64
   s.creator_pid.store(static_cast<uint32_t>(own_pid_), std::memory_order_relaxed);
   s.created_ns.store(NowNs(), std::memory_order_relaxed);
   RAY_CRASH_POINT();
-  pins_[slot].fetch_add(1, std::memory_order_seq_cst);  // the creator's own; before anybody can find, seal or delete it
+  pins_[slot].fetch_add(kReading,
+                        std::memory_order_seq_cst);  // the creator's own; before anybody can find, seal or delete it
   RAY_CRASH_POINT();
   s.state.store(StateWord(generation, State::kCreated), std::memory_order_release);
   RAY_CRASH_POINT();
   const auto found = table_.Insert(slot, key, HashKey(key));
   if (found) {
-    pins_[slot].fetch_sub(1, std::memory_order_seq_cst);
+    pins_[slot].fetch_sub(kReading, std::memory_order_seq_cst);
     // A new generation: one who strayed here must not take the next key for this one.
     s.state.store(StateWord(generation + 1, State::kFree), std::memory_order_release);
     return StateOf(found->state) == State::kEvicting ? Step::kAsk : Step::kExists;
@@ -236,7 +249,11 @@ Step Client::TryDelete(const ObjectId& key) {
   uint64_t sealed = StateWord(generation, State::kSealed);
   // Fails if somebody else deletes it, or the store is evicting it; if it keeps it after all, it does what the ring
   // says.
-  s.state.compare_exchange_strong(sealed, StateWord(generation, State::kDeleting), std::memory_order_seq_cst);
+  uint64_t spilled = StateWord(generation, State::kSpilled);
+  if (!s.state.compare_exchange_strong(sealed, StateWord(generation, State::kDeleting), std::memory_order_seq_cst) &&
+      sealed == spilled) {
+    s.state.compare_exchange_strong(spilled, StateWord(generation, State::kDeleting), std::memory_order_seq_cst);
+  }
   RAY_CRASH_POINT();
   deleted_bytes_ += bytes;
   const ControlHeader* header = table_.header();

@@ -40,10 +40,11 @@ struct Place {
 
 enum class Step {
   kDone,
-  kAbsent,  // no such object (get, pin, delete, seal)
-  kExists,  // an object of that key is there (create)
-  kAsk,     // the store must be asked: call the function named in the comment, then try again
-  kDied,    // no store, or we are a forked child
+  kAbsent,   // no such object (get, pin, delete, seal)
+  kExists,   // an object of that key is there (create)
+  kAsk,      // the store must be asked: call the function named in the comment, then try again
+  kSpilled,  // there and pinned, but on disk: call Restore (get)
+  kDied,     // no store, or we are a forked child
 };
 
 class Client {
@@ -62,14 +63,14 @@ class Client {
   Step TryAbort(const ObjectId& key);
   Step TryDelete(const ObjectId& key);
   Step Contains(const ObjectId& key) const;
-  // Plain pins, counted by key.
+  // Plain pins, counted by key. They keep the object, not its place in memory: it may be spilled meanwhile.
   Step TryPin(const ObjectId& key);
   bool UnpinKey(const ObjectId& key);
   // Undoes the pin of a Place. Also after the store's death and in a forked child (no effect).
   void Unpin(uint32_t slot);
   // One pin more of an object that the caller has pinned.
   void PinAgain(uint32_t slot) {
-    if (!Forked()) pins_[slot].fetch_add(1, std::memory_order_relaxed);
+    if (!Forked()) pins_[slot].fetch_add(kReading, std::memory_order_relaxed);
   }
   // Whether the object is still the one of that generation, and unsealed.
   bool Unsealed(uint32_t slot, uint64_t generation) const;
@@ -93,6 +94,13 @@ class Client {
     return ObjectExtentBytes(data_bytes, metadata_bytes) > kSmallObjectBytesMax;
   }
   Status Sync(const Patience& patience);
+  // After a TryGet that said kSpilled: waits until the bytes are in memory, and completes *place. Refused
+  // (kOutOfMemory, kOutOfDisk, kNotFound: deleted or damaged, kDisconnected), the pin is undone.
+  Status Restore(const Patience& patience, Place* place);
+  // The same for a thread that may not wait: asks. When connection_fd() is readable, Receive, and TakeRestored until it
+  // says true; then *status is Restore's.
+  Status StartRestore(const Place& place, uint64_t* request);
+  bool TakeRestored(uint64_t request, Place* place, Status* status);
   // Waits until every key is sealed (one may be gone again by the time this returns). kTimedOut.
   Status WaitSealed(const std::vector<ObjectId>& keys, const Patience& patience);
   Status Evict(uint64_t bytes, const Patience& patience, uint64_t* freed);
@@ -132,7 +140,10 @@ class Client {
   // mutex_ held. Fills a lent slot and publishes it.
   Step Publish(uint32_t slot, uint64_t offset, const ObjectId& key, uint64_t data_bytes, uint64_t metadata_bytes,
                Place* out);
-  Step FindSealedAndPin(const ObjectId& key, Found* out);
+  // pin: kReading or kKeeping. kSpilled: pinned too.
+  Step FindAndPin(const ObjectId& key, uint64_t pin, Found* out);
+  void Unpin(uint32_t slot, uint64_t pin);
+  void Describe(uint32_t slot, Place* out);
   bool PushRing(RingOp op, uint32_t slot, uint64_t generation);  // mutex_ held; false: full
   void RingDoorbell();
   // What MakeRoom and StartRoom have in common. True: there may be room already.
@@ -147,7 +158,7 @@ class Client {
   std::unique_ptr<StoreConnection> connection_;
   ObjectTable table_;
   JournalHeader* journal_ = nullptr;
-  std::atomic<uint32_t>* pins_ = nullptr;
+  std::atomic<uint64_t>* pins_ = nullptr;
   uint8_t* readable_ = nullptr;
   uint8_t* writable_ = nullptr;
   void* control_ = nullptr;

@@ -34,6 +34,11 @@ Status RefusedAs(const Answer& answer) {
 
 Status Unexpected() { return {StatusCode::kProtocol, "the plasma store gave an answer of the wrong kind"}; }
 
+Status RestoredAs(const Answer& answer) {
+  if (answer.type == Message::kRefused) return RefusedAs(answer);
+  return answer.type == Message::kDone ? Status::Ok() : Unexpected();
+}
+
 // Receives Welcome and its descriptors.
 Status ReceiveWelcome(int fd, Welcome* welcome, int* fds) {
   char frame[sizeof(FrameHeader) + sizeof(Welcome)];
@@ -145,7 +150,7 @@ Status Client::Map(const Welcome& welcome, const int* fds) {
   madvise(writable_, pool_bytes_, MADV_DONTFORK);
   madvise(readable_, pool_bytes_, MADV_DONTDUMP);
   madvise(writable_, pool_bytes_, MADV_DONTDUMP);
-  pins_ = reinterpret_cast<std::atomic<uint32_t>*>(reinterpret_cast<char*>(journal_) + kPinsOffset);
+  pins_ = reinterpret_cast<std::atomic<uint64_t>*>(reinterpret_cast<char*>(journal_) + kPinsOffset);
   table_ = ObjectTable(control_);
   mapped_ = std::make_unique<std::atomic<uint8_t>[]>(pool_bytes_ / (1 << 20) + 1);
   return Status::Ok();
@@ -216,9 +221,8 @@ Status Client::MakeRoom(uint64_t data_bytes, uint64_t metadata_bytes, const Pati
   LendRequest request{bytes, 0, std::max<int64_t>(0, patience.deadline_ns - NowNs()), exact ? 1u : 0u, 0};
   const bool room = AskForRoom(bytes, exact, &request);
   Patience wait = patience;
-  wait.deadline_ns = patience.deadline_ns > INT64_MAX - kAnswerGraceNs
-                         ? INT64_MAX
-                         : std::max(NowNs(), patience.deadline_ns) + kAnswerGraceNs;
+  // The store says when it is too late, since it goes on as long as spilling makes room; its death ends the wait too.
+  wait.deadline_ns = INT64_MAX;
   if (room) return Sync(wait);
   Answer answer;
   if (Status s = connection_->Call(Message::kLend, &request, sizeof(request), wait, &answer); !s.ok()) return s;
@@ -245,6 +249,38 @@ bool Client::TakeRoom(uint64_t request, bool exact, Status* status) {
 Status Client::Sync(const Patience& patience) {
   Answer answer;
   return connection_->Call(Message::kSync, nullptr, 0, patience, &answer);
+}
+
+Status Client::Restore(const Patience& patience, Place* place) {
+  const RestoreRequest request{place->generation, std::max<int64_t>(0, patience.deadline_ns - NowNs()), place->slot, 0};
+  Answer answer;
+  // As with room: the store says when it is too late.
+  Status s =
+      connection_->Call(Message::kRestore, &request, sizeof(request), {INT64_MAX, patience.interrupted}, &answer);
+  if (s.ok()) s = RestoredAs(answer);
+  if (s.ok()) {
+    Describe(place->slot, place);
+  } else {
+    Unpin(place->slot);
+  }
+  return s;
+}
+
+Status Client::StartRestore(const Place& place, uint64_t* request) {
+  const RestoreRequest body{place.generation, kPatientNs, place.slot, 0};
+  return connection_->Start(Message::kRestore, &body, sizeof(body), request);
+}
+
+bool Client::TakeRestored(uint64_t request, Place* place, Status* status) {
+  Answer answer;
+  if (!connection_->Take(request, &answer)) return false;
+  *status = RestoredAs(answer);
+  if (status->ok()) {
+    Describe(place->slot, place);
+  } else {
+    Unpin(place->slot);
+  }
+  return true;
 }
 
 Status Client::WaitSealed(const std::vector<ObjectId>& keys, const Patience& patience) {
@@ -326,7 +362,7 @@ void Client::Release() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     for (auto& [key, slots] : plain_pins_) {
-      for (uint32_t slot : slots) Unpin(slot);
+      for (uint32_t slot : slots) Unpin(slot, kKeeping);
     }
     plain_pins_.clear();
     if (extent_.lease != 0) leases.push_back(std::exchange(extent_, Extent()).lease);

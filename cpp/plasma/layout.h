@@ -5,7 +5,7 @@
 //   the store)
 //   +--------------------------------------------------+             +---------------------------------------------+
 //   | ControlHeader      page 0: sizes, life, watches  |             | JournalHeader  ring of things to tell       |
-//   | buckets            u64 each: version | slot + 1  |             | pins           u32 per slot of the table    |
+//   | buckets            u64 each: version | slot + 1  |             | pins           u64 per slot of the table    |
 //   | slots              128 bytes each                |             +---------------------------------------------+
 //   +--------------------------------------------------+
 //   pool (memfd, or an unnamed file in plasma_directory or on hugetlbfs): the objects' bytes. Object = data, then
@@ -42,7 +42,7 @@
 namespace ray::plasma {
 
 constexpr uint64_t kControlMagic = 0x31'6f'72'74'6e'6f'63'70;  // "pcontro1"
-constexpr uint32_t kLayoutVersion = 1;
+constexpr uint32_t kLayoutVersion = 2;
 constexpr size_t kPageBytes = 4096;
 constexpr size_t kObjectAlignBytes = 64;  // numpy, Arrow and non-temporal stores like cache lines
 constexpr uint32_t kNoSlot = 0xffffffff;
@@ -58,7 +58,15 @@ enum class State : uint8_t {
   kSealed = 2,    // immutable, visible
   kDeleting = 3,  // invisible; memory is reused once nobody pins it
   kEvicting = 4,  // the store is deciding: becomes kSealed again or goes; ask the store (kSync) to know
+  kSpilled = 5,   // immutable, but its bytes are on disk only; pin it and ask the store to bring them back (kRestore)
 };
+
+// A pin, as counted in a journal: of one who reads the bytes where they are, in the low half; or, in the high half, of
+// one who only wants the object to be there when it is asked for: its bytes may go to disk meanwhile.
+constexpr uint64_t kReading = 1;
+constexpr uint64_t kKeeping = uint64_t{1} << 32;
+constexpr uint32_t ReadingPins(uint64_t pins) { return static_cast<uint32_t>(pins); }
+constexpr uint32_t KeepingPins(uint64_t pins) { return static_cast<uint32_t>(pins >> 32); }
 
 // Slot.state: generation << 8 | State. The generation grows each time the store takes the slot back, never repeats.
 constexpr uint64_t StateWord(uint64_t generation, State s) { return generation << 8 | static_cast<uint64_t>(s); }
@@ -176,6 +184,6 @@ struct JournalHeader {
   alignas(kCacheLineBytes) RingEntry ring[kRingEntries];
 };
 constexpr uint64_t kPinsOffset = RoundUpToPage(sizeof(JournalHeader));
-constexpr uint64_t JournalBytes(uint32_t slots) { return kPinsOffset + RoundUpToPage(uint64_t{slots} * 4); }
+constexpr uint64_t JournalBytes(uint32_t slots) { return kPinsOffset + RoundUpToPage(uint64_t{slots} * 8); }
 
 }  // namespace ray::plasma

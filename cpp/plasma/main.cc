@@ -1,6 +1,7 @@
 // PROCESS plasma_store, one per node: owns the shared memory and whatever clients cannot do in it themselves.
 //
-// With --objects-socket it has a second thread, the object manager (object_manager/transfer_loop.h).
+// With --spill-directory it has threads that move objects to disk and back (spill_disk.h).
+// With --objects-socket it has one more thread, the object manager (object_manager/transfer_loop.h).
 //
 // Started by the node process (ray._launch) or by hand; talked to by every driver and worker through --socket. Owns the
 // pool, the object table and one journal per client, all unnamed files: when this process and its clients have ended,
@@ -29,6 +30,7 @@ namespace {
 
 constexpr uint64_t kMemoryBytesMin = 1 << 20;
 constexpr uint64_t kMemoryBytesMax = uint64_t{1} << 46;
+constexpr int kSpillThreadsMax = 64;
 
 constexpr char kUsage[] =
     "usage: plasma_store --memory BYTES --socket PATH [--directory DIR] [--huge-pages]\n"
@@ -40,6 +42,11 @@ constexpr char kUsage[] =
     "      --lifeline-fd N  end when the other end of this pipe is closed, or the parent dies\n"
     "      --objects-socket PATH  run an object manager too, which listens there for local processes\n"
     "      --token-file PATH      its secret, 64 hexadecimal digits, that other nodes' stores must prove to know\n"
+    "      --spill-directory DIR  objects that do not fit go to unnamed files there; may be given several times\n"
+    "      --spill-bytes-max BYTES  no more than that on all disks together (default: what they have)\n"
+    "      --spill-batch BYTES    make so much room at once, an eighth of the store at most (default: 100MiB)\n"
+    "      --spill-threads N      threads that write and read them (default: 2)\n"
+    "      --spill-disk-use F     write to no file system that is used to more than this part (default: 0.95)\n"
     "      --ready-fd N     one byte 1 is written there when serving, or the text of an error\n";
 
 // "1GB", "64MiB", "1.5g", "1048576"; powers of 1024 with "i" or a bare letter, of 1000 with "B" alone after the letter.
@@ -123,7 +130,18 @@ int main(int argc, char** argv) {
   bool has_token = false;
   int ready_fd = -1;
   std::string wrong;
-  enum { kLifeline = 256, kReady, kHelp, kObjectsSocket, kTokenFile };
+  enum {
+    kLifeline = 256,
+    kReady,
+    kHelp,
+    kObjectsSocket,
+    kTokenFile,
+    kSpillDirectory,
+    kSpillMax,
+    kSpillBatch,
+    kSpillThreads,
+    kSpillUse
+  };
   const option longs[] = {{"memory", required_argument, nullptr, 'm'},
                           {"socket", required_argument, nullptr, 's'},
                           {"directory", required_argument, nullptr, 'd'},
@@ -132,6 +150,11 @@ int main(int argc, char** argv) {
                           {"ready-fd", required_argument, nullptr, kReady},
                           {"objects-socket", required_argument, nullptr, kObjectsSocket},
                           {"token-file", required_argument, nullptr, kTokenFile},
+                          {"spill-directory", required_argument, nullptr, kSpillDirectory},
+                          {"spill-bytes-max", required_argument, nullptr, kSpillMax},
+                          {"spill-batch", required_argument, nullptr, kSpillBatch},
+                          {"spill-threads", required_argument, nullptr, kSpillThreads},
+                          {"spill-disk-use", required_argument, nullptr, kSpillUse},
                           {"help", no_argument, nullptr, kHelp},
                           {nullptr, 0, nullptr, 0}};
   for (int o; (o = getopt_long(argc, argv, "m:s:d:h", longs, nullptr)) != -1;) {
@@ -174,6 +197,29 @@ int main(int argc, char** argv) {
           wrong = std::string("--token-file ") + optarg + ": no file of 64 hexadecimal digits";
         }
         has_token = true;
+        break;
+      case kSpillDirectory:
+        options.spill.limits.directories.push_back(optarg);
+        break;
+      case kSpillMax:
+      case kSpillBatch:
+        if (const auto bytes = ParseBytes(optarg)) {
+          (o == kSpillMax ? options.spill.limits.bytes_max : options.spill.batch_bytes) = *bytes;
+        } else {
+          wrong = std::string("--spill-bytes-max or --spill-batch ") + optarg + ": not a size";
+        }
+        break;
+      case kSpillThreads:
+        options.spill.disk.threads = std::atoi(optarg);
+        if (options.spill.disk.threads < 1 || options.spill.disk.threads > kSpillThreadsMax) {
+          wrong = std::string("--spill-threads ") + optarg + ": must be 1 to " + std::to_string(kSpillThreadsMax);
+        }
+        break;
+      case kSpillUse:
+        options.spill.disk.disk_use_max = std::atof(optarg);
+        if (!(options.spill.disk.disk_use_max > 0 && options.spill.disk.disk_use_max <= 1)) {
+          wrong = std::string("--spill-disk-use ") + optarg + ": must be above 0 and at most 1";
+        }
         break;
       case kHelp:
         std::fputs(kUsage, stdout);

@@ -13,7 +13,9 @@ constexpr uint32_t kChainSteps = 4096;
 constexpr uint32_t HeadSlot(uint64_t head) { return static_cast<uint32_t>(head); }
 constexpr uint64_t NextHead(uint64_t head, uint32_t slot_plus_1) { return ((head >> 32) + 1) << 32 | slot_plus_1; }
 
-bool Visible(State s) { return s == State::kCreated || s == State::kSealed || s == State::kEvicting; }
+bool Visible(State s) {
+  return s == State::kCreated || s == State::kSealed || s == State::kEvicting || s == State::kSpilled;
+}
 }  // namespace
 
 ObjectTable::ObjectTable(void* base) : header_(static_cast<ControlHeader*>(base)) {

@@ -32,7 +32,7 @@ class ObjectTable {
   uint32_t slots() const { return slots_; }
   Slot& slot(uint32_t i) const { return slot_array_[i]; }
 
-  // The one slot of that key which is created, sealed or being evicted; objects being deleted are passed over.
+  // The one slot of that key which is created, sealed, spilled or being evicted; objects being deleted are passed over.
   std::optional<Found> Find(const ObjectId& key, uint64_t hash) const;
 
   // Publishes a filled slot (kCreated, key set) that is lent to the caller. Returns nothing if done; what is there

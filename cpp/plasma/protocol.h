@@ -18,7 +18,7 @@
 namespace ray::plasma {
 
 constexpr uint64_t kHelloMagic = 0x0a31'616d'7361'6c70;  // "plasma1\n"
-constexpr uint32_t kProtocolVersion = 1;
+constexpr uint32_t kProtocolVersion = 2;
 constexpr uint32_t kRequestBytesMax = 64 << 10;  // client to store
 constexpr uint32_t kAnswerBytesMax = 256 << 10;  // store to client
 constexpr uint32_t kWatchKeysMax = 1024;
@@ -38,6 +38,7 @@ enum class Message : uint16_t {
   kAudit = 10,      // empty               kText: "" or what is wrong
   kSubscribe = 11,  // empty               kEvents again and again
   kHolders = 12,    // empty               kText
+  kRestore = 13,    // RestoreRequest      kDone: its bytes are here. Or kRefused
   // store to client
   kWelcome = 64,
   kLent = 65,     // LentAnswer, then u32 slots
@@ -84,6 +85,12 @@ struct LentAnswer {
 struct ReturnRequest {
   uint64_t lease;
 };
+// The asker has pinned the slot (kReading), so that what was brought back for it stays until it has read it.
+struct RestoreRequest {
+  uint64_t generation;
+  int64_t timeout_ns;  // how long to wait for room
+  uint32_t slot, zero;
+};
 struct EvictRequest {
   uint64_t bytes;
 };
@@ -111,6 +118,11 @@ struct StatsAnswer {
   uint64_t sealed_objects, sealed_bytes, unsealed_objects, unsealed_bytes, deleting_objects, deleting_bytes;
   uint64_t slots, slots_free, clients, waiting_for_room, waiting_for_seal, subscribers;
   uint64_t evicted_objects, evicted_bytes, bad_entries, connections_refused;
+  uint64_t spilled_objects, spilled_bytes;    // on disk and not in memory, now
+  uint64_t disk_objects, disk_bytes;          // on disk, now; bytes with headers and padding
+  uint64_t written_objects, written_bytes;    // to disk, since the store's start
+  uint64_t restored_objects, restored_bytes;  // from disk, since the store's start
+  uint64_t damaged_objects;                   // that the disk did not give back as they were
 };
 
 // The payload as a T, if it has at least that size.

@@ -7,6 +7,7 @@
 //   a published, unsealed object              taken out of its chain, its bytes are free
 //   a sealed object                           stays: it is everybody's
 //   the rest of the extents lent to it        whatever no surviving object covers is free
+//   spilled objects that it alone kept        gone: nobody could ask for them, and eviction looks at memory only
 #include <algorithm>
 #include <vector>
 
@@ -31,6 +32,7 @@ void Store::ClientGone(ClientId id) {
     }
   }
   ReclaimDeleted();
+  if (!on_disk_.empty()) DropOrphans();
 }
 
 void Store::UndoCreated(uint32_t slot) {
@@ -126,8 +128,16 @@ std::string Store::Audit() const {
     place[slot] = kOwnedByTable;
     uint64_t bytes = 0;
     const uint64_t offset = ExtentOf(slot, &bytes);
-    ranges.emplace_back(offset, bytes);
+    const bool spilled = (slot_flags_[slot] & kNoBytes) != 0;
+    if (!spilled) ranges.emplace_back(offset, bytes);
+    if (s == State::kSpilled && (!spilled || on_disk_.count(slot) == 0))
+      complain("slot " + std::to_string(slot) + " is spilled, but not on disk or still in memory");
+    if (s == State::kSealed && spilled) complain("slot " + std::to_string(slot) + " is sealed without any bytes");
   });
+  for (const auto& [slot, extent] : restoring_) ranges.push_back(extent);
+  for (const auto& [slot, copy] : on_disk_) {
+    if (place[slot] != kOwnedByTable) complain("slot " + std::to_string(slot) + " has bytes on disk but no object");
+  }
   for (uint32_t slot = 0; slot < slots_end_; ++slot) {
     if (place[slot] == kNowhere) complain("slot " + std::to_string(slot) + " is lost");
     if (slot_lease_[slot] != 0 && place[slot] != kInLease)

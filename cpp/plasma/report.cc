@@ -44,6 +44,13 @@ StoreUse Store::Use() const {
         ++use.sealed_objects;
         use.sealed_bytes += bytes;
         break;
+      case State::kSpilled: {
+        const auto copy = on_disk_.find(i);
+        if (copy == on_disk_.end()) break;
+        ++use.spilled_objects;
+        use.spilled_bytes += ObjectExtentBytes(copy->second.data_bytes, copy->second.metadata_bytes);
+        break;
+      }
       case State::kDeleting:
         ++use.deleting_objects;
         use.deleting_bytes += bytes;
@@ -124,9 +131,9 @@ std::vector<ObjectRow> Store::List(uint32_t* cursor, size_t max_rows) const {
                   0,
                   {}};
     for (const auto& [id, client] : clients_) {
-      const uint32_t pins = client.journal.pins[i].load(std::memory_order_acquire);
+      const uint64_t pins = client.journal.pins[i].load(std::memory_order_acquire);
       if (pins == 0) continue;
-      row.pins += pins;
+      row.pins += uint64_t{ReadingPins(pins)} + KeepingPins(pins);
       if (row.pinning_pids.size() < kPinningPidsMax) row.pinning_pids.push_back(client.pid);
     }
     rows.push_back(std::move(row));

@@ -39,6 +39,7 @@ enum Key : uint64_t {
   kLifelineKey,
   kParentKey,
   kTouchKey,
+  kSpillKey,
   kFirstFree = 16
 };
 
@@ -66,6 +67,13 @@ Status Server::Create(const ServerOptions& options, std::unique_ptr<Server>* out
   if (Status s = server->CreateTable(); !s.ok()) return s;
   if (Status s = server->Listen(); !s.ok()) return s;
   if (Status s = server->WatchFds(); !s.ok()) return s;
+  if (!options.spill.limits.directories.empty()) {
+    if (Status s = Spiller::Create(options.spill, server->store_.get(), server->pool_.get(), &server->spiller_);
+        !s.ok())
+      return s;
+    if (!Watch(server->epoll_fd_, server->spiller_->event_fd(), kSpillKey, EPOLLIN))
+      return Status::FromErrno("watching the spill threads", errno);
+  }
   server->pool_->RequestTouched(0);
   *out = std::move(server);
   return Status::Ok();
@@ -183,7 +191,9 @@ void Server::Stop() {
 }
 
 int Server::TimeoutMs() const {
-  std::optional<int64_t> next = room_queue_.next_deadline_ns();
+  // While something is on its way to or from a disk nobody is refused; its end wakes the loop.
+  std::optional<int64_t> next;
+  if (spiller_ == nullptr || !spiller_->busy()) next = room_queue_.next_deadline_ns();
   for (const auto& [id, c] : connections_) {
     if (c.client == 0 && c.fd >= 0 && (!next || c.hello_deadline_ns < *next)) next = c.hello_deadline_ns;
   }
@@ -212,6 +222,11 @@ Status Server::Run() {
         case kTouchKey:
           ReadCounter(pool_->event_fd());
           Touched();
+          break;
+        case kSpillKey:
+          ReadCounter(spiller_->event_fd());
+          AnswerRestored(spiller_->Finish());
+          room_changed_ = true;
           break;
         case kStopKey:
         case kSignalKey:
@@ -336,6 +351,7 @@ void Server::Expel(uint64_t id, const char* why) {
   close(c.fd);
   c.fd = -1;
   room_queue_.ForgetConnection(id);
+  ForgetRestores(id);
   seal_watches_->ForgetConnection(id);
 }
 
@@ -346,6 +362,7 @@ void Server::Gone(uint64_t id) {
   if (c.fd >= 0) close(c.fd);
   if (c.pid_fd >= 0) close(c.pid_fd);
   room_queue_.ForgetConnection(id);
+  ForgetRestores(id);
   seal_watches_->ForgetConnection(id);
   touch_waiters_.remove_if(
       [&](const TouchWaiter& w) { return w.waiter.asker.connection == id; });  // its leases end below

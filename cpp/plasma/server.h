@@ -1,4 +1,5 @@
-// The sockets around Store: accepts, decodes, calls, encodes. The one thread of plasma_store besides Pool's.
+// The sockets around Store: accepts, decodes, calls, encodes. The thread of plasma_store besides Pool's and
+// SpillDisk's.
 //
 // A connection is a client from its Hello to the end of its process. It ends by its socket's end (the client library
 // closes it only when no buffer is left) or its process's (pidfd: a forked child may keep the socket open); either
@@ -15,6 +16,7 @@
 #include "common/status.h"
 #include "plasma/pool.h"
 #include "plasma/protocol.h"
+#include "plasma/spiller.h"
 #include "plasma/store.h"
 #include "plasma/waiters.h"
 
@@ -22,6 +24,7 @@ namespace ray::plasma {
 
 struct ServerOptions {
   PoolOptions pool;
+  SpillOptions spill;
   std::string socket_path;
   int lifeline_fd = -1;        // >= 0: end when its other end is closed, or the parent process has ended
   bool handle_signals = true;  // SIGTERM and SIGINT end Run()
@@ -67,14 +70,25 @@ class Server {
   bool Handle(uint64_t id, Connection& c, const FrameHeader& header, std::span<const uint8_t> payload);
   bool HandleHello(uint64_t id, Connection& c, std::span<const uint8_t> payload);
   bool HandleLend(uint64_t id, Connection& c, uint64_t request, std::span<const uint8_t> payload);
+  bool HandleRestore(uint64_t id, uint64_t request, std::span<const uint8_t> payload);
   bool HandleWatch(uint64_t id, uint64_t request, std::span<const uint8_t> payload);
   void HandleList(uint64_t id, uint64_t request, uint32_t cursor);
   void HandleStats(uint64_t id, uint64_t request);
 
-  bool TryLend(const RoomWaiter& w);  // answers, or parks until touched; false: no room
+  // Answers, or parks until touched; false: no room.
+  bool TryLend(const RoomWaiter& w) { return TryLend(w, store_->ReserveBytes()); }
+  bool TryLend(const RoomWaiter& w, uint64_t reserve_bytes);
   void AnswerLent(Asker asker, const Lent& lent);
   void Refuse(Asker asker, StatusCode code, const std::string& text);
   void WaitForRoom(const RoomWaiter& waiter);
+  bool TryRestore(const RoomWaiter& w);
+  bool TryRoom(const RoomWaiter& w) { return w.restore_slot == kNoSlot ? TryLend(w) : TryRestore(w); }
+  enum class Help { kNone, kDone, kComing };
+  Help MakeRoomFor(const RoomWaiter& w);  // kDone: it has been answered
+  void AnswerRestored(const std::vector<Spiller::Restored>& restored);
+  void ForgetRestores(uint64_t connection);
+  void RetryRoom();
+  void RefuseLate(int64_t now_ns);
   std::string WhyFull();
   void Touched();
   void Progress();  // hands out events, retries writers that wait, ends those whose time is up
@@ -102,6 +116,9 @@ class Server {
   std::map<uint64_t, Connection> connections_;
   RoomQueue room_queue_;
   std::list<TouchWaiter> touch_waiters_;
+  std::unique_ptr<Spiller> spiller_;                     // null: nothing is spilled
+  std::multimap<uint32_t, RoomWaiter> restore_waiters_;  // by slot that is being read
+  std::optional<Asker> spilling_for_;                    // whom the room that is being made is for: others wait
   uint64_t next_connection_ = 1;
   uint64_t subscribers_ = 0;
   uint64_t connections_refused_ = 0;

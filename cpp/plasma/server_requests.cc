@@ -40,10 +40,13 @@ bool Server::Handle(uint64_t id, Connection& c, const FrameHeader& header, std::
       room_changed_ = true;
       Send(id, Message::kDone, header.request, nullptr, 0);
       return true;
+    case Message::kRestore:
+      return HandleRestore(id, header.request, payload);
     case Message::kWatch:
       return HandleWatch(id, header.request, payload);
     case Message::kCancel:
       room_queue_.Forget({id, header.request});
+      std::erase_if(restore_waiters_, [&](const auto& w) { return w.second.asker == Asker{id, header.request}; });
       seal_watches_->Forget({id, header.request});
       UpdateWatched();
       return true;
@@ -115,7 +118,7 @@ bool Server::HandleHello(uint64_t id, Connection& c, std::span<const uint8_t> pa
   c.journal = journal;
   c.client =
       store_->AddClient(c.pid, {static_cast<JournalHeader*>(journal),
-                                reinterpret_cast<std::atomic<uint32_t>*>(static_cast<char*>(journal) + kPinsOffset)});
+                                reinterpret_cast<std::atomic<uint64_t>*>(static_cast<char*>(journal) + kPinsOffset)});
   const Welcome welcome{c.client, control_bytes_, pool_->bytes(), journal_bytes, pool_->page_bytes()};
   std::string frame;
   AppendFrame(&frame, Message::kWelcome, 0, &welcome, sizeof(welcome));
@@ -155,7 +158,8 @@ bool Server::HandleLend(uint64_t id, Connection& c, uint64_t request, std::span<
   }
   const int64_t timeout = std::clamp<int64_t>(body->timeout_ns, 0, kTimeoutNsMax);
   const RoomWaiter waiter{{id, request}, body->need_bytes, body->exact == 1, NowNs() + timeout};
-  if (TryLend(waiter)) return true;
+  // In order: what is being made for one who came before is not taken from him.
+  if (!spilling_for_ && TryLend(waiter)) return true;
   if (timeout == 0) {
     Refuse(waiter.asker, StatusCode::kOutOfMemory, WhyFull());
     return true;
@@ -164,11 +168,11 @@ bool Server::HandleLend(uint64_t id, Connection& c, uint64_t request, std::span<
   return true;
 }
 
-bool Server::TryLend(const RoomWaiter& w) {
+bool Server::TryLend(const RoomWaiter& w, uint64_t reserve_bytes) {
   const auto found = connections_.find(w.asker.connection);
   if (found == connections_.end() || found->second.fd < 0) return true;
   Lent lent;
-  switch (store_->Lend(found->second.client, w.need_bytes, w.exact, &lent)) {
+  switch (store_->Lend(found->second.client, w.need_bytes, w.exact, &lent, reserve_bytes)) {
     case LendResult::kNoRoom:
       return false;
     case LendResult::kTooLarge:
@@ -190,6 +194,7 @@ bool Server::TryLend(const RoomWaiter& w) {
 
 void Server::Touched() {
   const uint64_t touched = pool_->touched_bytes();
+  if (spiller_ != nullptr) AnswerRestored(spiller_->Touched());
   touch_waiters_.remove_if([&](const TouchWaiter& w) {
     if (w.lent.offset + w.lent.bytes > touched) return false;
     AnswerLent(w.waiter.asker, w.lent);
@@ -246,7 +251,7 @@ bool Server::HandleWatch(uint64_t id, uint64_t request, std::span<const uint8_t>
   UpdateWatched();
   for (const ObjectId& key : keys) {
     const auto found = table_.Find(key, HashKey(key));
-    if (!found || StateOf(found->state) != State::kSealed) continue;
+    if (!found || (StateOf(found->state) != State::kSealed && StateOf(found->state) != State::kSpilled)) continue;
     for (Asker asker : seal_watches_->Sealed(key)) Send(asker.connection, Message::kDone, asker.request, nullptr, 0);
   }
   UpdateWatched();
@@ -280,25 +285,44 @@ void Server::HandleStats(uint64_t id, uint64_t request) {
   store_->ReclaimDeleted();
   room_changed_ = true;
   const StoreUse u = store_->Use();
-  const StatsAnswer answer{
-      u.pool_bytes,   u.free_bytes,       u.largest_free_bytes, pool_->touched_bytes(), u.sealed_objects,
-      u.sealed_bytes, u.unsealed_objects, u.unsealed_bytes,     u.deleting_objects,     u.deleting_bytes,
-      u.slots,        u.slots_free,       connections_.size(),  room_queue_.size(),     seal_watches_->size(),
-      subscribers_,   u.evicted_objects,  u.evicted_bytes,      u.bad_entries,          connections_refused_};
+  const Spiller::Counts disk = spiller_ == nullptr ? Spiller::Counts() : spiller_->counts();
+  const StatsAnswer answer{u.pool_bytes,
+                           u.free_bytes,
+                           u.largest_free_bytes,
+                           pool_->touched_bytes(),
+                           u.sealed_objects,
+                           u.sealed_bytes,
+                           u.unsealed_objects,
+                           u.unsealed_bytes,
+                           u.deleting_objects,
+                           u.deleting_bytes,
+                           u.slots,
+                           u.slots_free,
+                           connections_.size(),
+                           room_queue_.size(),
+                           seal_watches_->size(),
+                           subscribers_,
+                           u.evicted_objects,
+                           u.evicted_bytes,
+                           u.bad_entries,
+                           connections_refused_,
+                           u.spilled_objects,
+                           u.spilled_bytes,
+                           spiller_ == nullptr ? 0 : spiller_->files().objects(),
+                           spiller_ == nullptr ? 0 : spiller_->files().bytes(),
+                           disk.written_objects,
+                           disk.written_bytes,
+                           disk.restored_objects,
+                           disk.restored_bytes,
+                           disk.damaged_objects};
   Send(id, Message::kStatsAre, request, &answer, sizeof(answer));
 }
 
 void Server::Progress() {
-  // Twice at most: a writer that was sent back to the queue when the pool turned out smaller is tried once more.
-  for (int round = 0; round < 2 && std::exchange(room_changed_, false); ++round) {
-    room_queue_.Retry([&](const RoomWaiter& w) { return TryLend(w); });
-  }
+  if (spiller_ != nullptr) spiller_->Sweep();  // first: who waits may wait for room on disk
+  RetryRoom();
   const int64_t now = NowNs();
-  room_queue_.Retry([&](const RoomWaiter& w) {
-    if (w.deadline_ns > now) return false;
-    Refuse(w.asker, StatusCode::kOutOfMemory, WhyFull());
-    return true;
-  });
+  RefuseLate(now);
   if (room_queue_.size() == 0 && table_.header()->room_wanted.load(std::memory_order_relaxed) != 0) {
     table_.header()->room_wanted.store(0, std::memory_order_seq_cst);
   }

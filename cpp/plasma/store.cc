@@ -16,9 +16,6 @@ constexpr size_t kLentSlotsMax = 2048;
 constexpr size_t kEventsMax = 1 << 20;
 constexpr uint64_t kFitCheckBytesMin = 1 << 20;
 constexpr uint64_t kFitCheckLooksMax = 8 << 20;  // pins looked at for one request: some 10 ms
-
-constexpr uint8_t kInDeleting = 1;  // slot is listed in deleting_
-constexpr uint8_t kAnnounced = 2;   // its seal has become an event
 }  // namespace
 
 Store::Store(ObjectTable table, uint64_t pool_bytes)
@@ -31,6 +28,7 @@ ClientId Store::AddClient(uint32_t pid, Journal journal) {
 }
 
 bool Store::Pinned(uint32_t slot) const {
+  if ((slot_flags_[slot] & (kWriting | kRestoring)) != 0) return true;
   for (const auto& [id, client] : clients_) {
     // Sequentially consistent, after the state was set: either we see the pin, or the pinner sees the state (layout.h).
     if (client.journal.pins[slot].load(std::memory_order_seq_cst) != 0) return true;
@@ -41,6 +39,10 @@ bool Store::Pinned(uint32_t slot) const {
 uint64_t Store::ExtentOf(uint32_t slot, uint64_t* bytes) const {
   const Slot& s = table_.slot(slot);
   const uint64_t pool = extents_.pool_bytes();
+  if ((slot_flags_[slot] & kNoBytes) != 0) {
+    *bytes = 0;
+    return pool;
+  }
   const uint64_t offset = std::min(s.offset.load(std::memory_order_relaxed), pool);
   const uint64_t data = std::min(s.data_bytes.load(std::memory_order_relaxed), pool);
   const uint64_t metadata = std::min(s.metadata_bytes.load(std::memory_order_relaxed), pool);
@@ -50,7 +52,7 @@ uint64_t Store::ExtentOf(uint32_t slot, uint64_t* bytes) const {
 
 // ---- lending
 
-LendResult Store::Lend(ClientId id, uint64_t need_bytes, bool exact, Lent* out) {
+LendResult Store::Lend(ClientId id, uint64_t need_bytes, bool exact, Lent* out, uint64_t reserve_bytes) {
   const uint64_t pool = extents_.pool_bytes();
   if (need_bytes == 0 || need_bytes > pool) return LendResult::kTooLarge;
   Client& client = clients_.at(id);
@@ -77,6 +79,11 @@ LendResult Store::Lend(ClientId id, uint64_t need_bytes, bool exact, Lent* out) 
       want = need;
       offset = TakeEvicting(need, ~uint64_t{0});
     }
+  }
+  if (offset && reserve_bytes > 0) {
+    const auto reserve = TakeEvicting(reserve_bytes, ~uint64_t{0});
+    extents_.Free(reserve.value_or(*offset), reserve ? reserve_bytes : ObjectExtentBytes(want, 0));
+    if (!reserve) offset.reset();
   }
   if (!offset) {
     for (uint32_t slot : out->slots) free_slots_.push_back(slot);
@@ -138,12 +145,13 @@ bool Store::CouldFit(uint64_t bytes) const {
     const State s = StateOf(table_.slot(lease.slots[0]).state.load(std::memory_order_acquire));
     if (!lease.exact || s == State::kFree || s == State::kCreated) stay.emplace_back(lease.offset, lease.bytes);
   }
+  for (const auto& [slot, extent] : restoring_) stay.push_back(extent);
   for (uint32_t slot = 0; slot < slots_end_; ++slot) {
     const State s = StateOf(table_.slot(slot).state.load(std::memory_order_acquire));
     if (s == State::kFree || (s != State::kCreated && !Pinned(slot))) continue;
     uint64_t length = 0;
     const uint64_t offset = ExtentOf(slot, &length);
-    stay.emplace_back(offset, length);
+    if (length > 0) stay.emplace_back(offset, length);
   }
   stay.emplace_back(extents_.pool_bytes(), 0);
   std::sort(stay.begin(), stay.end());
@@ -220,7 +228,9 @@ void Store::DeleteEntry(ClientId id, uint32_t slot, uint64_t generation) {
   uint64_t created = StateWord(generation, State::kCreated);
   const uint64_t deleting = StateWord(generation, State::kDeleting);
   // The client may have died between telling and doing; so it is done here again, to no effect if it was done.
+  uint64_t spilled = StateWord(generation, State::kSpilled);
   if (!s.state.compare_exchange_strong(sealed, deleting, std::memory_order_seq_cst) &&
+      !s.state.compare_exchange_strong(spilled, deleting, std::memory_order_seq_cst) &&
       s.creator.load(std::memory_order_relaxed) == id) {
     s.state.compare_exchange_strong(created, deleting, std::memory_order_seq_cst);
   }
@@ -232,7 +242,8 @@ void Store::DeleteEntry(ClientId id, uint32_t slot, uint64_t generation) {
 }
 
 void Store::SealEntry(uint32_t slot, uint64_t generation) {
-  if (table_.slot(slot).state.load(std::memory_order_acquire) == StateWord(generation, State::kSealed)) Announce(slot);
+  const uint64_t word = table_.slot(slot).state.load(std::memory_order_acquire);
+  if (word == StateWord(generation, State::kSealed) || word == StateWord(generation, State::kSpilled)) Announce(slot);
 }
 
 void Store::Announce(uint32_t slot) {
@@ -247,7 +258,8 @@ std::vector<ObjectEvent> Store::SealedNow() {
   std::vector<ObjectEvent> sealed;
   for (uint32_t i = 0; i < slots_end_; ++i) {
     const Slot& s = table_.slot(i);
-    if (StateOf(s.state.load(std::memory_order_acquire)) != State::kSealed) continue;
+    const State state = StateOf(s.state.load(std::memory_order_acquire));
+    if (state != State::kSealed && state != State::kSpilled) continue;
     slot_flags_[i] |= kAnnounced;
     sealed.push_back({LoadKey(s), s.data_bytes.load(std::memory_order_relaxed),
                       s.metadata_bytes.load(std::memory_order_relaxed), false});
@@ -276,6 +288,11 @@ uint64_t Store::FreeSlot(uint32_t slot) {
                        s.metadata_bytes.load(std::memory_order_relaxed), true});
   }
   table_.Remove(slot);
+  if (!on_disk_.empty()) DropCopy(slot);
+  if ((slot_flags_[slot] & kNoBytes) != 0) {
+    ReturnSlot(slot, GenerationOf(word) + 1);
+    return 1;
+  }
   uint64_t bytes = 0;
   const uint64_t offset = ExtentOf(slot, &bytes);
   uint64_t range = 1;

@@ -6,6 +6,8 @@
 // the same user could do anyway, but never harms the store). The invariant, checked by Audit(): each slot is on the
 // free list, in a lease, or in a chain; free ranges, leases' extents and objects outside leases cover the pool exactly
 // once.
+//
+// A slot_flag is the store's private word on a slot, beside the shared state.
 #pragma once
 
 #include <cstdlib>
@@ -21,6 +23,7 @@
 #include "plasma/eviction.h"
 #include "plasma/extents.h"
 #include "plasma/object_table.h"
+#include "plasma/spill_files.h"
 
 namespace ray::plasma {
 
@@ -47,7 +50,7 @@ class LazyArray {
 // A client's journal as the store maps it.
 struct Journal {
   JournalHeader* header = nullptr;
-  const std::atomic<uint32_t>* pins = nullptr;
+  const std::atomic<uint64_t>* pins = nullptr;
 };
 
 struct Lent {
@@ -66,6 +69,35 @@ struct ObjectEvent {
   bool deleted;  // else sealed
 };
 
+// A sealed object whose bytes are to be copied to disk. They stay where they are until SpillWritten or SpillFailed.
+struct SpillWrite {
+  uint32_t slot;
+  uint64_t generation, offset;
+  ObjectId key;
+  uint64_t data_bytes, metadata_bytes;
+};
+
+// What is on disk of an object; kept as long as the object, also after it was brought back.
+struct DiskCopy {
+  DiskPlace place;
+  uint64_t data_bytes, metadata_bytes, checksum;
+};
+
+// A spilled object whose bytes are to be copied to `offset`, until EndRestore or AbortRestore.
+struct SpillRead {
+  uint64_t offset;
+  ObjectId key;
+  DiskCopy copy;
+};
+
+enum class RestoreStep {
+  kHere,     // it is in memory
+  kGone,     // no such object (any more)
+  kRunning,  // it is being brought back
+  kNoRoom,
+  kStarted,
+};
+
 struct ClientUse {
   ClientId client;
   uint32_t pid;
@@ -81,6 +113,7 @@ struct StoreUse {
   uint64_t sealed_objects, sealed_bytes, unsealed_objects, unsealed_bytes, deleting_objects, deleting_bytes;
   uint64_t slots, slots_free;
   uint64_t evicted_objects, evicted_bytes, bad_entries;
+  uint64_t spilled_objects, spilled_bytes;
 };
 
 struct ObjectRow {
@@ -92,6 +125,12 @@ struct ObjectRow {
   uint64_t pins;
   std::vector<uint32_t> pinning_pids;
 };
+
+constexpr uint8_t kInDeleting = 1;  // slot is listed in deleting_
+constexpr uint8_t kAnnounced = 2;   // its seal has become an event
+constexpr uint8_t kWriting = 4;     // its bytes are being copied to disk
+constexpr uint8_t kRestoring = 8;   // its bytes are being copied from disk
+constexpr uint8_t kNoBytes = 16;    // kSpilled, or kDeleting and was that: nothing of the pool is its
 
 class Store {
  public:
@@ -105,8 +144,9 @@ class Store {
   void ClientGone(ClientId client);
 
   // Lends an extent of >= need_bytes (exactly, for `exact`, and then with one slot). Evicts if it must. kNoRoom:
-  // everything left is pinned, unsealed or lent.
-  LendResult Lend(ClientId client, uint64_t need_bytes, bool exact, Lent* out);
+  // everything left is pinned, unsealed or lent. reserve_bytes: a free range of that length must be left; see
+  // ReserveBytes.
+  LendResult Lend(ClientId client, uint64_t need_bytes, bool exact, Lent* out, uint64_t reserve_bytes = 0);
   // The client says it will create nothing more under this lease.
   bool CloseLease(ClientId client, LeaseId lease);
 
@@ -119,6 +159,29 @@ class Store {
   void ReclaimDeleted();
   // Evicts until at least so many bytes are freed or nothing is left to evict; returns the bytes freed.
   uint64_t Evict(uint64_t bytes);
+
+  // ---- spilling (spill.cc). Who reads and writes files, and where, is the caller's matter (spiller.h).
+
+  // Makes room for an extent of need_bytes, rather want_bytes (>= need_bytes), at once or by what is to be written:
+  // chooses the piece of the pool whose latest use is the longest ago and that holds nothing but free bytes and objects
+  // that nobody reads. Drops what is on disk already or unpinned. False: there is no such piece.
+  // may_write false: no disk takes anything, so only what is there already may go.
+  bool PlanSpill(uint64_t need_bytes, uint64_t want_bytes, bool may_write, std::vector<SpillWrite>* writes);
+  // What writers should leave free so that spilled objects can be read one after the other, even if the disk is full:
+  // room for the largest of them.
+  uint64_t ReserveBytes() const { return on_disk_.empty() ? 0 : largest_spilled_bytes_; }
+  // It is on disk; now, unless somebody reads it, its memory is free. In whatever state the object is.
+  void SpillWritten(uint32_t slot, const DiskCopy& copy);
+  void SpillFailed(uint32_t slot);
+  // For a reader who has pinned the slot. Takes an extent, evicting as Lend does.
+  uint64_t SpilledBytes(uint32_t slot) const;  // the extent it needs to come back; 0: it is not spilled
+  RestoreStep StartRestore(uint32_t slot, uint64_t generation, SpillRead* out);
+  // Its bytes are back; or (not ok) damaged, and the object lost.
+  void EndRestore(uint32_t slot, bool ok);
+  // Not begun, because its extent cannot be used: as if StartRestore had not been called.
+  void AbortRestore(uint32_t slot);
+  // Copies on disk that nobody needs any more, since the last call.
+  std::vector<DiskPlace> TakeFreedDisk() { return std::exchange(disk_freed_, {}); }
 
   // Whether seals are to become events although nobody told of them (an idle store shall not collect any).
   void set_watched(bool watched) { watched_ = watched; }
@@ -161,6 +224,10 @@ class Store {
   };
 
   bool Pinned(uint32_t slot) const;
+  uint64_t PinsOf(uint32_t slot) const;  // of all clients; each half is right as to being zero
+  void DropCopy(uint32_t slot);          // of what is on disk
+  bool TryDrop(uint32_t slot);           // takes an object that nobody reads out of memory: evicts or spills it
+  void DropOrphans();                    // spilled objects that nobody keeps
   uint64_t ExtentOf(uint32_t slot, uint64_t* bytes) const;  // clamped to the pool
   void DrainClient(ClientId id, Client& client);
   void DeleteEntry(ClientId id, uint32_t slot, uint64_t generation);
@@ -191,6 +258,10 @@ class Store {
   uint32_t slots_end_ = 0;            // slots from here on were never used
   std::vector<uint32_t> deleting_;    // kDeleting and pinned when last looked at
   std::vector<ObjectEvent> events_;
+  std::unordered_map<uint32_t, DiskCopy> on_disk_;                         // by slot
+  std::unordered_map<uint32_t, std::pair<uint64_t, uint64_t>> restoring_;  // by slot: the extent it is read into
+  std::vector<DiskPlace> disk_freed_;
+  uint64_t largest_spilled_bytes_ = 0;  // since on_disk_ was last empty
   bool watched_ = false;
   ClientId next_client_ = 1;
   LeaseId next_lease_ = 1;

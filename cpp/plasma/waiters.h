@@ -28,6 +28,8 @@ struct RoomWaiter {
   uint64_t need_bytes;
   bool exact;
   int64_t deadline_ns;
+  uint32_t restore_slot = kNoSlot;  // else: room to bring this object back from disk
+  uint64_t restore_generation = 0;
 };
 
 // Writers in order of arrival. A large one that does not fit yet does not hold up a small one behind it: what the large

@@ -23,7 +23,7 @@ ObjectId Key(uint64_t n) {
 
 struct FakeClient {
   std::unique_ptr<JournalHeader> header = std::make_unique<JournalHeader>();
-  std::unique_ptr<std::atomic<uint32_t>[]> pins;
+  std::unique_ptr<std::atomic<uint64_t>[]> pins;
   ClientId id = 0;
 };
 
@@ -39,7 +39,7 @@ struct World {
   }
   FakeClient* NewClient() {
     auto client = std::make_unique<FakeClient>();
-    client->pins = std::make_unique<std::atomic<uint32_t>[]>(table.slots());
+    client->pins = std::make_unique<std::atomic<uint64_t>[]>(table.slots());
     client->id =
         store->AddClient(static_cast<uint32_t>(1000 + clients.size()), {client->header.get(), client->pins.get()});
     clients.push_back(std::move(client));

@@ -73,7 +73,8 @@ import weakref
 from _thread import get_ident
 
 from ray import exceptions
-from ray._native.plasma import PlasmaObjectExists, PlasmaObjectNotFound, PlasmaStoreDied, PlasmaStoreFull
+from ray._native import plasma
+from ray._native.plasma import PlasmaDiskFull, PlasmaObjectExists, PlasmaObjectNotFound, PlasmaStoreDied, PlasmaStoreFull
 from ray._native.references import ObjectRef as _ObjectRef
 from ray._protocol.frames import OUT_OF_MEMORY, OUT_OF_MEMORY_AGAIN, RUNTIME_ENV_FAILED
 
@@ -264,6 +265,7 @@ cdef class Engine:
             self.info = self.rpc("register", dict(info, tag=self.tag, pid=os.getpid()))
             learn_nodes(self, self.info)
             references.begin_session(self.info.get("settings", {}).get("record_ref_creation_sites", False))
+            set_store_full_timeout(self.info.get("settings", {}).get("store_full_timeout_s", 10.0))
             try:
                 self.store = self.open_store(self.info["plasma_socket"])
             except (OSError, PlasmaStoreDied):

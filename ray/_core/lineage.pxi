@@ -77,13 +77,25 @@ cdef bint holds_lineage(Task task) noexcept:
     return task.stream is not None and not task.stream.kept.empty()
 
 
+cdef int unpin_lost(Engine self, ObjectRef ref) except -1:
+    """Our pin of the object as it was: what is made anew is pinned when it comes."""
+    if not ref.pinned:
+        return 0
+    ref.pinned = False
+    if self.store is not None:
+        try:
+            self.store.unpin(ref.key())
+        except (PlasmaStoreDied, PlasmaObjectNotFound):
+            pass  # it was in a store that has died since
+    return 0
+
+
 cdef int recover(Engine self, ObjectRef ref) except -1:
     """A store object is gone: make it again if its task may be rerun, else the ref fails with the reason."""
     cdef Task task
     cdef ObjectRef argument
     cdef int i
-    if ref.pinned and self.store is not None:
-        ref.pinned = False
+    unpin_lost(self, ref)
     if not ref.owned:
         ref.state = PENDING
         ref.asked = False
@@ -109,7 +121,7 @@ cdef int recover(Engine self, ObjectRef ref) except -1:
     for i in range(task.num_returns):
         if task.returns[i] != NULL:
             (<ObjectRef>task.returns[i]).state = PENDING
-            (<ObjectRef>task.returns[i]).pinned = False
+            unpin_lost(self, <ObjectRef>task.returns[i])
     return run_again(self, task)
 
 

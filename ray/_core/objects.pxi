@@ -88,8 +88,7 @@ cdef int to_this_store(Engine self, bytes key, Encoded e) except -1:
             end_pull_of(self, key)
             buf = self.store.create(key, e.nbytes, b"", STORE_FULL_TIMEOUT_S)
     except PlasmaStoreFull as error:
-        raise exceptions.ObjectStoreFullError(
-            f"no room for an object of {e.nbytes} bytes in the object store: {error}") from None
+        raise no_room(f"no room for an object of {e.nbytes} bytes in the object store: {error}", error) from None
     try:
         e.write(buf.address)
         self.store.seal(key)
@@ -100,7 +99,18 @@ cdef int to_this_store(Engine self, bytes key, Encoded e) except -1:
     return 0
 
 
-cdef double STORE_FULL_TIMEOUT_S = 10.0  # how long create waits for room; set by init(_system_config)
+cdef object no_room(str text, object error):
+    """What the user is told of a PlasmaStoreFull."""
+    return (exceptions.OutOfDiskError if isinstance(error, PlasmaDiskFull) else exceptions.ObjectStoreFullError)(text)
+
+
+cdef double STORE_FULL_TIMEOUT_S = 10.0  # how long create and get wait for room; the setting store_full_timeout_s
+
+
+cdef int set_store_full_timeout(double timeout_s) except -1:
+    global STORE_FULL_TIMEOUT_S
+    STORE_FULL_TIMEOUT_S = plasma.RESTORE_TIMEOUT_S = timeout_s
+    return 0
 
 
 cdef int set_value(Engine self, ObjectRef ref, Encoded e) except -1:
@@ -149,6 +159,8 @@ cdef object value_of(Engine self, ObjectRef ref):
                 buf = self.store.get(ref.key()) if self.store is not None else None
             except PlasmaStoreDied:
                 buf = None
+            except PlasmaStoreFull as error:
+                raise no_room(f"object {ref.hex()} is on disk, and there is no room for it in the object store: {error}", error) from None
             if buf is not None:
                 if ref.pull != 0:
                     end_pull(self, ref)

@@ -36,7 +36,7 @@ cdef class PlasmaClient:
     cpdef abort(self, bytes key)
     # create + copy + seal in one call; data is any contiguous buffer object. Big copies use several threads, GIL released.
     cpdef put(self, bytes key, data, bytes metadata=*, double timeout_s=*)
-    # None if absent or unsealed. Never asks the server.
+    # None if absent or unsealed. Asks the server only for one that was spilled to disk; PlasmaStoreFull if there is no room for it.
     cpdef PlasmaBuffer get(self, bytes key)
     # The same without a buffer object: plain pins, counted; False if absent or unsealed. Undone by unpin, or by our death.
     cpdef bint pin(self, bytes key) except -1

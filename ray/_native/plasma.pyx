@@ -39,6 +39,7 @@ cdef extern from "common/status.h" namespace "ray" nogil:
         kAlreadyExists
         kOutOfMemory
         kTooLarge
+        kOutOfDisk
         kDisconnected
         kTimedOut
         kPermission
@@ -64,6 +65,8 @@ cdef extern from "plasma/protocol.h" namespace "ray::plasma" nogil:
         uint64_t sealed_objects, sealed_bytes, unsealed_objects, unsealed_bytes, deleting_objects, deleting_bytes
         uint64_t slots, slots_free, clients, waiting_for_room, waiting_for_seal, subscribers
         uint64_t evicted_objects, evicted_bytes, bad_entries, connections_refused
+        uint64_t spilled_objects, spilled_bytes, disk_objects, disk_bytes
+        uint64_t written_objects, written_bytes, restored_objects, restored_bytes, damaged_objects
     cdef cppclass Row:
         ObjectId key
         uint32_t pid_count
@@ -81,6 +84,7 @@ cdef extern from "plasma/client.h" namespace "ray::plasma" nogil:
         kAbsent
         kExists
         kAsk
+        kSpilled
         kDied
     cdef cppclass Place:
         uint8_t* address
@@ -107,6 +111,7 @@ cdef extern from "plasma/client.h" namespace "ray::plasma" nogil:
         cbool forked()
         Status MakeRoom(uint64_t, uint64_t, const Patience&)
         Status Sync(const Patience&)
+        Status Restore(const Patience&, Place*)
         Status WaitSealed(const vector[ObjectId]&, const Patience&)
         Status Evict(uint64_t, const Patience&, uint64_t*)
         Status Stats(const Patience&, StatsAnswer*)
@@ -184,13 +189,18 @@ class PlasmaObjectNotFound(PlasmaError, KeyError):
 
 
 class PlasmaStoreFull(PlasmaError, MemoryError):
-    """No room: all that is there is pinned, being written or lent. The text says by whom."""
+    """No room: all that is there is being read, written or lent, or nothing may be spilled. The text says by whom."""
+
+
+class PlasmaDiskFull(PlasmaStoreFull):
+    """No room, and none on the disks to which objects would be spilled to make some."""
 
 
 KEY_BYTES = 28
 cdef double TIMEOUT_S_MAX = 1e9
 cdef size_t COPY_WITHOUT_LOCK_BYTES = 64 << 10  # below that, giving up Python's lock costs more than it gives
-STATE_NAMES = {0: "free", 1: "created", 2: "sealed", 3: "deleting", 4: "evicting"}
+STATE_NAMES = {0: "free", 1: "created", 2: "sealed", 3: "deleting", 4: "evicting", 5: "spilled"}
+RESTORE_TIMEOUT_S = 10.0  # how long get waits for room for a spilled object while nothing is being spilled
 
 
 cdef cbool _signal_pending() noexcept with gil:
@@ -244,6 +254,8 @@ cdef int _raise_status(const Status& status, str doing) except -1:
         raise PlasmaStoreDied(f"{doing}: {text}")
     if code == StatusCode.kOutOfMemory:
         raise PlasmaStoreFull(f"{doing}: {text}")
+    if code == StatusCode.kOutOfDisk:
+        raise PlasmaDiskFull(f"{doing}: {text}")
     if code == StatusCode.kTooLarge:
         raise PlasmaStoreFull(text)
     if code == StatusCode.kTimedOut:
@@ -354,6 +366,21 @@ cdef int _sync(PlasmaClient self) except -1:
     if not status.ok():
         _raise_status(status, "plasma")
     return 0
+
+
+cdef PlasmaBuffer _restore(PlasmaClient self, Place* place):
+    """place: of a spilled object that is pinned. None: it was deleted meanwhile, or is damaged and lost."""
+    cdef Client* c = _open(self)
+    cdef Patience p = _patience(RESTORE_TIMEOUT_S)
+    cdef Status status
+    cdef shared_ptr[CClient] keep = self.client
+    with nogil:
+        status = c.Restore(p, place)
+    if status.ok():
+        return _wrap(self.client, place, False)
+    if status.code() == StatusCode.kNotFound:
+        return None
+    _raise_status(status, f"bringing back a spilled object of {place.data_bytes} bytes")
 
 
 cdef int _create(PlasmaClient self, const ObjectId& key, Py_ssize_t size, Py_ssize_t metadata_size, double timeout_s,
@@ -491,7 +518,10 @@ cdef class PlasmaClient:
             _died(c)
 
     cpdef PlasmaBuffer get(self, bytes key):
-        """A read-only view on a sealed object, or None."""
+        """A read-only view on a sealed object, or None.
+
+        Raises: PlasmaStoreFull: it is on disk, and no room was to be had for it. Blocks: if it is on disk, without Python's lock.
+        """
         cdef ObjectId id
         cdef Place place
         cdef Client* c = _open(self)
@@ -504,6 +534,8 @@ cdef class PlasmaClient:
             return _wrap(self.client, &place, False)
         if step == Step.kAbsent:
             return None
+        if step == Step.kSpilled:
+            return _restore(self, &place)
         _died(c)
 
     cpdef bint pin(self, bytes key) except -1:
@@ -619,7 +651,9 @@ cdef class PlasmaClient:
 
         pool_bytes, free_bytes (neither objects nor lent), largest_free_bytes, touched_bytes (pages taken from the kernel);
         {sealed,unsealed,deleting}_{objects,bytes}; slots, slots_free of the table; clients, waiting_for_room,
-        waiting_for_seal, subscribers; evicted_{objects,bytes}, bad_entries, connections_refused since its start.
+        waiting_for_seal, subscribers; evicted_{objects,bytes}, bad_entries, connections_refused since its start. Of spilling:
+        spilled_{objects,bytes} (on disk and not in memory), disk_{objects,bytes} (on disk, whether in memory or not);
+        written_{objects,bytes}, restored_{objects,bytes}, damaged_objects since its start.
         """
         cdef StatsAnswer s
         cdef Patience p = _patience(None)
@@ -640,6 +674,11 @@ cdef class PlasmaClient:
             "waiting_for_room": s.waiting_for_room, "waiting_for_seal": s.waiting_for_seal, "subscribers": s.subscribers,
             "evicted_objects": s.evicted_objects, "evicted_bytes": s.evicted_bytes,
             "bad_entries": s.bad_entries, "connections_refused": s.connections_refused,
+            "spilled_objects": s.spilled_objects, "spilled_bytes": s.spilled_bytes,
+            "disk_objects": s.disk_objects, "disk_bytes": s.disk_bytes,
+            "written_objects": s.written_objects, "written_bytes": s.written_bytes,
+            "restored_objects": s.restored_objects, "restored_bytes": s.restored_bytes,
+            "damaged_objects": s.damaged_objects,
         }
 
     def audit(self):

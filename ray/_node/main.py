@@ -74,7 +74,7 @@ def _run(control: socket.socket, config: dict[str, Any]) -> int:
     from ray._protocol.frames import ROLE_NODE
     from ray._scheduling.node_resources import NodeResources
 
-    from . import detect
+    from . import detect, spill_options
     from .store_process import StoreProcess
 
     node_id = os.urandom(16)
@@ -90,6 +90,7 @@ def _run(control: socket.socket, config: dict[str, Any]) -> int:
         config.get("plasma_directory"),
         bool(config.get("huge_pages")),
         (session.objects_socket, session.token_file) if config.get("cluster_port") or settings.object_manager else None,
+        spill_options.arguments(settings, session.folder),
     )
     store.spawn()
     pool, logs, job, expected = _first_workers(session, settings, config, total, fork_control)

@@ -8,7 +8,7 @@ are told `store_died`, then `store_back` once the new one answers, and rebuild w
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import children
@@ -34,8 +34,10 @@ class StoreProcess:
         directory: str | None,
         huge_pages: bool,
         objects: tuple[str, str] | None = None,
+        spill: Sequence[str] = (),
     ) -> None:
-        """objects: the object manager's socket, and the file with the token that other nodes' stores must know."""
+        """objects: the object manager's socket, and the file with the token that other nodes' stores must know.
+        spill: arguments of plasma_store, see spill_options."""
         self._socket_path = socket_path
         self._log = log
         self._arguments = ["--memory", str(memory_bytes), "--socket", socket_path]
@@ -45,6 +47,7 @@ class StoreProcess:
             self._arguments.append("--huge-pages")
         if objects is not None:
             self._arguments += ["--objects-socket", objects[0], "--token-file", objects[1]]
+        self._arguments += spill
         self.memory_bytes = memory_bytes
         self.pid = 0
         self.restarts = 0

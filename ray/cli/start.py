@@ -28,6 +28,11 @@ _OPTIONS: dict[str, tuple[str, Any, str]] = {
     "--memory": ("_memory", int, "bytes that tasks may reserve with memory="),
     "--num-workers": ("num_workers", int, "workers started in advance for each program"),
     "--plasma-directory": ("plasma_directory", str, "where the memory for shared objects is mapped from"),
+    "--object-spilling-directory": (
+        "object_spilling_directory",
+        str,
+        "where objects go that the store has no room for",
+    ),
     "--num-redis-shards": ("num_redis_shards", int, "Redis servers beside the first one"),
     "--redis-max-memory": ("_redis_max_memory", int, "bytes that Redis may use for its bounded tables"),
     "--redis-password": ("_redis_password", str, "of Redis; by default a random one"),
