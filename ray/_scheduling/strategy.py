@@ -74,7 +74,12 @@ def parse_strategy(given: object) -> Strategy:
             return NodeAffinity(rest[0], bool(rest[1]))
         if kind == "group" and len(rest) == 3 and _is_group(*rest):
             return InGroup(rest[0], rest[1], bool(rest[2]))
-        if kind == "labels" and len(rest) == 2 and _are_selectors(*rest[0], rest[1]):
+        if (
+            kind == "labels"
+            and len(rest) == 2
+            and isinstance(rest[0], (tuple, list))
+            and _are_selectors(*rest[0], rest[1])
+        ):
             return NodeLabels(tuple(rest[0]), rest[1])
     raise ValueError(UNKNOWN_STRATEGY.format(given))
 
@@ -90,6 +95,7 @@ def _are_selectors(*given: object) -> bool:
             isinstance(term, tuple)
             and len(term) == 3
             and isinstance(term[0], str)
+            and isinstance(term[1], str)
             and term[1] in labels.OPERATORS
             and isinstance(term[2], tuple)
             for term in selector

@@ -11,7 +11,8 @@ The real machines, fed as a cluster of that size would feed them; nothing betwee
     actor     microseconds an actor that the head places, on nodes that have 20 places each, until all are taken
     group     and a placement group of two bundles, made and removed
 
-Each is the best of three. Ends with the exponent of growth between the smallest and the largest: 1 means as fast as the number of nodes.
+Each is the best of three. Ends with the exponent of growth between the smallest and the largest: 1 means as fast as the
+number of nodes.
 """
 
 from __future__ import annotations
