@@ -4,6 +4,10 @@ A connection of its own, too: so neither a busy event loop nor a long queue of m
 answers each beat at once. If nothing has come from it for `silence_s`, this machine is cut off, or the head's is: the
 head gives up this node after the same time, so the node must not go on alone. The connection's end means nothing here:
 the uplink, to the same process, sees it as well.
+
+A connection on which nothing comes back is given up for a new one after REDIAL_PERIODS. TCP sends what was lost again
+after 0.2 s, then after twice as long, and so on: when a link has been down for 6 of 10 s, the next attempt on the old
+connection may be due 6 s later, and the node would be declared dead over a link that works.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from ray._transport import messages
 
 if TYPE_CHECKING:
     from .shell import Node
+
+REDIAL_PERIODS = 2
 
 
 class Heartbeat:
@@ -43,16 +49,22 @@ class Heartbeat:
 
     def _run(self) -> None:
         connection = None
-        heard_s = time.monotonic()
-        while not self._stop.wait(self._period_s):
+        heard_s = dialled_s = time.monotonic()
+        next_s = heard_s + self._period_s
+        while not self._stop.wait(max(0.0, next_s - time.monotonic())):
+            now = time.monotonic()
+            next_s = now + self._period_s
             try:
+                if connection is not None and now - max(heard_s, dialled_s) > REDIAL_PERIODS * self._period_s:
+                    connection.close()
+                    connection = None
                 if connection is None:
+                    dialled_s = now
                     connection = Connection.dial_tcp(
                         *self._head, DESTINATION_NODE, self._token, self._node_id, ROLE_NODE
                     )
                 connection.append(FRAME_EVENT, messages.encode_event("heartbeat", ()))
-                connection.flush()
-                if self._answered(connection):
+                if self._answered(connection, next_s):
                     heard_s = time.monotonic()
             except (ConnectionClosed, OSError):
                 if connection is not None:
@@ -67,7 +79,14 @@ class Heartbeat:
         if connection is not None:
             connection.close()
 
-    def _answered(self, connection: Connection) -> bool:
-        """Whether anything has come. Waits for it up to a period."""
-        ready, _, _ = select.select([connection.fileno()], [], [], self._period_s)
-        return bool(ready) and bool(connection.receive_frames())
+    def _answered(self, connection: Connection, until_s: float) -> bool:
+        """Whether anything has come by then. Greets meanwhile, if the connection is new: it takes some messages."""
+        connection.flush()
+        while (left_s := until_s - time.monotonic()) > 0:
+            fd = [connection.fileno()]
+            readable, writable, _ = select.select(fd, fd if connection.wants_write else [], [], left_s)
+            if writable:
+                connection.flush()
+            if readable and connection.receive_frames():
+                return True
+        return False

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from tests.perf.slow_network import SlowNetwork
+from tests.cluster.netns import Network
 from tests.plasma.transfer_node import TOKEN, TransferNode, transfer_nodes
 
 MIB = 1 << 20
@@ -81,7 +81,7 @@ def transfers(nbytes: int, rounds: int) -> tuple[float, float]:
 
 @contextmanager
 def slow_nodes(count: int, memory_bytes: int, mbit: int) -> Iterator[list[TransferNode]]:
-    with SlowNetwork(count, mbit) as network, ExitStack() as stack:
+    with Network(count, mbit=mbit) as network, ExitStack() as stack:
         nodes = []
         for host in range(count):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-transfer-"))

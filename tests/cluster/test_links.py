@@ -1,0 +1,261 @@
+"""Nodes on machines with addresses of their own: cut, slow and restored links, machines that stand still."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from . import netns
+from .hosts import Hosts
+
+pytestmark = pytest.mark.skipif(bool(netns.why_not()), reason=netns.why_not())
+
+SILENCE_S = 3.0
+BIG = 2_000_000  # int64: 16 MB
+
+
+@pytest.fixture(scope="module")
+def running(engine: Any) -> Iterator[Hosts]:
+    """Four machines, of which the first has the head."""
+    engine.watch()
+    with Hosts(4, {"node_silence_s": SILENCE_S}) as hosts:
+        yield hosts
+    engine.stop()
+
+
+@pytest.fixture
+def hosts(running: Hosts) -> Hosts:
+    """All cables plugged, a node on host 1 and none on 2 and 3."""
+    get_ready(running, [1])
+    return running
+
+
+@pytest.fixture
+def three(running: Hosts) -> Hosts:
+    """The same with nodes on 1 and 2."""
+    get_ready(running, [1, 2])
+    return running
+
+
+def get_ready(hosts: Hosts, wanted: list[int]) -> None:
+    hosts.network.separate([])
+    for host in range(1, hosts.network.hosts):
+        hosts.network.plug(host)
+        if hosts.runs(host) and host not in wanted:
+            hosts.stop(host)
+            hosts.wait_gone(host)
+        elif not hosts.runs(host) and host in wanted:
+            hosts.join(host)
+
+
+@ray.remote(num_cpus=0)
+def where() -> str:
+    return str(ray.get_runtime_context().get_node_id())
+
+
+@ray.remote(num_cpus=0, max_retries=-1)
+def slow_where(seconds: float) -> str:
+    time.sleep(seconds)
+    return str(ray.get_runtime_context().get_node_id())
+
+
+@ray.remote(num_cpus=0)
+def make(n: int) -> np.ndarray:
+    return np.arange(n)
+
+
+@ray.remote(num_cpus=0)
+def total(array: np.ndarray) -> int:
+    return int(array.sum())
+
+
+@ray.remote(num_cpus=0)
+class Counter:
+    def __init__(self) -> None:
+        self.n = 0
+
+    def add(self, by: int = 1) -> int:
+        self.n += by
+        return self.n
+
+    def total(self, array: np.ndarray) -> int:
+        return int(array.sum())
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def where(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
+
+
+def work_everywhere(hosts: Hosts, numbers: list[int]) -> None:
+    """Tasks, actors and large objects from every node to every other."""
+    ids = [hosts.node_id(i) for i in numbers]
+    assert ray.get([where.options(**hosts.on(i)).remote() for i in numbers], timeout=30) == ids
+    made = [make.options(**hosts.on(i)).remote(BIG) for i in numbers]
+    expected = BIG * (BIG - 1) // 2
+    sums = [total.options(**hosts.on(i)).remote(ref) for ref in made for i in numbers]
+    assert ray.get(sums, timeout=30) == [expected] * len(sums)
+    assert (ray.get(made[-1], timeout=30) == np.arange(BIG)).all()
+    mine = ray.put(np.arange(BIG))
+    actors = [Counter.options(**hosts.on(i)).remote() for i in numbers]
+    assert ray.get([a.total.remote(mine) for a in actors], timeout=30) == [expected] * len(actors)
+    for actor in actors:
+        assert ray.get([actor.add.remote() for _ in range(50)], timeout=30) == list(range(1, 51))
+
+
+def test_two_machines_work_as_one(hosts: Hosts) -> None:
+    work_everywhere(hosts, [0, 1])
+    program = "import ray; ray.init(logging_level='error'); print(len(ray.nodes()), ray.cluster_resources()['CPU'])"
+    out, _ = hosts.popen(1, sys.executable, "-c", program).communicate(timeout=30)
+    assert out.endswith(" 2.0\n"), out
+
+
+@pytest.mark.slow
+def test_four_machines_work_as_one(running: Hosts) -> None:
+    get_ready(running, [1, 2, 3])
+    work_everywhere(running, [0, 1, 2, 3])
+    group = placement_group([{"CPU": 1}] * 4, strategy="STRICT_SPREAD")
+    assert group.wait(10)
+    found = ray.get(
+        [
+            where.options(
+                num_cpus=1,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i),
+            ).remote()
+            for i in range(4)
+        ],
+        timeout=30,
+    )
+    assert set(found) == {running.node_id(i) for i in range(4)}
+    remove_placement_group(group)
+
+
+@pytest.mark.parametrize("how", ["unplugged", "stopped"])
+def test_a_machine_that_is_cut_off_while_idle_is_given_up_and_ends_itself(hosts: Hosts, how: str) -> None:
+    pid = hosts.pid(1)
+    began = time.monotonic()
+    if how == "unplugged":
+        hosts.network.unplug(1)
+        assert "silent" in hosts.wait_dead(1)
+    else:
+        os.kill(pid, signal.SIGSTOP)
+        hosts.wait_dead(1)
+        os.kill(pid, signal.SIGCONT)  # it hears at once that others have its work
+    assert SILENCE_S * 0.8 < time.monotonic() - began < SILENCE_S + 1.5
+    hosts.wait_gone(1)
+
+
+def test_the_work_of_a_machine_that_is_cut_off_is_done_elsewhere(three: Hosts) -> None:
+    hosts = three
+    # It owns nothing; what runs and what is queued there, an actor with restarts left, and a large result are lost.
+    actor = Counter.options(max_restarts=1, max_task_retries=-1, **hosts.on(1, soft=True)).remote()
+    assert ray.get(actor.where.remote(), timeout=20) == hosts.node_id(1)
+    big = make.options(**hosts.on(1, soft=True)).remote(BIG)
+    assert ray.get(total.options(**hosts.on(1)).remote(big), timeout=20) == BIG * (BIG - 1) // 2
+    tasks = [slow_where.options(**hosts.on(1, soft=True)).remote(1.0) for _ in range(3)]
+    ray.get(actor.add.remote(), timeout=20)
+    hosts.network.unplug(1)
+    began = time.monotonic()
+    found = ray.get([*tasks, actor.where.remote()], timeout=20)
+    assert hosts.node_id(1) not in found
+    assert time.monotonic() - began < SILENCE_S + 4
+    assert ray.get(total.remote(big), timeout=20) == BIG * (BIG - 1) // 2
+    hosts.wait_gone(1)
+
+
+@pytest.mark.slow
+def test_a_transfer_that_a_cut_link_interrupts_is_made_good(hosts: Hosts) -> None:
+    N = 5 * 2**20  # 40 MB
+    made = make.options(**hosts.on(1, soft=True)).remote(N)
+    ray.wait([made], timeout=20, fetch_local=False)
+    mine = ray.put(np.arange(N))
+    there = total.options(max_retries=-1, **hosts.on(1, soft=True)).remote(mine)
+    fetching = total.options(**hosts.on(0)).remote(made)
+    hosts.network.unplug(1)
+    expected = N * (N - 1) // 2
+    assert ray.get([there, fetching], timeout=30) == [expected] * 2
+    hosts.wait_dead(1)
+    hosts.wait_gone(1)
+
+
+@pytest.mark.slow
+def test_a_link_that_is_restored_in_time_loses_nothing(hosts: Hosts) -> None:
+    # Cause, once: heartbeats went on over a connection that TCP tried again only after 0.2, 0.4, 0.8, 1.6 s, and so
+    # came too late although the link had been back for more than a second.
+    actor = Counter.options(**hosts.on(1)).remote()
+    pid = ray.get(actor.pid.remote(), timeout=20)
+    for _ in range(2):
+        running = [actor.add.remote() for _ in range(20)]
+        mine = ray.put(np.arange(BIG))
+        hosts.network.unplug(1)
+        more = [actor.add.remote() for _ in range(20)]
+        sums = [total.options(**hosts.on(1)).remote(mine), actor.total.remote(mine)]
+        time.sleep(1.8)  # for so long nothing travels
+        hosts.network.plug(1)
+        ray.get(running + more, timeout=20)
+        assert ray.get(sums, timeout=20) == [BIG * (BIG - 1) // 2] * 2
+        time.sleep(SILENCE_S * 0.5)  # for the next time to be one of its own
+    assert hosts.is_alive(1)
+    assert ray.get([actor.add.remote(), actor.pid.remote()], timeout=20) == [81, pid]
+
+
+@pytest.mark.parametrize("host", [0, 1])
+def test_a_node_process_that_stands_still_for_less_than_the_silence_is_not_dead(hosts: Hosts, host: int) -> None:
+    actor = Counter.options(**hosts.on(1)).remote()
+    pid = ray.get(actor.pid.remote(), timeout=20)
+    with hosts.paused(host):
+        assert ray.get([actor.add.remote() for _ in range(20)], timeout=20) == list(range(1, 21))
+        time.sleep(SILENCE_S * 0.7)  # for so long it stands still
+    assert ray.get(where.options(**hosts.on(1)).remote(), timeout=20) == hosts.node_id(1)
+    time.sleep(0.5)  # what would be said of its silence had come by now
+    assert hosts.is_alive(1) and ray.get(actor.pid.remote(), timeout=20) == pid
+
+
+@pytest.mark.slow
+def test_a_link_between_two_others_is_cut_for_a_while(three: Hosts) -> None:
+    hosts = three
+    made = make.options(**hosts.on(1)).remote(BIG)
+    actor = Counter.options(**hosts.on(1)).remote()
+    ray.get(actor.add.remote(), timeout=20)
+
+    @ray.remote(num_cpus=0)
+    def through(actor: Any, n: int) -> int:
+        return int(ray.get([actor.add.remote() for _ in range(n)])[-1])
+
+    assert ray.get(through.options(**hosts.on(2)).remote(actor, 1), timeout=20) == 2
+    hosts.network.separate([1, 2])
+    waiting = [
+        through.options(**hosts.on(2)).remote(actor, 10),
+        total.options(**hosts.on(2)).remote(made),
+    ]
+    assert ray.get([where.options(**hosts.on(i)).remote() for i in (1, 2)], timeout=20) == [
+        hosts.node_id(1),
+        hosts.node_id(2),
+    ]
+    ready, _ = ray.wait(waiting, timeout=SILENCE_S * 1.5)
+    assert not ready
+    hosts.network.separate([])
+    assert ray.get(waiting, timeout=30) == [12, BIG * (BIG - 1) // 2]
+    assert hosts.is_alive(1) and hosts.is_alive(2)
+
+
+def test_nodes_that_are_told_to_stop_leave_at_once_and_come_again(hosts: Hosts) -> None:
+    began = time.monotonic()
+    hosts.ray(1, "stop")
+    hosts.wait_dead(1)
+    assert time.monotonic() - began < 5
+    hosts.wait_gone(1)
+    hosts.join(1)
+    assert ray.get(where.options(**hosts.on(1)).remote(), timeout=20) == hosts.node_id(1)
