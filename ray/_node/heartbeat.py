@@ -5,9 +5,10 @@ answers each beat at once. If nothing has come from it for `silence_s`, this mac
 head gives up this node after the same time, so the node must not go on alone. The connection's end means nothing here:
 the uplink, to the same process, sees it as well.
 
-A connection on which nothing comes back is given up for a new one after REDIAL_PERIODS. TCP sends what was lost again
-after 0.2 s, then after twice as long, and so on: when a link has been down for 6 of 10 s, the next attempt on the old
-connection may be due 6 s later, and the node would be declared dead over a link that works.
+A connection on which nothing comes back is given up for a new one after REDIAL_PART of the silence. TCP sends what was
+lost again after 0.2 s, then after twice as long, and so on: when a link has been down for 6 of 10 s, the next attempt
+on the old connection may be due 6 s later, and the node would be declared dead over a link that works. Not sooner: on a
+slow link making a connection takes four round trips.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ray._transport import messages
 if TYPE_CHECKING:
     from .shell import Node
 
-REDIAL_PERIODS = 2
+REDIAL_PART = 0.25
 
 
 class Heartbeat:
@@ -51,11 +52,12 @@ class Heartbeat:
         connection = None
         heard_s = dialled_s = time.monotonic()
         next_s = heard_s + self._period_s
+        redial_s = max(2 * self._period_s, REDIAL_PART * self._silence_s)
         while not self._stop.wait(max(0.0, next_s - time.monotonic())):
             now = time.monotonic()
             next_s = now + self._period_s
             try:
-                if connection is not None and now - max(heard_s, dialled_s) > REDIAL_PERIODS * self._period_s:
+                if connection is not None and now - max(heard_s, dialled_s) > redial_s:
                     connection.close()
                     connection = None
                 if connection is None:
