@@ -42,12 +42,13 @@ class TemporaryFolder {
 // A store on a thread of its own, gone when this is.
 class StoreThread {
  public:
-  explicit StoreThread(uint64_t pool_bytes) {
-    thread_ = std::thread([this, pool_bytes] {
+  explicit StoreThread(uint64_t pool_bytes, SpillOptions spill = {}) {
+    thread_ = std::thread([this, pool_bytes, spill] {
       ServerOptions options;
       options.pool.bytes = pool_bytes;
       options.socket_path = folder_.socket();
       options.handle_signals = false;
+      options.spill = spill;
       std::unique_ptr<Server> server;
       const Status status = Server::Create(options, &server);
       if (!status.ok()) std::fprintf(stderr, "store: %s\n", status.message().c_str());
