@@ -41,8 +41,7 @@ def main() -> int:
             cluster.settle()
         except Broken as broken:
             print("\n".join(cluster.net.trace or ()))
-            again = f" --events {options.events}" if options.events != EVENTS else ""
-            print(f"{broken}{again}", flush=True)
+            print(broken, flush=True)
             return 1
         events += cluster.net.events
         seeds, took_s = seed - options.seed + 1, time.monotonic() - began

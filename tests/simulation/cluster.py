@@ -58,6 +58,7 @@ class Cluster:
         self.over = False  # nothing new begins
         self._next = 0
         self._settles_s = SETTLES_S
+        self._run_events = 0
         self.join()
 
     def living(self) -> list[Node]:
@@ -147,6 +148,7 @@ class Cluster:
 
     def run(self, events: int) -> None:
         """Until so many events have happened."""
+        self._run_events = events
         next_act = 0.0
         while self.net.events < events and self.net.now < RUNS_S:
             if next_act <= self.net.next_at():
@@ -315,5 +317,7 @@ class Cluster:
 
     def _broken(self, text: str, cause: Exception | None = None) -> None:
         drop = f" --drop {self.net.drop}" if self.net.drop else ""
-        command = f"python -m tests.simulation --seed {self.seed} --nodes {self.nodes_max}{drop}"
+        command = (
+            f"python -m tests.simulation --seed {self.seed} --nodes {self.nodes_max} --events {self._run_events}{drop}"
+        )
         raise Broken(f"seed {self.seed}, at {self.net.now:.4f} s: {text}\nreplay: {command}") from cause

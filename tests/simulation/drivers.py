@@ -199,6 +199,7 @@ class Driver:
         else:
             line.end(1, "it is dead already")
         self._run_next(lease)
+        self._pump(queue)  # what is left wants leases of its own: this one's task may wait long
 
     def _run_next(self, lease: Lease) -> None:
         if lease.queue.tasks:
@@ -316,7 +317,9 @@ class Driver:
         del self.lines[number]
         self.wanted.discard(number)
         for key in [key for key in self.leases if key[0] == number]:
-            lease = self.leases.pop(key)
+            lease = self.leases.pop(key, None)
+            if lease is None:
+                continue  # given back while another's loss was seen to
             lease.line.end(0, "the node is gone, or the way to it")
             self._lost(lease)
         for req_id, queue in list(self.queue_of.items()):

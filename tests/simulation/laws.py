@@ -137,6 +137,8 @@ class Laws:
         for node in self.cluster.living():
             for lease in node.scheduler.leases():
                 worker = node.workers.get(lease.worker_id)
+                if lease.state == "ENDING":
+                    found.append(f"{lease} is still ending")
                 if lease.state == "HELD" and worker is not None and lease.blocked != worker.blocked:
                     found.append(f"{lease} is blocked: {lease.blocked}, its worker: {worker.blocked}")
         return found
