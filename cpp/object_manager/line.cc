@@ -28,6 +28,10 @@ Status TransferLine::Connect(const std::string& socket_path, std::unique_ptr<Tra
   if (fd < 0) return Status::FromErrno("socket", errno);
   std::unique_ptr<TransferLine> line(new TransferLine(fd));
   if (connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+    // Its socket outlives a store that was killed, until the next one replaces it.
+    if (errno == ECONNREFUSED) {
+      return {StatusCode::kDisconnected, "the object manager at " + socket_path + " has died with its store"};
+    }
     return Status::FromErrno("connecting to the object manager at " + socket_path, errno);
   }
   ucred peer{};

@@ -22,6 +22,7 @@ struct LineEvent {
 
 class TransferLine {
  public:
+  // kNotFound: no store with an object manager has been there. kDisconnected: it has died, another may follow.
   static Status Connect(const std::string& socket_path, std::unique_ptr<TransferLine>* out);
   ~TransferLine();
 

@@ -106,13 +106,15 @@ cdef int start_pull(Engine self, ObjectRef ref) except -1:
     where = self.homes.get(ref.home)
     ref.arrived = False
     while True:
+        dead, had_line = self.store, self.transfers is not None
         try:
             ref.pull = transfer_line(self).pull(ref.key(), () if where is None else (where,))
             break
-        except (PlasmaStoreDied, ConnectionRefusedError, FileNotFoundError):
+        except (PlasmaStoreDied, FileNotFoundError) as error:
             drop_line(self)
-            dead = self.store
-            if dead is not None and dead.alive:
+            if had_line:
+                continue  # that one may have ended with an earlier store
+            if dead is not None and dead.alive and not isinstance(error, PlasmaStoreDied):
                 raise exceptions.RaySystemError(
                     f"object {ref.hex()} is on node {ref.home}, but this node's store runs no object manager that could fetch it")
             await_store(self, dead)
@@ -285,7 +287,7 @@ cdef int own_elsewhere(Engine self, ObjectRef ref) except -1:
     if where is not None:
         try:
             transfer_line(self).own(ref.key(), where)
-        except (PlasmaStoreDied, ConnectionRefusedError, FileNotFoundError):
+        except (PlasmaStoreDied, FileNotFoundError):
             drop_line(self)  # the store is being restarted: this one is freed only if we live, or with our node
     return 0
 
@@ -306,7 +308,7 @@ cdef int free_elsewhere(Engine self, bytes key, uint32_t home) except -1:
             self.store.delete(key)
         if where is not None:
             transfer_line(self).free(key, where)
-    except (PlasmaStoreDied, ConnectionRefusedError, FileNotFoundError):
+    except (PlasmaStoreDied, FileNotFoundError):
         drop_line(self)  # what another store keeps for us, it keeps until it hears of our death
     return 0
 
@@ -315,7 +317,7 @@ cdef int free_copies(Engine self, bytes key) except -1:
     """Ours, in our store: other stores may have fetched it."""
     try:
         transfer_line(self).free(key)
-    except (PlasmaStoreDied, ConnectionRefusedError, FileNotFoundError):
+    except (PlasmaStoreDied, FileNotFoundError):
         drop_line(self)  # copies are evicted in time
     return 0
 

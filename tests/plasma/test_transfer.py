@@ -144,6 +144,8 @@ def test_the_stores_death_is_told() -> None:
             for _ in range(2):
                 select.select([a.line], [], [], 10)
                 a.line.receive()
+        with pytest.raises(PlasmaStoreDied):  # its socket is still there
+            TransferLine(a.objects_socket)
 
 
 def test_wrong_arguments_are_named() -> None:

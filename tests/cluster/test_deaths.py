@@ -1,0 +1,199 @@
+"""Deaths on a cluster, by whom they meet and in the middle of what: cells of docs/internals/fault-tolerance.md."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ray
+from ray import exceptions
+from tests.chaos.session import gone
+from tests.wait import wait_until
+
+from .nodes import Nodes
+from .test_objects import make, nothing_left, on, stats
+
+LARGE = 20_000_000  # int64: 160 MB, some tens of milliseconds between two stores
+ROOMY = 256 * 2**20
+QUICK = {"heartbeat_s": 0.2, "node_silence_s": 1.0}
+
+
+@ray.remote
+def pid() -> int:
+    return os.getpid()
+
+
+def kill(victim: int) -> None:
+    os.kill(victim, signal.SIGKILL)
+    gone(victim)
+
+
+def store_of(nodes: Nodes, number: int) -> int:
+    return int(nodes.stats(number)["pids"]["plasma_store"])
+
+
+def test_an_idle_worker_on_another_node_dies_and_the_next_task_finds_another(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 1})
+    first = ray.get(pid.options(**on(nodes, 1)).remote(), timeout=20)
+    kill(first)
+    second = ray.get(pid.options(max_retries=0, **on(nodes, 1)).remote(), timeout=20)
+    assert second != first
+
+
+@pytest.mark.parametrize("nodes", [{"object_store_memory": ROOMY}], indirect=True)
+@pytest.mark.parametrize("who", ["the source's store", "the own store"])
+def test_a_store_dies_in_the_middle_of_a_transfer(nodes: Nodes, who: str) -> None:
+    nodes.add_node({"CPU": 1}, object_store_memory=ROOMY)
+    ref = make.options(**on(nodes, 1)).remote(7, LARGE)
+    ray.wait([ref])
+    victim = store_of(nodes, 1 if who == "the source's store" else 0)
+    values: list[int] = []
+    getting = threading.Thread(target=lambda: values.append(int(ray.get(ref, timeout=30).sum())))
+    getting.start()
+    wait_until(lambda: stats(nodes, 0)["bytes_in"] > 0)
+    kill(victim)
+    getting.join()
+    assert values == [7 * LARGE]
+
+
+@pytest.mark.parametrize("nodes", [{"object_store_memory": ROOMY}], indirect=True)
+def test_a_worker_dies_in_the_middle_of_the_transfer_of_its_argument(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add_node({"CPU": 1}, object_store_memory=ROOMY)
+    ref = ray.put(np.full(LARGE, 7))
+    written = tmp_path / "pid"
+
+    @ray.remote(max_retries=1)
+    def total(box: list[Any]) -> int:
+        if not written.exists():
+            part = tmp_path / "part"
+            part.write_text(str(os.getpid()))
+            part.rename(written)
+        return int(ray.get(box[0]).sum())
+
+    result = total.options(**on(nodes, 1)).remote([ref])
+    wait_until(lambda: stats(nodes, 1)["bytes_in"] > 0)
+    kill(int(written.read_text()))
+    assert ray.get(result, timeout=30) == 7 * LARGE
+    del ref, result
+    ray.put(None)
+    wait_until(nothing_left(nodes, 0, 1))
+
+
+@pytest.mark.parametrize("nodes", [{"object_store_memory": ROOMY}], indirect=True)
+def test_a_driver_on_another_node_dies_in_the_middle_of_a_transfer_and_leaves_nothing(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 1}, object_store_memory=ROOMY)
+    program = f"""
+import ray, numpy as np
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+ray.init(address={nodes.folder(1)!r}, logging_level="error")
+@ray.remote(scheduling_strategy=On({nodes.node_id(0)!r}, soft=False))
+def make(): return np.full({LARGE}, 7)
+ray.get(make.remote())
+import time
+time.sleep(600)
+"""
+    driver = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        wait_until(lambda: stats(nodes, 1)["bytes_in"] > 0)
+    finally:
+        driver.kill()
+        driver.wait()
+    wait_until(nothing_left(nodes, 0, 1))
+    wait_until(lambda: ray.available_resources().get("CPU") == 2)
+
+
+@pytest.mark.parametrize("nodes", [{"object_store_memory": ROOMY}], indirect=True)
+def test_a_node_dies_while_its_worker_writes_a_result(nodes: Nodes, tmp_path: Path) -> None:
+    number = nodes.add_node({"CPU": 1}, object_store_memory=ROOMY)
+
+    @ray.remote(max_retries=1)
+    def write() -> Any:
+        value = np.full(LARGE, 7)
+        (tmp_path / ray.get_runtime_context().get_node_id()).touch()  # writing begins now
+        return value
+
+    ref = write.options(**on(nodes, number, soft=True)).remote()
+    wait_until((tmp_path / nodes.node_id(number)).exists)
+    nodes.kill(number)
+    assert int(ray.get(ref, timeout=30).sum()) == 7 * LARGE
+
+
+def test_a_node_dies_while_an_actor_is_made_on_it(nodes: Nodes, tmp_path: Path) -> None:
+    number = nodes.add_node({"CPU": 1})
+
+    class Slow:
+        def __init__(self) -> None:
+            here = ray.get_runtime_context().get_node_id()
+            (tmp_path / here).touch()
+            if here != first:
+                time.sleep(600)
+
+        def where(self) -> str:
+            return str(ray.get_runtime_context().get_node_id())
+
+    first = nodes.node_id(0)
+    strategy = {"max_restarts": 1, **on(nodes, number, soft=True)}
+    actor = ray.remote(Slow).options(**strategy).remote()  # type: ignore[call-overload]
+    called = actor.where.remote()
+    wait_until((tmp_path / nodes.node_id(number)).exists)
+    nodes.kill(number)
+    assert ray.get(called, timeout=20) == first
+
+
+@pytest.mark.parametrize("nodes", [{"_system_config": QUICK}], indirect=True)
+def test_a_node_that_falls_silent_is_given_up_and_ends_itself_when_it_wakes(nodes: Nodes, tmp_path: Path) -> None:
+    number = nodes.add_node({"CPU": 1})
+    silent = nodes.stats(number)["pids"]
+
+    @ray.remote(max_retries=1)
+    def work() -> str:
+        here = str(ray.get_runtime_context().get_node_id())
+        (tmp_path / here).touch()
+        if here != first:
+            time.sleep(600)
+        return here
+
+    first = nodes.node_id(0)
+    ref = work.options(**on(nodes, number, soft=True)).remote()
+    wait_until((tmp_path / nodes.node_id(number)).exists)
+    os.kill(silent["node"], signal.SIGSTOP)
+    try:
+        assert ray.get(ref, timeout=20) == first
+        assert [row["NodeID"] for row in ray.nodes() if not row["Alive"]] == [nodes.node_id(number)]
+    finally:
+        os.kill(silent["node"], signal.SIGCONT)
+    gone(silent["node"])
+    gone(silent["plasma_store"])
+    nodes.kill(number)
+
+
+def test_the_end_of_the_head_is_told_to_a_driver_that_waits_on_another_node(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 1})
+    program = f"""
+import ray, time
+ray.init(address={nodes.folder(1)!r}, logging_level="error")
+@ray.remote
+def busy(): time.sleep(600)
+ref = busy.remote()
+print("waits", flush=True)
+try: ray.get(ref)
+except ray.exceptions.RayError as error: print(type(error).__name__, flush=True)
+ray.shutdown()
+"""
+    driver = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "waits\n"
+    head = nodes.stats(0)["pids"]["node"]
+    other = nodes.by_number[1]
+    kill(head)
+    assert driver.communicate(timeout=20)[0].strip() == exceptions.LocalRayletDiedError.__name__
+    wait_until(lambda: not other.is_alive())
