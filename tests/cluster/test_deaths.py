@@ -20,7 +20,7 @@ from tests.chaos.session import gone
 from tests.wait import wait_until
 
 from .nodes import Nodes
-from .test_objects import make, nothing_left, on, stats
+from .test_objects import make, nothing_left, objects, on, stats
 
 LARGE = 20_000_000  # int64: 160 MB, some tens of milliseconds between two stores
 ROOMY = 256 * 2**20
@@ -197,3 +197,41 @@ ray.shutdown()
     kill(head)
     assert driver.communicate(timeout=20)[0].strip() == exceptions.LocalRayletDiedError.__name__
     wait_until(lambda: not other.is_alive())
+
+
+def test_a_result_for_another_node_is_held_there_though_the_store_died_before_it_was_written(nodes: Nodes) -> None:
+    """The worker's line to the object manager ended with the store that died."""
+    nodes.add_node({"CPU": 1})
+
+    @ray.remote(max_retries=0)
+    def result(store: int) -> Any:
+        if store:
+            kill(store)
+        return np.full(500_000, os.getpid())
+
+    there = on(nodes, 1)
+    first = ray.get(result.options(**there).remote(0), timeout=20)[0]
+    ref = result.options(**there).remote(store_of(nodes, 1))
+    assert ray.get(ref, timeout=20)[0] == first, "the same worker"
+    wait_until(lambda: stats(nodes, 1)["held"] == 1)
+    del ref
+    wait_until(nothing_left(nodes, 0, 1))
+
+
+def test_a_driver_on_another_node_dies_while_it_puts_and_leaves_nothing(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 1})
+    program = f"""
+import ray, numpy as np
+ray.init(address={nodes.folder(1)!r}, logging_level="error")
+print("puts", flush=True)
+while True: ray.put(np.ones(500_000))
+"""
+    driver = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "puts\n"
+        wait_until(lambda: objects(nodes, 1) > 0)
+    finally:
+        driver.kill()
+        driver.communicate()
+    wait_until(nothing_left(nodes, 0, 1))
