@@ -16,7 +16,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ray._head.membership import Acknowledged, Admit, Joined, Left, Membership, Reported, Tell
+from ray._head.membership import JOINING, Acknowledged, Admit, Joined, Left, Membership, Reported, Tell
 from ray._head.requests import EVENTS, RPCS
 from ray._protocol.frames import TAG_BYTES
 from ray._protocol.ids import node_number
@@ -64,6 +64,10 @@ class ClusterHead:
     def number_of(self, node_id: bytes) -> int | None:
         """Of a node that lives."""
         return next((number for number, known in self._ids.items() if known == node_id), None)
+
+    def joining(self) -> int:
+        """Nodes that not everybody has heard of yet."""
+        return sum(self.members.state(number) == JOINING for number in self.uplinks)
 
     def number_of_driver(self, job_id: bytes) -> int | None:
         row = self._node.head.jobs.get(job_id)
@@ -192,8 +196,13 @@ class ClusterHead:
     # -- who lives
 
     def _on_node_gone(self, number: int, why: str) -> None:
-        if number in self.uplinks:
-            self._node.head.node_down(self._ids[number], f"its process has ended, or lost its connection: {why}")
+        if number not in self.uplinks:
+            return
+        cause = f"its process has ended, or lost its connection: {why}"
+        if self.members.state(number) == JOINING:
+            self.node_dead(self._ids[number], cause)  # the monitor has not heard of it yet
+        else:
+            self._node.head.node_down(self._ids[number], cause)
 
     def node_dead(self, node_id: bytes, cause: str) -> None:
         """The monitor has declared it dead, for whatever reason. Everybody hears of it; nobody hears it again."""

@@ -573,6 +573,7 @@ class Node:
                 "workers": [worker.pid for worker in self.pool.workers.values() if worker.pid],
             },
             "number": self.number,
+            "joining": self.cluster.joining() if self.cluster is not None else 0,
             "neighbours": sorted(self.scheduler.neighbours.numbers()),  # of the nodes that its scheduler has a view of
             "scheduler": self.scheduler.stats(),
             "pool": self.pool.stats(),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 import ray
 from ray import exceptions
+from ray._launch import node_process
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
@@ -384,3 +386,30 @@ def test_the_state_api_says_on_which_node_everything_is(nodes: Nodes) -> None:
     assert tasks["Counter.pid"] == nodes.node_id(1) and tasks["where"] == nodes.node_id(0)
     names = {row["args"]["name"] for row in ray.timeline() if row["name"] == "process_name"}
     assert names == {f"node 127.0.0.1 {nodes.node_id(number)[:8]}" for number in (0, 1)}
+
+
+def test_a_node_that_dies_while_it_joins_holds_nobody_up(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes.add_node({"CPU": 1})
+    busy = nodes.by_number[1].pid
+    starting: list[Any] = []
+    start_node = node_process.start_node
+
+    def remembered(*args: Any) -> Any:
+        starting.append(start_node(*args))
+        return starting[-1]
+
+    monkeypatch.setattr(node_process, "start_node", remembered)
+    os.kill(busy, signal.SIGSTOP)  # it says to nobody that it knows the newcomer
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            joining = thread.submit(nodes.cluster.add_node)
+            wait_until(lambda: nodes.stats(0)["joining"] == 1)
+            os.kill(starting[0].pid, signal.SIGKILL)
+            with pytest.raises(RuntimeError):
+                joining.result(20)
+            wait_until(lambda: nodes.stats(0)["joining"] == 0)
+    finally:
+        os.kill(busy, signal.SIGCONT)
+    number = nodes.add_node({"CPU": 1})
+    assert ray.get(where.options(**on(nodes, number)).remote(), timeout=20) == nodes.node_id(number)
+    assert len([row for row in ray.nodes() if row["Alive"]]) == 3
