@@ -230,6 +230,11 @@ TABLE: tuple[Setting, ...] = (
         "What `ray timeline` can look back on; written to Redis in batches.", "Memory of Redis.",
     ),
     Setting(
+        "object_reconstruction", True, "true or false", "driver and workers",
+        "A result that was lost with its store, or its node, is made again by the task that made it.",
+        "False: it is lost, and a get of it raises ObjectLostError.",
+    ),
+    Setting(
         "record_ref_creation_sites", False, "true or false", "driver and workers",
         "`ray memory` then says which line of the program made each object.",
         "About a microsecond for each ref, and the text of the line in memory.",

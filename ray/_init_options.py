@@ -192,7 +192,7 @@ ARGUMENTS: dict[str, tuple[Any, Check]] = {
     "driver_mode": (_aliases.SCRIPT_MODE, _driver_mode),
     "redirect_output": (False, boolean),
     "object_id_seed": (None, optional(whole(0, "a whole number >= 0"))),
-    "_enable_object_reconstruction": (False, boolean),
+    "_enable_object_reconstruction": (None, optional(boolean)),  # None: as the setting says
     "_redis_max_memory": (None, optional(memory)),
     "_node_ip_address": (None, optional(text)),
     "_driver_object_store_memory": (None, optional(memory)),
@@ -312,6 +312,8 @@ class InitOptions:
         given = {name: value for name, value in (self.values["_system_config"] or {}).items() if name in known}
         if self.num_workers is not None:
             given.setdefault("prestart_workers", self.num_workers)
+        if self.values["_enable_object_reconstruction"] is not None:
+            given["object_reconstruction"] = self.values["_enable_object_reconstruction"]
         if self.values["object_spilling_directory"] is not None:
             given["object_spilling_directory"] = self.values["object_spilling_directory"]
         if self.values["_tracing_startup_hook"] is not None:

@@ -105,6 +105,10 @@ cdef int recover(Engine self, ObjectRef ref) except -1:
             f"object {ref.hex()} was lost from the object store (its process, or its node, died?) and cannot be made again: it was put "
             "there by ray.put or by an actor, not returned by a task"))
     task = <Task>ref.producer
+    if not self.info["settings"].get("object_reconstruction", True):
+        return fail_ref(ref, exceptions.ObjectLostError(
+            f"object {ref.hex()} was lost from the object store (its process, or its node, died?), and is not made again by "
+            f"{task.callee.name}(): ray was started with _enable_object_reconstruction=False"))
     if task.stream is not None:
         lose_items(self, task)
         if ref.state != PENDING:

@@ -616,6 +616,28 @@ def test_task_results_lost_with_the_store_are_made_again(ray_start, attempts):
     assert len(attempts) == 10
 
 
+@pytest.mark.parametrize("ray_start", [{"_enable_object_reconstruction": False}], indirect=True)
+def test_lost_results_stay_lost_if_they_are_not_to_be_made_again(ray_start, attempts):
+    @ray.remote
+    def make(path):
+        count(path)
+        return np.full(BIG, 1, np.uint8)
+
+    @ray.remote
+    def first(array):
+        return int(array[0])
+
+    ref = make.remote(attempts.path)
+    ray.wait([ref])
+    kill("plasma_store")
+    with pytest.raises(ray.exceptions.ObjectLostError, match="_enable_object_reconstruction=False"):
+        ray.get(ref, timeout=20)
+    with pytest.raises(ray.exceptions.ObjectLostError, match="_enable_object_reconstruction=False"):
+        ray.get(first.remote(ref), timeout=20)
+    assert len(attempts) == 1
+    assert ray.get(first.remote(make.remote(attempts.path)), timeout=20) == 1, "what comes after is as ever"
+
+
 def test_a_lost_result_is_made_again_for_a_task_that_needs_it_and_for_a_borrower(ray_start, attempts):
     @ray.remote
     def make(path, number):
