@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import random
 import resource
@@ -266,6 +267,8 @@ class Snapshot:
         Blocks: yes. There is no event for "the kernel has finished tearing down a process", hence the asking again.
         """
         deadline = time.monotonic() + timeout_s
+        if inside and self.leftovers(inside=True):
+            gc.collect()  # what only a cycle holds, as a traceback's frames do, is Python's to free, and freed late
         while lines := self.leftovers(inside=inside):
             if time.monotonic() > deadline:
                 return lines

@@ -230,6 +230,22 @@ void PullQueue::SourceLost(TransferId transfer, const std::string& why, int64_t 
   AskNext(key, *pull, now_ns);
 }
 
+void PullQueue::SourceDown(const Address& address, const std::string& why, int64_t now_ns) {
+  std::vector<ObjectId> asking;
+  for (auto& [key, pull] : pulls_) {
+    for (size_t i = 0; i < pull.sources.size(); ++i) {
+      Source& source = pull.sources[i];
+      if (source.address != address) continue;
+      source.lost = true;
+      source.why = why;
+      if (pull.transfer != 0 && pull.source == i) asking.push_back(key);
+    }
+  }
+  for (const ObjectId& key : asking) {  // each may end other pulls' waiting, and its own
+    if (const auto at = pulls_.find(key); at != pulls_.end()) AskNext(key, at->second, now_ns);
+  }
+}
+
 void PullQueue::Got(TransferId transfer, uint64_t bytes, int64_t now_ns) {
   ObjectId key;
   Pull* pull = Find(transfer, &key);

@@ -86,6 +86,8 @@ class PullQueue {
   void Refer(TransferId transfer, const std::vector<Address>& to, int64_t now_ns);
   // The source has not got it (any more), or its connection ended. `why` for a person.
   void SourceLost(TransferId transfer, const std::string& why, int64_t now_ns);
+  // Nobody is at that address any more: no pull asks there again, and one that does now asks the next.
+  void SourceDown(const Address& address, const std::string& why, int64_t now_ns);
   // So many bytes more are in the extent.
   void Got(TransferId transfer, uint64_t bytes, int64_t now_ns);
 

@@ -147,6 +147,12 @@ bool TransferLoop::OnLine(uint64_t id, LineConn& line, const FrameHeader& header
       self_ = std::move(*address);
       return true;
     }
+    case Line::kPeerDown: {
+      const auto address = ReadAddress(payload);
+      if (!address) return false;
+      PeerDown(*address);
+      return true;
+    }
     case Line::kStats: {
       Act();  // whoever is answered knows that what he asked before is done
       const Stats stats = CountAll();

@@ -116,6 +116,7 @@ class TransferLoop final : public Stream::Handler {
   void Adopt(int fd);
   void PeerEvent(uint64_t id, uint32_t events);
   void PeerGone(uint64_t id, const std::string& why);
+  void PeerDown(const Address& address);
   void Pump(uint64_t id, PeerConn& peer);
   bool OnFrame(Stream& stream, const FrameHeader& header, std::span<const uint8_t> payload) override;
   bool OnPullerFrame(Stream& stream, PeerConn& peer, const FrameHeader& header, std::span<const uint8_t> payload);

@@ -98,6 +98,17 @@ void TransferLoop::PeerGone(uint64_t id, const std::string& why) {
   turn_.erase(id);
 }
 
+void TransferLoop::PeerDown(const Address& address) {
+  const std::string why = "its node is down";
+  if (const auto at = links_.find(address); at != links_.end()) PeerGone(at->second, why);
+  std::vector<uint64_t> theirs;  // that it has dialled: what they were served is gone with them
+  for (const auto& [id, peer] : peers_) {
+    if (peer.where == address) theirs.push_back(id);
+  }
+  for (const uint64_t id : theirs) PeerGone(id, why);
+  pulls_.SourceDown(address, why, NowNs());
+}
+
 void TransferLoop::Proved(Stream& stream) {
   peers_.find(stream.id())->second.hello_deadline_ns = 0;
   if (!stream.dialled() || !self_) return;

@@ -82,6 +82,7 @@ enum class Line : uint16_t {
   kSelf = 7,       // address                   nothing: where the gate of this node is reached
   kStats = 8,      // empty                     kStatsAre
   kOwn = 9,        // key, address              nothing: held there for the asker; freed there when his line ends
+  kPeerDown = 10,  // address                   nothing: that node is dead, whatever its connections look like
   // from it
   kPulled = 64,   // u8 Outcome, then text
   kHeld = 65,     // u8: 0 no such object

@@ -60,6 +60,33 @@ TEST(PullQueue, FetchesOnceHoweverManyAsk) {
   EXPECT_EQ(q.Check(), "");
 }
 
+TEST(PullQueue, NobodyIsAskedAtAnAddressThatIsDown) {
+  PullQueue q;
+  Flow(&q, 1, {At(1), At(2)});
+  Flow(&q, 2, {At(1)});
+  Flow(&q, 3, {At(3), At(1)});
+  q.SourceDown(At(1), "its node is down", 0);
+  const auto actions = q.TakeActions();
+  size_t asked = 0, told = 0;
+  for (const PullAction& a : actions) {
+    if (const auto* ask = std::get_if<SendAsk>(&a)) {
+      EXPECT_TRUE(ask->source == At(2) && ask->key == Key(1));
+      ++asked;
+    }
+    if (const auto* tell = std::get_if<Tell>(&a)) {
+      EXPECT_TRUE(tell->outcome == Outcome::kNoSource && tell->key == Key(2));
+      EXPECT_TRUE(tell->text.find("its node is down") != std::string::npos);
+      ++told;
+    }
+  }
+  EXPECT_EQ(asked, 1u);
+  EXPECT_EQ(told, 1u);
+  q.SourceDown(At(3), "its node is down", 0);
+  EXPECT_EQ(Take<Tell>(&q).size(), 1u);  // the other that it knew of was down already
+  EXPECT_EQ(q.size(), 1u);
+  EXPECT_EQ(q.Check(), "");
+}
+
 TEST(PullQueue, GoesOnFromAnotherSourceAtTheOffsetReached) {
   PullQueue q;
   const TransferId t = Flow(&q, 1, {At(1), At(2)});
@@ -267,7 +294,11 @@ TEST(PullQueue, EveryAskerIsToldOrGoneWhateverHappens) {
           }
           break;
         case 5:
-          q.SourceLost(t, "lost", now);
+          if (random() % 4 == 0) {
+            q.SourceDown(At(static_cast<uint16_t>(1 + random() % 8)), "down", now);
+          } else {
+            q.SourceLost(t, "lost", now);
+          }
           break;
         case 6:
           q.Refer(t, {At(static_cast<uint16_t>(1 + random() % 8))}, now);

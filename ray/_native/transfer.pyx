@@ -42,6 +42,7 @@ cdef extern from "object_manager/wire.h" namespace "ray::objects" nogil:
         kOwn
         kOwnerDead
         kSelf
+        kPeerDown
         kStats
         kPulled
         kHeld
@@ -220,6 +221,14 @@ cdef class TransferLine:
         _to_address((host, port), &address)
         AppendAddress(&payload, address)
         _check(_open(self).Ask(Line.kSelf, payload, NULL), "reached_at")
+
+    def peer_down(self, str host, int port):
+        """The node whose gate was there is dead, though connections to it may look alive: nothing is fetched from it any more."""
+        cdef Address address
+        cdef string payload
+        _to_address((host, port), &address)
+        AppendAddress(&payload, address)
+        _check(_open(self).Ask(Line.kPeerDown, payload, NULL), "peer_down")
 
     def ask_stats(self):
         """Answered by ("stats", request, dict)."""

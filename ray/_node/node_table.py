@@ -35,9 +35,11 @@ class NodeTable:
         self._node.tell_all("node_up", row["number"], row["node_id"], row["host"], row["port"])
 
     def down(self, number: int, cause: str) -> None:
-        if self._rows.pop(number, None) is None:
+        row = self._rows.pop(number, None)
+        if row is None:
             return
         self._changed()
+        self._node.transfers.peer_down(row["host"], row["port"])
         self._node.guests.node_down(number, cause)
         self._node.tell_all("node_down", number, cause)
 

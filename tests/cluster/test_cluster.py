@@ -348,7 +348,7 @@ def test_a_driver_that_does_not_read_for_a_while_loses_no_line_of_another_node(n
     nodes.add_node({"CPU": 1})
     there = nodes.node_id(1 - driver_at)
     code = f"""
-import ray, time
+import ray, sys
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 ray.init(address={nodes.folder(driver_at)!r}, logging_level="error")
 @ray.remote
@@ -357,15 +357,19 @@ def say(n):
         print(f"line {{i:06}}" + 90 * "-")
 say = say.options(scheduling_strategy=On({there!r}, soft=False))
 ray.get(say.remote(100_000))
-print("told", flush=True)
 ray.get(say.remote(1))
-time.sleep(0.5)
+sys.stdin.read()  # what a worker of another node prints at the very end may come too late
 """
-    program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert program.stdout is not None
+    program = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert program.stdin is not None and program.stdout is not None
     time.sleep(3)  # its pipe has long been full, and so has what waits for it
+    lines: list[str] = []
     with program.stdout:
-        lines = [found[1] for found in re.finditer(r"line (\d{6})-", program.stdout.read())]
+        while len(lines) < 100_001:
+            text = program.stdout.readline()
+            assert text, f"it ended after {len(lines)} lines"
+            lines += re.findall(r"line (\d{6})-", text)
+        program.stdin.close()
     assert program.wait(20) == 0
     assert lines == [f"{i:06}" for i in range(100_000)] + ["000000"]
 
