@@ -9,11 +9,11 @@ Source of the interface: the class of this name in Ray 2.x.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import ray
+from ray._core.engine import current
 from ray._init_options import parse
 from ray._launch import node_process
 from ray._launch import session as sessions
@@ -160,20 +160,18 @@ class Cluster:
     def wait_for_nodes(self, timeout: float = 30) -> None:
         """Returns when the driver sees exactly the nodes of this cluster alive. Needs `ray.init`.
 
-        Raises: TimeoutError: it doesn't, after `timeout` seconds.
+        Raises: TimeoutError: it doesn't, after `timeout` seconds. RuntimeError: this process is no driver.
         """
+        driver = current()
+        if driver is None:
+            raise RuntimeError("Cluster.wait_for_nodes: this process is no driver: call ray.init(address=) first")
         expected = {node.node_id for node in self.list_all_nodes()}
-        deadline_s = time.monotonic() + timeout
-        while True:
-            alive = {row["NodeID"] for row in ray.nodes() if row["Alive"]}
-            if alive == expected:
-                return
-            if time.monotonic() > deadline_s:
-                raise TimeoutError(
-                    f"Cluster.wait_for_nodes: after {timeout:g} s {len(alive & expected)} of {len(expected)} nodes are "
-                    f"alive, and {len(alive - expected)} that were removed"
-                )
-            time.sleep(0.005)
+        alive = set(driver.rpc("nodes_are", list(expected), timeout, timeout=timeout + 10.0))
+        if alive != expected:
+            raise TimeoutError(
+                f"Cluster.wait_for_nodes: after {timeout:g} s {len(alive & expected)} of {len(expected)} nodes are "
+                f"alive, and {len(alive - expected)} that were removed"
+            )
 
     def list_all_nodes(self) -> list[ClusterNode]:
         """The nodes that have not been removed, the head's first."""

@@ -253,6 +253,9 @@ class Requests:
     async def _rpc_node_table(self, caller: Caller) -> list[dict[str, Any]]:
         return [_readable(row) for row in self._head.monitor.all()]
 
+    async def _rpc_nodes_are(self, caller: Caller, node_ids: list[str], timeout_s: float) -> list[str]:
+        return sorted(await self._head.nodes_are(node_ids, timeout_s))
+
     async def _rpc_task_history(self, caller: Caller) -> list[dict[str, Any]]:
         """Of each job that lives: the batches of its events as they are kept (JSON), and how many calls ended how.
 
@@ -310,8 +313,8 @@ _RPC_HANDLERS: dict[str, Callable[..., Awaitable[Any]]] = {
     for name in (
         "actor_by_name", "actor_checkpoint", "actors", "create_actor", "create_group", "errors", "function",
         "group_named", "group_ready", "group_wait", "groups", "head_stats", "jobs", "kv_del", "kv_exists", "kv_get",
-        "kv_keys", "kv_put", "named_actors", "node_table", "nodes", "object_locations", "save_actor_checkpoint",
-        "task_history", "task_table",
+        "kv_keys", "kv_put", "named_actors", "node_table", "nodes", "nodes_are", "object_locations",
+        "save_actor_checkpoint", "task_history", "task_table",
     )
 }  # fmt: skip
 _EVENT_HANDLERS: dict[str, Callable[..., None]] = {

@@ -131,6 +131,7 @@ class HeadService:
         self._running = False
         self._flush_timer: asyncio.TimerHandle | None = None
         self._hidden_timer: asyncio.TimerHandle | None = None
+        self._node_waiters: set[asyncio.Future[None]] = set()  # to be told when a node comes or goes
         self.bugs = 0  # events that met a bug of ours; 0 for ever
         self._requests = Requests(self)
         if store is not None:
@@ -460,7 +461,25 @@ class HeadService:
             self.tables.forget_job(action.job_id)
         self.port.job_over(action.job_id)
 
+    async def nodes_are(self, node_ids: Iterable[str], timeout_s: float) -> set[str]:
+        """Waits until exactly those nodes live, timeout_s at most. Returns: those that do."""
+        wanted, until_s = set(node_ids), time.monotonic() + timeout_s
+        while True:
+            alive = {row.node_id.hex() for row in self.monitor.all() if row.state != monitor.DEAD}
+            left_s = until_s - time.monotonic()
+            if alive == wanted or left_s <= 0:
+                return alive
+            changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._node_waiters.add(changed)
+            try:
+                await asyncio.wait([changed], timeout=left_s)
+            finally:
+                self._node_waiters.discard(changed)
+
     def _do_save_node(self, action: monitor.SaveNode) -> None:
+        for waiter in self._node_waiters:
+            if not waiter.done():
+                waiter.set_result(None)
         if self.tables is not None:
             self.tables.nodes.put(action.row)
 

@@ -111,6 +111,15 @@ cdef int _to_key(bytes key, ObjectId* out) except -1:
     return 0
 
 
+cdef int _say_address(TransferLine self, Line what, str host, int port, str name) except -1:
+    cdef Address address
+    cdef string payload
+    _to_address((host, port), &address)
+    AppendAddress(&payload, address)
+    _check(_open(self).Ask(what, payload, NULL), name)
+    return 0
+
+
 cdef int _to_address(where, Address* out) except -1:
     host, port = where
     if not isinstance(host, str) or not 0 < len(host) < 64:
@@ -216,19 +225,11 @@ cdef class TransferLine:
 
     def reached_at(self, str host, int port):
         """Tells where this node's gate is, so that other stores can be referred to ours."""
-        cdef Address address
-        cdef string payload
-        _to_address((host, port), &address)
-        AppendAddress(&payload, address)
-        _check(_open(self).Ask(Line.kSelf, payload, NULL), "reached_at")
+        _say_address(self, Line.kSelf, host, port, "reached_at")
 
     def peer_down(self, str host, int port):
         """The node whose gate was there is dead, though connections to it may look alive: nothing is fetched from it any more."""
-        cdef Address address
-        cdef string payload
-        _to_address((host, port), &address)
-        AppendAddress(&payload, address)
-        _check(_open(self).Ask(Line.kPeerDown, payload, NULL), "peer_down")
+        _say_address(self, Line.kPeerDown, host, port, "peer_down")
 
     def ask_stats(self):
         """Answered by ("stats", request, dict)."""

@@ -50,12 +50,14 @@ class ClusterHead:
         self.members = Membership()
         self.uplinks: dict[int, Peer] = {}  # of the other nodes that live
         self._ids: dict[int, bytes] = {}
+        self._numbers: dict[bytes, int] = {}  # the same, the other way round: asked with every heartbeat
         self._told_jobs: dict[int, set[bytes]] = {}  # by node: jobs that it has heard of from here
         self._timer: asyncio.TimerHandle | None = None
         own = about_node(node)
         node.cluster_view = ClusterView(node, lambda report: self._reported(0, report))
         self._table = NodeTable(node, 0, (own["host"], own["port"]))
         self._ids[0] = own.pop("node_id")
+        self._numbers[self._ids[0]] = 0
         self._handle(Joined(self._ids[0], own))
         node.cluster_view.repeat()
 
@@ -63,7 +65,7 @@ class ClusterHead:
 
     def number_of(self, node_id: bytes) -> int | None:
         """Of a node that lives."""
-        return next((number for number, known in self._ids.items() if known == node_id), None)
+        return self._numbers.get(node_id)
 
     def joining(self) -> int:
         """Nodes that not everybody has heard of yet."""
@@ -100,6 +102,7 @@ class ClusterHead:
         number = admit.number
         self.uplinks[number] = peer
         self._ids[number] = node_id
+        self._numbers[node_id] = number
         self._told_jobs[number] = set()
         peer.on_rpc = partial(self._on_node_rpc, number)
         peer.on_event = partial(self._on_node_event, number)
@@ -211,7 +214,7 @@ class ClusterHead:
             return
         logger.warning("node %d is dead: %s", number, cause)
         peer = self.uplinks.pop(number)
-        del self._ids[number]
+        del self._ids[number], self._numbers[node_id]
         del self._told_jobs[number]
         self._handle(Left(number, cause))
         for row in self._node.head.jobs.all():

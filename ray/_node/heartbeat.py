@@ -85,10 +85,11 @@ class Heartbeat:
         """Whether anything has come by then. Greets meanwhile, if the connection is new: it takes some messages."""
         connection.flush()
         while (left_s := until_s - time.monotonic()) > 0:
-            fd = [connection.fileno()]
-            readable, writable, _ = select.select(fd, fd if connection.wants_write else [], [], left_s)
-            if writable:
-                connection.flush()
-            if readable and connection.receive_frames():
-                return True
+            poll = select.poll()  # not select(): a node of many workers has descriptors above its 1,024
+            poll.register(connection.fileno(), select.POLLIN | (select.POLLOUT if connection.wants_write else 0))
+            for _, events in poll.poll(left_s * 1000):
+                if events & select.POLLOUT:
+                    connection.flush()
+                if events & ~select.POLLOUT and connection.receive_frames():
+                    return True
         return False

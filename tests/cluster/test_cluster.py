@@ -417,3 +417,17 @@ def test_a_node_that_dies_while_it_joins_holds_nobody_up(nodes: Nodes, monkeypat
     number = nodes.add_node({"CPU": 1})
     assert ray.get(where.options(**on(nodes, number)).remote(), timeout=20) == nodes.node_id(number)
     assert len([row for row in ray.nodes() if row["Alive"]]) == 3
+
+
+def test_wait_for_nodes_says_how_many_are_missing(nodes: Nodes) -> None:
+    number = nodes.add_node({"CPU": 1})
+    nodes.cluster.wait_for_nodes(10)
+    os.kill(nodes.by_number[number].pid, signal.SIGKILL)
+    wait_until(lambda: not all(row["Alive"] for row in ray.nodes()))
+    with pytest.raises(TimeoutError, match=r"after 0\.1 s 1 of 2 nodes are alive, and 0 that were removed"):
+        nodes.cluster.wait_for_nodes(0.1)
+    nodes.kill(number)
+    nodes.cluster.wait_for_nodes(10)
+    ray.shutdown()
+    with pytest.raises(RuntimeError, match="no driver"):
+        nodes.cluster.wait_for_nodes(1)

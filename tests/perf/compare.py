@@ -199,13 +199,14 @@ def table(results: dict[str, Any]) -> str:
     return f"{text}\n\nMeasured on {results['machine']}. Rates are per second; a ratio above 1 is in our favour."
 
 
-def write_readme(text: str) -> None:
+def write_readme(text: str, begin: str = README_BEGIN, end: str = README_END) -> None:
+    """Puts text between those two lines of README.md."""
     readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(README_BEGIN)
-    _old, _, after = rest.partition(README_END)
+    before, _, rest = readme.read_text().partition(begin)
+    _old, _, after = rest.partition(end)
     if not after:
-        sys.exit(f"compare.py: README.md lacks the lines {README_BEGIN} and {README_END}")
-    readme.write_text(f"{before}{README_BEGIN}\n{text}\n{README_END}{after}")
+        sys.exit(f"README.md lacks the lines {begin} and {end}")
+    readme.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def measure(options: argparse.Namespace, keep: Path) -> dict[str, Any]:

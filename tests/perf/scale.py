@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.perf.compare import PEER_VERSION, ROOT, Engine, machine, number, peer_python, times
+from tests.perf.compare import PEER_VERSION, ROOT, Engine, machine, number, peer_python, times, write_readme
 
 BEGIN, END = "<!-- scale table: begin -->", "<!-- scale table: end -->"
 TIMEOUT_S = 400.0
@@ -108,12 +108,7 @@ def main() -> int:
     text = table(found, [engine.name for engine in engines])
     print(text)
     if options.write_readme:
-        readme = ROOT / "README.md"
-        before, _, rest = readme.read_text().partition(BEGIN)
-        _old, _, after = rest.partition(END)
-        if not after:
-            sys.exit(f"scale.py: README.md lacks the lines {BEGIN} and {END}")
-        readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        write_readme(text, BEGIN, END)
     return 0
 
 

@@ -1,0 +1,48 @@
+"""ray/_node/heartbeat.py: a head that says nothing is noticed, whatever else the process has open."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ray._node.heartbeat import Heartbeat
+
+
+@pytest.mark.parametrize("others", [0, 1100], ids=["few descriptors", "more than select takes"])
+def test_a_silent_head_is_noticed(others: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < others + 200:
+        pytest.skip(f"only {hard} descriptors may be open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, others + 200), hard))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(others)]
+    said: list[str] = []
+    noticed = threading.Event()
+
+    def call(function: Any, why: str) -> None:
+        function(why)
+        noticed.set()
+
+    node: Any = SimpleNamespace(
+        node_id=os.urandom(16),
+        session=SimpleNamespace(token=os.urandom(32)),
+        loop=SimpleNamespace(call_soon_threadsafe=call),
+    )
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        heartbeat = Heartbeat(node, deaf.getsockname(), 0.02, 0.2, said.append)
+        try:
+            assert noticed.wait(10)
+        finally:
+            heartbeat.close()
+            heartbeat._thread.join(10)
+            for fd in opened:
+                os.close(fd)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "has been silent" in said[0]
