@@ -145,7 +145,9 @@ def kill_descendants(timeout_s: float = 5.0) -> int:
             except ProcessLookupError:
                 continue  # collected by its keeper
             try:
-                select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))
+                ended = select.poll()  # not select(), which takes no descriptor above 1,024: we may have as many
+                ended.register(pidfd, select.POLLIN)
+                ended.poll(max(0.0, deadline - time.monotonic()) * 1000)
                 count += os.waitpid(pid, os.WNOHANG)[0] == pid
             except ChildProcessError:
                 continue  # likewise

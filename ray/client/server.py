@@ -149,6 +149,9 @@ class ClientEnd(tunnel.Tunnel):
         except OSError:
             hello = b""
         self.loop.remove_reader(sock)
+        if self.closed:
+            sock.close()
+            return
         # The hello that brings a connection is sent in one piece, with its descriptor.
         if len(hello) < tunnel.HELLO_BYTES or hello[ROLE_AT] != ROLE_HANDOFF:
             self.open(tag, sock)
