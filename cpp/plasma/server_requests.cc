@@ -61,6 +61,11 @@ bool Server::Handle(uint64_t id, Connection& c, const FrameHeader& header, std::
     case Message::kList: {
       const auto body = ReadBody<ListRequest>(payload);
       if (!body) return false;
+      if (body->cursor == 0) {  // what was deleted and is pinned no more isn't there
+        store_->Drain();
+        store_->ReclaimDeleted();
+        room_changed_ = true;
+      }
       HandleList(id, header.request, body->cursor);
       return true;
     }

@@ -305,6 +305,8 @@ cdef class Engine:
     cdef int foreground               # threads inside get/wait/serve
     cdef object background            # the thread that receives when nobody else does
     cdef list callbacks               # to run after a round, without the receiver's role
+    cdef object output                # deque of (function, args): what the driver prints, in the order in which it came
+    cdef object output_lock           # held by the thread that prints
     cdef int64_t deadline_flush_ns, deadline_idle_ns, deadline_stuck_ns, deadline_hello_ns, deadline_events_ns
     cdef int64_t deadline_limits_ns, timer_ns
     # objects

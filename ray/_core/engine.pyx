@@ -61,6 +61,7 @@ from ray._native cimport serialization
 from ray._native.serialization cimport (KIND_BYTES, Encoded, decode, decode_function, decode_raw, encode,
                                         encode_error, encode_function, encode_into, is_error_kind)
 
+import collections
 import copy
 import functools
 import os
@@ -223,6 +224,7 @@ cdef class Engine:
         self.oom_retries = UNKNOWN_OOM_RETRIES
         self.links, self.peers = {}, {}
         self.dirty, self.callbacks = [], []
+        self.output, self.output_lock = collections.deque(), threading.RLock()
         self.borrowers, self.gets, self.acks, self.rpcs, self.handlers = {}, {}, {}, {}, {}
         self.callees, self.pools, self.lease_requests, self.leases = [], {}, {}, {}
         self.actors, self.creating, self.loop_batches, self.streams = {}, {}, {}, {}
@@ -617,11 +619,11 @@ cdef class Engine:
 
     def on_log_lines_event(self, lines):
         if self.on_log_lines is not None:
-            self.callbacks.append((self.on_log_lines, (lines,)))
+            print_later(self, self.on_log_lines, (lines,))
 
     def on_error_event(self, kind, message, extra):
         if self.on_error is not None:
-            self.callbacks.append((self.on_error, (kind, message, extra)))
+            print_later(self, self.on_error, (kind, message, extra))
 
     def context(self):
         """What ray.get_runtime_context() is made of."""

@@ -53,7 +53,7 @@ def on_lease_infeasible(Engine self, NodeLink at, req_id, message):
         return  # said once for this class; its other requests ask for the same
     pool.warned = True
     if self.on_error is not None:
-        self.callbacks.append((self.on_error, ("infeasible", message, {})))
+        print_later(self, self.on_error, ("infeasible", message, {}))
     else:
         print(f"ray: {message}", file=sys.stderr)
 

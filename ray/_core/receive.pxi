@@ -310,3 +310,18 @@ cdef int run_callbacks(Engine self) except -1:
         except Exception:
             traceback.print_exc()
     return 0
+
+
+cdef int print_later(Engine self, function, tuple args) except -1:
+    """After the round, and after what came before it, whichever threads have the role meanwhile: a thread that prints may
+    wait for its terminal while the next round is another's. That one waits with its lines then, so they don't pile up."""
+    self.output.append((function, args))
+    self.callbacks.append((print_output, (self,)))
+    return 0
+
+
+def print_output(Engine self):
+    with self.output_lock:
+        while self.output:  # another thread may have printed ours with its own
+            function, args = self.output.popleft()
+            function(*args)

@@ -116,3 +116,40 @@ def test_ctrl_c_ends_a_get_at_once_and_leaves_a_usable_session():
     out, err = driver.communicate(timeout=30)
     assert out == "usable\n", err
     assert driver.returncode == 0
+
+
+def test_lines_keep_their_order_while_one_thread_still_prints_and_another_receives():
+    """A thread that printed had given up the receiver's role: the next lines were another's, who printed them at once."""
+    done = run(
+        """
+        import sys, threading, time, ray
+
+        class Slow:
+            shown = []
+            second = threading.Event()
+            def write(self, text):
+                if "line 1\\n" in text:
+                    self.second.wait(1)  # a terminal that doesn't take it yet
+                elif "line 2\\n" in text:
+                    self.second.set()
+                self.shown.append(text)
+            def flush(self): pass
+            def isatty(self): return False
+
+        terminal, sys.stdout = sys.stdout, Slow()
+        ray.init(num_cpus=1, logging_level="error")
+
+        @ray.remote
+        def say(i):
+            print("line", i)
+        getters = []
+        for i in (1, 2):
+            getters.append(threading.Thread(target=lambda: ray.get(say.remote(i))))
+            getters[-1].start()
+            time.sleep(0.3)
+        for thread in getters: thread.join()
+        ray.shutdown()
+        terminal.write("".join(Slow.shown))
+        """
+    )
+    assert re.findall(r"line (\d)", done.stdout) == ["1", "2"], done

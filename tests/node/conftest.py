@@ -34,8 +34,10 @@ def start(folder: str) -> Iterator[Callable[..., Driver]]:
 
     yield begin
     for driver in drivers:
-        if driver.node.wait_exit(0) is None:
-            pids = driver.pids()
-            assert driver.stats()["bugs"] == 0
-            driver.shutdown()
-            wait_gone(pids)
+        if driver.node.ended_fd < 0 or driver.node.wait_exit(0) is not None:
+            driver.node.close()
+            continue
+        pids = driver.pids()
+        assert driver.stats()["bugs"] == 0
+        driver.shutdown()
+        wait_gone(pids)

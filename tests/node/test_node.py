@@ -112,6 +112,7 @@ def test_nothing_a_worker_printed_is_lost_when_it_dies_or_the_session_ends(start
     assert [line[3] for line in driver.lines(1)] == ["goodbye"]
     driver.close()
     assert driver.node.wait_exit(5.0) == 0
+    driver.node.close()
 
 
 def test_output_a_driver_does_not_take_stops_the_worker_not_the_node(start: Start) -> None:

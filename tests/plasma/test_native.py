@@ -126,6 +126,16 @@ def test_a_deleted_object_is_hidden_at_once_and_freed_with_its_last_pin(store: R
     assert a.stats()["deleting_objects"] == 0
 
 
+def test_what_was_deleted_is_not_listed_once_its_last_reader_has_let_go(store: RunningStore) -> None:
+    a, b = store.native(), store.native()
+    a.put(key(1), b"x" * 300_000)
+    buffer = found(b.get(key(1)))
+    assert a.delete(key(1))
+    assert [(row["state"], row["pins"]) for row in a.list().values()] == [("deleting", 1)]
+    del buffer
+    assert a.list() == {}
+
+
 def test_abort_undoes_create(store: RunningStore) -> None:
     client = store.native()
     buffer = client.create(key(1), 1 << 20)
