@@ -119,7 +119,7 @@ def test_ctrl_c_ends_a_get_at_once_and_leaves_a_usable_session():
 
 
 def test_lines_keep_their_order_while_one_thread_still_prints_and_another_receives():
-    """A thread that printed had given up the receiver's role: the next lines were another's, who printed them at once."""
+    """A thread that printed had given up the receiver's role: another got the next lines and printed them at once."""
     done = run(
         """
         import sys, threading, time, ray
