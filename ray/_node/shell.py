@@ -579,6 +579,8 @@ class Node:
             "pool": self.pool.stats(),
             "runtime_envs": self.envs.machine.stats(),
             "cores": len(self.cores.by_tag),
+            "core_tags": list(self.cores.by_tag),
+            "guest_tags": list(self.cores.guests),
             "fork_server_restarts": self.fork_link.restarts,
             "store_restarts": self.store.restarts if self.store else 0,
             "orphaned_objects_deleted": self.orphans.deleted,

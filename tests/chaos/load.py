@@ -16,7 +16,8 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,9 @@ class Losses:
         self.of: Counter[str] = Counter()
         self._marks: Counter[str] = Counter()
         self._lock = threading.Lock()
+
+    def __str__(self) -> str:
+        return f"kills: {dict(self.of)}"
 
     @contextlib.contextmanager
     def of_a(self, role: str) -> Iterator[None]:
@@ -233,12 +237,21 @@ KINDS: list[Callable[[random.Random, Losses], None]] = [
 class Load:
     """Threads of the driver, each doing one piece of work after another until `stop`."""
 
-    def __init__(self, seed: int, threads: int, losses: Losses) -> None:
+    def __init__(
+        self,
+        seed: int,
+        threads: int,
+        losses: Any,
+        kinds: Sequence[Callable[[random.Random, Any], None]] = (),
+        look: Callable[[], str] = str,
+    ) -> None:
+        """losses: given to each piece of work; its str says what has happened so far. kinds: KINDS, if none.
+        look: what there is to say about the session when a piece has failed, told with the first failure."""
         self.done: Counter[str] = Counter()
         self.errors: list[str] = []
         self.now: dict[int, str] = {}
         self._stop = threading.Event()
-        self._losses = losses
+        self._losses, self._kinds, self._look = losses, kinds or KINDS, look
         self._threads = [
             threading.Thread(target=self._run, args=(i, random.Random(seed * 1000 + i)), name=f"load-{i}", daemon=True)
             for i in range(threads)
@@ -248,15 +261,15 @@ class Load:
 
     def _run(self, number: int, r: random.Random) -> None:
         while not self._stop.is_set():
-            kind = r.choice(KINDS)
+            kind = r.choice(self._kinds)
             self.now[number] = kind.__name__
             try:
                 kind(r, self._losses)
             except BaseException:
-                self.errors.append(
-                    f"{kind.__name__}, while killed so far: {dict(self._losses.of)}\n{traceback.format_exc()}"
-                )
+                first = not self._stop.is_set()
                 self._stop.set()
+                error = f"{kind.__name__}, after {self._losses}\n{traceback.format_exc()}"
+                self.errors.append(error + (self._look() if first and "imeout" in error else ""))
                 return
             self.done[kind.__name__] += 1
 

@@ -3,10 +3,12 @@ that nothing is left. PROCESS by itself, one driver after another:
 
     python -m tests.chaos.run --minutes 10            rounds until the time is up; prints the seed of each
     python -m tests.chaos.run --seed 7 --round all    one round, as it was
+    python -m tests.chaos.run --nodes 4 --minutes 60  rounds over four nodes: cluster_run.py
 
 A round `all` kills workers, actors, the fork server, the store and Redis, several times a second, under a load with
 known results (load.py). A round `node` kills the node process: everything pending must fail within a second. A round
-`driver` kills a driver that is under load, in a process of its own. Each ends with the leak checks. The schedule of
+`driver` kills a driver that is under load, in a process of its own. A round `nodes` does all of this, and more, to
+several nodes and the links between them. Each ends with the leak checks. The schedule of
 kills follows from the seed; what they hit depends on the machine's timing, so a seed repeats a kind of run rather than
 a run.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import random
 import signal
@@ -169,7 +172,14 @@ def round_driver(seed: int, seconds: float) -> str:
     return "killed"
 
 
-ROUNDS = {"all": round_all, "node": round_node, "driver": round_driver}
+def round_nodes(seed: int, seconds: float, nodes: int = 4) -> str:
+    """Several nodes: see cluster_run.py."""
+    from tests.chaos import cluster_run
+
+    return cluster_run.round_nodes(seed, seconds, nodes)
+
+
+ROUNDS = {"all": round_all, "node": round_node, "driver": round_driver, "nodes": round_nodes}
 
 
 def main() -> int:
@@ -177,16 +187,21 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, help="of the first round; the next ones count up")
     parser.add_argument("--round", choices=sorted(ROUNDS), help="this kind only, once")
-    parser.add_argument("--seconds", type=float, default=25.0, help="how long a round of kind all lasts")
+    parser.add_argument("--seconds", type=float, default=25.0, help="of a round of kind all, or nodes (20 at most)")
+    parser.add_argument("--nodes", type=int, default=1, help="2 or more: rounds of kind nodes, with so many")
     options = parser.parse_args()
+    if options.nodes > 1:
+        ROUNDS["nodes"] = functools.partial(round_nodes, nodes=options.nodes)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 30)
     if options.round:
         print(f"{options.round}, seed {seed}", flush=True)
         print(ROUNDS[options.round](seed, options.seconds))
         return 0
+    one_node = [("all", options.seconds), ("node", 2.0), ("driver", 2.0)]
+    kinds = [("nodes", min(options.seconds, 20.0))] if options.nodes > 1 else one_node
     deadline = time.monotonic() + 60 * options.minutes
     while time.monotonic() < deadline:
-        for name, seconds in (("all", options.seconds), ("node", 2.0), ("driver", 2.0)):
+        for name, seconds in kinds:
             print(f"{time.strftime('%H:%M:%S')} {name}, seed {seed}: ", end="", flush=True)
             print(ROUNDS[name](seed, min(seconds, max(2.0, deadline - time.monotonic()))), flush=True)
         seed += 1

@@ -1,4 +1,4 @@
-"""The chaos run, short: about forty seconds, or as long as RAY_TEST_CHAOS_SECONDS says. See run.py."""
+"""The chaos run, short: about a minute, or as long as RAY_TEST_CHAOS_SECONDS says. See run.py."""
 
 from __future__ import annotations
 
@@ -36,3 +36,7 @@ def test_everything_pending_fails_at_once_when_the_node_is_killed(seed):
 def test_nothing_is_left_when_a_driver_is_killed_under_load(seed):
     for i in range(3):
         print(run.round_driver(seed + i, SECONDS / 20))
+
+
+def test_every_result_is_right_while_nodes_and_links_of_a_cluster_are_attacked(seed):
+    print(run.round_nodes(seed, SECONDS * 0.3, nodes=3))

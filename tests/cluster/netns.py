@@ -175,6 +175,27 @@ class Network:
             isolated = "on" if host in hosts else "off"
             _ip_batch(self._switch, f"link set dev port{host} type bridge_slave isolated {isolated}")
 
+    def mute(self, host: int, to: Sequence[int]) -> None:
+        """What the host sends to these is lost; what they send arrives. It addresses its frames to nobody."""
+        self._address_frames(host, to, "02:00:00:ff:ff:ff")
+
+    def unmute(self, host: int, to: Sequence[int]) -> None:
+        for other in to:
+            self._address_frames(host, [other], _hardware(other))
+
+    def _address_frames(self, host: int, to: Sequence[int], hardware: str) -> None:
+        lines = [f"neigh replace {self.address(i)} lladdr {hardware} dev eth0 nud permanent" for i in to if i != host]
+        _ip_batch(self.name(host), *lines)
+
+    def slow(self, host: int, mbit: float) -> None:
+        """How fast frames travel to and from the host from now on; 0: as fast as the machine can."""
+        for namespace, device in ((self._switch, f"port{host}"), (self.name(host), "eth0")):
+            if mbit:
+                rate = ("rate", f"{mbit}mbit", "burst", "64kb", "latency", "400ms")
+                _run("tc", "-n", namespace, "qdisc", "replace", "dev", device, "root", "tbf", *rate)
+            else:
+                _run("tc", "-n", namespace, "qdisc", "del", "dev", device, "root")
+
 
 def _hardware(host: int) -> str:
     return f"02:00:00:00:{host >> 8:02x}:{host & 255:02x}"

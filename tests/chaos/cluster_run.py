@@ -1,0 +1,85 @@
+"""A round of kind `nodes`: work with known results over several nodes, whose processes and links are attacked. LIBRARY
+of run.py, which is the driver on the head's node.
+
+The cluster is the round's own: it is made, worked on and attacked for some seconds, then everything is mended, the
+work ends, and it is looked whether anything is left: on each node while the cluster lives, and on this machine
+after its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import sys
+import tempfile
+import time
+
+import ray
+from tests.chaos.attacker import Attacker
+from tests.chaos.cluster_load import KINDS, World, double
+from tests.chaos.faults import Faults
+from tests.chaos.field import open_field
+from tests.chaos.load import Load
+from tests.chaos.remains import look, of_driver, wait_until_nothing_remains
+from tests.chaos.session import assert_held, forget_orphans, held
+from tests.leaks import Snapshot
+
+SILENCE_S = 3.0
+THREADS = 4
+HANGS_S = 300.0  # after so long, whatever it is, all threads' stacks are printed, and the process ends
+
+
+def round_nodes(seed: int, seconds: float, nodes: int = 4) -> str:
+    """Raises: AssertionError: a result, a count or an order was wrong, work hung, or something is left."""
+    before_all = Snapshot.take()
+    faulthandler.dump_traceback_later(seconds + HANGS_S, exit=True)
+    try:
+        with contextlib.ExitStack() as opening:
+            folder = opening.enter_context(tempfile.TemporaryDirectory(prefix="ray-chaos-", dir="/tmp"))
+            ledger = os.path.join(folder, "ledger")
+            os.mkdir(ledger)
+            faults = Faults(os.path.join(folder, "faults"))
+            field = opening.enter_context(open_field(nodes, SILENCE_S))
+            assert ray.get([double.remote(i) for i in range(4)], timeout=30) == [0, 2, 4, 6]
+            before, of_driver_before = held(), of_driver()
+            load = Load(seed, THREADS, World(faults, ledger, 0), KINDS, look)
+            attacker = Attacker(field, faults, seed, SILENCE_S, ledger)
+            attacker.start()
+            try:
+                deadline = time.monotonic() + seconds
+                while time.monotonic() < deadline and not load.failed and not attacker.errors:
+                    time.sleep(0.05)
+                with contextlib.ExitStack() as both:  # what the work says comes first
+                    both.callback(attacker.end)
+                    if load.failed:
+                        load.stop()
+                load.stop()
+                lost = [host for host in range(field.hosts) if not field.row(host)["Alive"]]
+                assert not lost, f"nodes that no attack should have cost: {[field.row(host) for host in lost]}"
+                forget_orphans()
+                assert_held(before, 20)
+                wait_until_nothing_remains(field, of_driver_before)
+            except BaseException as error:
+                _say(faults, load, attacker, error)
+                raise
+            said = f"{field.kind}; {len(faults.all())} faults: {faults.counts()}; done {dict(load.done)}"
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    left = before_all.wait_until_clean(10.0)
+    assert not left, "left behind:\n  " + "\n  ".join(left)
+    return said
+
+
+def _say(faults: Faults, load: Load, attacker: Attacker, error: BaseException) -> None:
+    now = time.monotonic()
+    print(f"\nFAILED at {now:.2f}: {type(error).__name__}. The faults, by the monotonic clock:", file=sys.stderr)
+    for fault in faults.all()[-60:]:
+        print(f"  {fault}", file=sys.stderr)
+    print("nodes that were lost, and seen to be:\n  " + "\n  ".join(attacker.lost[-20:]), file=sys.stderr)
+    with contextlib.suppress(Exception):
+        for row in ray.nodes():
+            print(f"  {row['NodeID']} {row['NodeName']} {row['Alive']} {row['DeathReasonMessage']}", file=sys.stderr)
+    print(f"work: {load.now}, done {dict(load.done)}", file=sys.stderr)
+    if not load.failed:
+        print(look(hung="work that never" in str(error)), file=sys.stderr, flush=True)

@@ -1,0 +1,68 @@
+"""PROCESS driver on a node of the cluster under attack: works (cluster_load.py) until its stdin ends. Started by
+attacker.py; the arguments are the session's folder, the host, a seed, the faults' file and the ledger's folder.
+
+Prints what went wrong after a line FAILED. That its node has died is no failure if the node was attacked: it then ends.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+
+import ray
+from tests.chaos import cluster_load as work
+from tests.chaos.faults import LOST_NODE, Faults
+from tests.chaos.load import Load
+from tests.chaos.session import assert_held, engine, forget_orphans, held
+
+KINDS = [
+    work.tasks_everywhere, work.counted_tasks, work.large_objects, work.puts, work.refs_of_workers, work.streams,
+    work.calls_in_order, work.methods_and_objects, work.key_values,
+]  # fmt: skip
+OF_A_LOST_NODE = ("LocalRayletDiedError", "RaySystemError", "ConnectionError", "the node process", "session is ending")
+
+
+def main() -> int:
+    folder, host, seed, faults_path, ledger = sys.argv[1:]
+    faults = Faults(faults_path)
+    began_s = time.monotonic()
+
+    def was_lost(error: str) -> bool:
+        lost = faults.since(began_s - 1.0, LOST_NODE, int(host))
+        return bool(lost) and any(name in error for name in OF_A_LOST_NODE)
+
+    try:
+        ray.init(folder, logging_level="error", log_to_driver=False)
+        before = held()
+    except Exception as error:
+        if was_lost(f"{type(error).__name__}: {error}") or faults.since(began_s - 1.0, LOST_NODE, int(host)):
+            print("its node was lost as it began")
+            return 0
+        raise
+    from tests.chaos.remains import look
+
+    load = Load(int(seed), 2, work.World(faults, ledger, int(host)), KINDS, look)
+    stop = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+    while not stop.wait(0.1) and not load.failed:
+        pass
+    try:
+        load.stop()
+        forget_orphans()
+        assert_held(before, 15)
+        print(f"done {dict(load.done)}, {engine().stats()}")
+    except Exception as error:
+        said = "\n\n".join([*load.errors, f"{type(error).__name__}: {error}"])
+        if was_lost(said):
+            print("its node was lost")
+        else:
+            print(f"FAILED on host {host}, seed {seed}\n{said}")
+            return 1
+    finally:
+        ray.shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
