@@ -232,6 +232,8 @@ cdef int actor_state_changed(Engine self, bytes actor_id, str state, bytes worke
         del self.creating[actor_id]  # its constructor won't run (again)
     found = self.actors.get(actor_id)
     actor = found() if found is not None else None
+    if actor is not None and state == "DEAD" and actor.link is not None and actor.link.alive and not actor.link.calls.empty():
+        finish_when_gone(self, actor.link)
     if actor is None or actor.state == "DEAD" or incarnation < actor.incarnation:
         return 0
     actor.incarnation = incarnation
@@ -256,6 +258,23 @@ cdef int actor_state_changed(Engine self, bytes actor_id, str state, bytes worke
         actor.state = "RESTARTING"
         actor.resume()
     return 0
+
+
+cdef int finish_when_gone(Engine self, Link link) except -1:
+    """Its node says when the process behind link has ended, which may be after the news of its actor's death."""
+    cdef NodeLink at = None
+    number = int.from_bytes(link.tag[:4], "big")
+    if number != self.number:
+        at = node_link(self, number)
+        if at is None:
+            return 0  # with its node, the link goes too
+    ask_node(self, at, functools.partial(worker_gone, self, link), "worker_gone", link.tag)
+    return 0
+
+
+def worker_gone(Engine self, Link link, ok, _):
+    if ok:
+        finish_link(self, link)
 
 
 cdef int finish_link(Engine self, Link link) except -1:

@@ -254,10 +254,13 @@ cdef list take(Engine self, Link link, Reader* r, ObjectRef ref):
 
 
 cdef bint store_pin(Engine self, ObjectRef ref) except -1:
-    try:
-        return self.store.pin(ref.key())
-    except PlasmaStoreDied:
-        return False  # found again, and repaired, when somebody gets it
+    while True:
+        store = self.store
+        try:
+            return store.pin(ref.key())
+        except PlasmaStoreDied:
+            if not reach_new_store(self, store):
+                return False  # found again, and repaired, when somebody gets it
 
 
 cdef class Countdown:

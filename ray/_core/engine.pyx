@@ -551,10 +551,8 @@ cdef class Engine:
     def on_store_back(self):
         if self.store is not None and self.store.alive:
             return  # we reached it before this news of it
-        try:
-            self.store = self.open_store(self.info["plasma_socket"])
-        except Exception as error:
-            print(f"ray: the object store is back but cannot be reached: {error}", file=sys.stderr)
+        if not reach_new_store(self, self.store):
+            print("ray: the object store is back but cannot be reached", file=sys.stderr)
 
     # ------------------------------------------------------------------ control
     def rpc(self, str method, *args, timeout=30.0):

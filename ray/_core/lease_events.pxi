@@ -83,7 +83,9 @@ def on_lease_wanted(Engine self, NodeLink at):
 def on_lease_lost(Engine self, NodeLink at, lease_id, cause):
     cdef Lease lease = self.leases.get(lease_key(at, lease_id))
     if lease is not None:
-        link_lost_lease(self, lease)  # its calls are dealt with when the worker's link ends
+        link_lost_lease(self, lease)
+        if lease.link is not None:
+            finish_link(self, lease.link)  # and with it its calls
 
 
 LEASE_EVENTS = dict(lease_grant=on_lease_grant, lease_spilled=on_lease_spilled, lease_infeasible=on_lease_infeasible,

@@ -64,6 +64,17 @@ cdef int await_store(Engine self, object dead) except -1:
     return 0
 
 
+cdef bint reach_new_store(Engine self, object dead) except -1:
+    """Whether the store that follows `dead` answers already. Others may have heard of it, and written to it, before us."""
+    if self.store is not dead and self.store.alive:
+        return True
+    try:
+        self.store = self.open_store(self.info["plasma_socket"])
+    except (OSError, PlasmaStoreDied):
+        return False
+    return True
+
+
 cdef bint in_store(Engine self, ObjectRef ref) except -1:
     if ref.home != self.number:
         return home_has_it(self, ref)
@@ -155,9 +166,12 @@ cdef object value_of(Engine self, ObjectRef ref):
         return value
     if ref.state == PLASMA:
         while ref.state == PLASMA:
+            store = self.store
             try:
                 buf = self.store.get(ref.key()) if self.store is not None else None
             except PlasmaStoreDied:
+                if reach_new_store(self, store):
+                    continue
                 buf = None
             except PlasmaStoreFull as error:
                 raise no_room(f"object {ref.hex()} is on disk, and there is no room for it in the object store: {error}", error) from None

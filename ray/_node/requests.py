@@ -93,6 +93,9 @@ class Requests:
     async def rpc_worker_exit_cause(self, core: Core, tag: bytes) -> str:
         return await self._node.exit_cause(tag)
 
+    async def rpc_worker_gone(self, core: Core, tag: bytes) -> str:
+        return await self._node.exit_cause(tag, None)
+
     def rpc_cluster_resources(self, core: Core) -> dict[str, int]:
         return dict(self._node.scheduler.resources.total)
 

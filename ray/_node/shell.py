@@ -429,8 +429,8 @@ class Node:
         if not self.ended.done():
             self.ended.set_result(None)
 
-    async def exit_cause(self, tag: bytes) -> str:
-        """Why the worker with that tag ended; waits for its end, which the asker may have seen before us."""
+    async def exit_cause(self, tag: bytes, wait_s: float | None = CAUSE_WAIT_S) -> str:
+        """Why the worker with that tag ended; waits for its end, for ever if wait_s is None."""
         known = self.cores.cause_of(tag)
         if known is not None:
             return known
@@ -439,7 +439,7 @@ class Node:
         waiter: asyncio.Future[str] = self.loop.create_future()
         self._cause_waiters.setdefault(tag, []).append(waiter)
         try:
-            return await asyncio.wait_for(waiter, CAUSE_WAIT_S)
+            return await asyncio.wait_for(waiter, wait_s)
         except asyncio.TimeoutError:
             return "its connection ended, but its process still runs"
 

@@ -977,3 +977,47 @@ def test_a_thread_that_waits_is_woken_by_shutdown(engine):
     assert not thread.is_alive() and isinstance(seen[0], ray.exceptions.RayError)
     seen.clear()
     engine.stop()
+
+
+def leave_a_child_behind():
+    """Forks a child that outlives its parent's process group, with the parent's sockets. Returns its pid."""
+    away, says = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        os.write(says, b"x")
+        threading.Event().wait(60)
+        os._exit(0)
+    os.read(away, 1)
+    return child
+
+
+@ray.remote(max_retries=0)
+def leave_and_die(path):
+    Path(path).write_text(str(leave_a_child_behind()))
+    os.kill(os.getpid(), 9)
+
+
+@ray.remote
+class Leaver:
+    def leave(self):
+        return leave_a_child_behind()
+
+    def hang(self):
+        threading.Event().wait(60)
+
+
+def test_a_task_fails_at_once_though_its_workers_child_still_holds_the_connection(ray_shared, tmp_path):
+    with within(10), pytest.raises(ray.exceptions.WorkerCrashedError):
+        ray.get(leave_and_die.remote(str(tmp_path / "child")))
+    os.kill(int((tmp_path / "child").read_text()), 9)
+
+
+def test_calls_to_an_actor_that_was_killed_fail_though_its_child_still_holds_the_connection(ray_shared):
+    actor = Leaver.remote()
+    child = ray.get(actor.leave.remote())
+    running = actor.hang.remote()
+    ray.kill(actor)
+    with within(10), pytest.raises(ray.exceptions.ActorDiedError):
+        ray.get(running)
+    os.kill(child, 9)
