@@ -45,6 +45,7 @@ class Attacker(threading.Thread):
         self._lasting: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._busy: set[int] = set()  # hosts whose node or link is under attack
+        self._rested_at: dict[int, float] = {}
         self._spared_until: dict[tuple[str, int], float] = {}
 
     # -- the thread
@@ -84,6 +85,7 @@ class Attacker(threading.Thread):
             finally:
                 with self._lock:
                     self._busy.discard(host)
+                    self._rested_at[host] = time.monotonic() + self._silence_s / 2
 
         thread = threading.Thread(target=run, name=f"{name} on host {host}", daemon=True)
         self._lasting = [other for other in self._lasting if other.is_alive()] + [thread]
@@ -92,10 +94,16 @@ class Attacker(threading.Thread):
     def _take(self, *, joined: bool = True) -> int | None:
         """A host for an attack on its node or its link; None: too many are under attack."""
         with self._lock:
-            free = [host for host in range(1 if joined else 0, self._field.hosts) if host not in self._busy]
-            if len(self._busy - {0}) >= max(1, self._field.hosts - 2) or not free:
+            host = self._random.randrange(1 if joined else 0, self._field.hosts)
+            if host in self._busy or len(self._busy - {0}) >= max(1, self._field.hosts - 2):
                 return None
-            host = self._random.choice(free)
+            # Two short silences of one link, its own and the head's, would add up to a long one; and after each the
+            # next heartbeat has to come through.
+            if 0 in self._busy or (host == 0 and self._busy):
+                return None
+            concerned = range(self._field.hosts) if host == 0 else (host, 0)
+            if any(time.monotonic() < self._rested_at.get(other, 0.0) for other in concerned):
+                return None
             self._busy.add(host)
             return host
 

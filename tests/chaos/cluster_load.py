@@ -27,7 +27,7 @@ from tests.chaos.faults import Faults
 from tests.chaos.session import engine
 
 BIG = 200_000  # float64: 1.6 MB
-CALL_S = 60.0  # no call may take longer; a link between two nodes may be dead for 25 s before it is noticed
+CALL_S = 45.0  # no call may take longer; a link between two nodes may be dead for 25 s before it is noticed
 
 
 class World:

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import os
 import sys
 import tempfile
 import time
+import traceback
 
 import ray
 from tests.chaos.attacker import Attacker
 from tests.chaos.cluster_load import KINDS, World, double
 from tests.chaos.faults import Faults
-from tests.chaos.field import open_field
+from tests.chaos.field import Field, open_field
 from tests.chaos.load import Load
 from tests.chaos.remains import look, of_driver, wait_until_nothing_remains
 from tests.chaos.session import assert_held, forget_orphans, held
@@ -43,7 +45,7 @@ def round_nodes(seed: int, seconds: float, nodes: int = 4) -> str:
             field = opening.enter_context(open_field(nodes, SILENCE_S))
             assert ray.get([double.remote(i) for i in range(4)], timeout=30) == [0, 2, 4, 6]
             before, of_driver_before = held(), of_driver()
-            load = Load(seed, THREADS, World(faults, ledger, 0), KINDS, look)
+            load = Load(seed, THREADS, World(faults, ledger, 0), KINDS, functools.partial(look, field))
             attacker = Attacker(field, faults, seed, SILENCE_S, ledger)
             attacker.start()
             try:
@@ -61,7 +63,12 @@ def round_nodes(seed: int, seconds: float, nodes: int = 4) -> str:
                 assert_held(before, 20)
                 wait_until_nothing_remains(field, of_driver_before)
             except BaseException as error:
-                _say(faults, load, attacker, error)
+                _say(field, faults, load, attacker, error)
+                # Work that went on would begin a session of its own, after the end of this one.
+                with contextlib.suppress(AssertionError):
+                    load.stop(5.0)
+                with contextlib.suppress(AssertionError):
+                    attacker.end(20.0)
                 raise
             said = f"{field.kind}; {len(faults.all())} faults: {faults.counts()}; done {dict(load.done)}"
     finally:
@@ -71,9 +78,11 @@ def round_nodes(seed: int, seconds: float, nodes: int = 4) -> str:
     return said
 
 
-def _say(faults: Faults, load: Load, attacker: Attacker, error: BaseException) -> None:
+def _say(field: Field, faults: Faults, load: Load, attacker: Attacker, error: BaseException) -> None:
     now = time.monotonic()
-    print(f"\nFAILED at {now:.2f}: {type(error).__name__}. The faults, by the monotonic clock:", file=sys.stderr)
+    print(f"\nFAILED at {now:.2f}:", file=sys.stderr)
+    traceback.print_exception(type(error), error, error.__traceback__)
+    print("the faults, by the monotonic clock:", file=sys.stderr)
     for fault in faults.all()[-60:]:
         print(f"  {fault}", file=sys.stderr)
     print("nodes that were lost, and seen to be:\n  " + "\n  ".join(attacker.lost[-20:]), file=sys.stderr)
@@ -82,4 +91,4 @@ def _say(faults: Faults, load: Load, attacker: Attacker, error: BaseException) -
             print(f"  {row['NodeID']} {row['NodeName']} {row['Alive']} {row['DeathReasonMessage']}", file=sys.stderr)
     print(f"work: {load.now}, done {dict(load.done)}", file=sys.stderr)
     if not load.failed:
-        print(look(hung="work that never" in str(error)), file=sys.stderr, flush=True)
+        print(look(field, hung="work that never" in str(error)), file=sys.stderr, flush=True)

@@ -246,10 +246,11 @@ class Load:
         look: Callable[[], str] = str,
     ) -> None:
         """losses: given to each piece of work; its str says what has happened so far. kinds: KINDS, if none.
-        look: what there is to say about the session when a piece has failed, told with the first failure."""
+        look: what there is to say about the session when a piece has taken too long, told with the first failure."""
         self.done: Counter[str] = Counter()
         self.errors: list[str] = []
         self.now: dict[int, str] = {}
+        self._lock, self._told = threading.Lock(), False
         self._stop = threading.Event()
         self._losses, self._kinds, self._look = losses, kinds or KINDS, look
         self._threads = [
@@ -266,8 +267,9 @@ class Load:
             try:
                 kind(r, self._losses)
             except BaseException:
-                first = not self._stop.is_set()
                 self._stop.set()
+                with self._lock:
+                    first, self._told = not self._told, True
                 error = f"{kind.__name__}, after {self._losses}\n{traceback.format_exc()}"
                 self.errors.append(error + (self._look() if first and "imeout" in error else ""))
                 return

@@ -21,6 +21,7 @@ import redis
 
 from ray._native.plasma import PlasmaClient
 from ray._native.transfer import TransferLine
+from ray.util import state
 from tests.chaos.field import TITLES, Field
 from tests.chaos.session import engine
 from tests.leaks import descriptors
@@ -115,7 +116,7 @@ def _keys_of_ended_jobs(field: Field) -> list[str]:
 # -- when something hangs
 
 
-def look(hung: bool = True) -> str:
+def look(field: Field | None = None, hung: bool = True) -> str:
     """Why what waits waits; if hung, what this process's threads do, and those of some others. Bounded."""
     parts = []
     with contextlib.suppress(Exception):
@@ -123,6 +124,14 @@ def look(hung: bool = True) -> str:
         parts.append("why pending:\n" + "\n".join(f"  {row}" for row in rows[:20]))
     with contextlib.suppress(Exception):
         parts.append(f"this driver: {engine().stats()}")
+    if field is not None:
+        for host in range(field.hosts):
+            with contextlib.suppress(Exception):
+                stats = field.stats(host)
+                parts.append(f"host {host}: {stats['scheduler']} {stats['pool']} {stats['pids']}")
+    with contextlib.suppress(Exception):
+        rows = [row for row in state.list_tasks(limit=1000) if row["state"] not in ("FINISHED", "FAILED")]
+        parts.append("tasks:\n" + "\n".join(f"  {row}" for row in rows[:20]))
     others = []
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
