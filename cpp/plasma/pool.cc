@@ -97,6 +97,8 @@ Status Pool::Create(const PoolOptions& options, std::unique_ptr<Pool>* out) {
   if (pool->page_bytes_ > 4096) {
     // Huge pages are counted, not hoped for: all of them are taken now.
     if (fallocate(pool->fd_, 0, 0, static_cast<off_t>(pool->bytes_)) != 0) {
+      close(pool->fd_);  // it keeps those that there were, and they must be counted as free
+      pool->fd_ = -1;
       return {StatusCode::kOutOfMemory, HugePagesMissing(pool->bytes_, pool->page_bytes_)};
     }
     pool->touched_bytes_ = pool->bytes_;

@@ -94,11 +94,17 @@ def node_resources(
 
 
 def store_default(available: int, settings: Settings, folder: str | None = None) -> int:
-    """Bytes of the object store when nobody said: a fraction of what is available, whole MiB, within bounds."""
+    """Bytes of the object store when nobody said: a fraction of what is available, whole MiB, within bounds.
+
+    On huge pages all that are free: they were set aside for this, and nothing else can use them.
+    """
     fraction = int(available * settings.object_store_memory_fraction)
     if folder is not None and os.path.isdir(folder):
         room = os.statvfs(folder)
-        fraction = min(fraction, room.f_bavail * room.f_frsize * 9 // 10)  # some is left for the file system itself
+        if room.f_blocks:
+            fraction = min(fraction, room.f_bavail * room.f_frsize * 9 // 10)  # some is left for the file system itself
+        else:  # a hugetlbfs without a size of its own tells nothing but its page's
+            fraction = _huge_pages_free(room.f_frsize) * room.f_frsize
     bounded = max(settings.object_store_memory_min, min(fraction, settings.object_store_memory_max))
     return bounded >> 20 << 20
 
@@ -167,6 +173,14 @@ def _read_int(name: str) -> int | None:
             return int(file.read())
     except (OSError, ValueError):
         return None
+
+
+def _huge_pages_free(page_bytes: int) -> int:
+    try:
+        with open(f"/sys/kernel/mm/hugepages/hugepages-{page_bytes >> 10}kB/free_hugepages") as file:
+            return int(file.read())
+    except (OSError, ValueError):  # another file system that doesn't tell its size
+        return 0
 
 
 def node_labels(node_id: bytes, total: Mapping[str, int], given: Mapping[str, str] | None) -> dict[str, str]:
