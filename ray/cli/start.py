@@ -2,13 +2,15 @@
 
 The options are the arguments of `ray.init` that say what a session is made of, checked by the same table. The node
 process itself becomes the current cluster (ray/_launch/current.py), so that of two started at once one wins and the
-other takes itself back. With --block this process stays and ends the session when it is told to end.
+other takes itself back. With --block, and as a container's first process, this one stays and ends the session when it
+is told to end.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -57,7 +59,11 @@ def add(commands: Any) -> None:
         "it stays until `ray stop`.",
     )
     command.add_argument("--head", action="store_true", help="this machine is the cluster's first")
-    command.add_argument("--block", action="store_true", help="stay, and end the cluster on Ctrl-C or SIGTERM")
+    command.add_argument(
+        "--block",
+        action="store_true",
+        help="stay, and end the cluster on Ctrl-C or SIGTERM; a container's first process does so in any case",
+    )
     command.add_argument("--huge-pages", action="store_true", help="shared memory from the hugetlbfs of that folder")
     command.add_argument(
         "--ray-client-server-port",
@@ -134,6 +140,10 @@ def _refuse_what_makes_no_sense(options: argparse.Namespace) -> None:
         raise ValueError(
             "give either --head, to start a cluster on this machine, or --address=HOST:PORT, to join the one whose "
             "head listens there"
+        )
+    if options.head and options.node_manager_port is not None:
+        print(
+            "ray start: --node-manager-port has no effect on the head, which listens on --port alone", file=sys.stderr
         )
     for option in ("--port", "--node-manager-port"):
         port = _value(options, option)
@@ -244,7 +254,8 @@ def _start(config: dict[str, Any], temp_dir: str | None, token: bytes | None, op
     print("Programs of this user join it with ray.init(); `ray status` looks at it, `ray stop` ends it.", flush=True)
     if port is not None:
         print(f"Programs elsewhere join it with ray.init('ray://{options.ray_client_server_host}:{port}').", flush=True)
-    if not options.block:
+    # The first process of a container: its end would be that of the node, which it has just made.
+    if not options.block and os.getpid() != 1:
         node.close()
         return 0
     for signum in (signal.SIGTERM, signal.SIGHUP):
@@ -265,7 +276,6 @@ def _start_client_server(session: Session, host: str, port: int) -> int:
 
     Raises: RuntimeError: with its own words.
     """
-    import os
     import subprocess
 
     from ray._launch.session import ENVIRONMENT_MARK

@@ -420,6 +420,25 @@ def test_blocking_start_ends_the_cluster_when_it_is_told_to_end(place):
     assert place.is_empty()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="a process namespace of its own needs root")
+def test_as_the_first_process_of_a_container_start_stays_and_says_which_option_has_no_effect(place):
+    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-m", "ray.cli", "start"]
+    command += ["--head", "--redis-port=0", "--object-manager-port=8076", "--num-workers=1", "--num-cpus=1"]
+    environment = {**place.environment, "RAY_AUTH_TOKEN": "a token for tests, long enough"}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as container:
+        for line in container.stdout:
+            if line.startswith("Programs of this user"):
+                break
+        assert "up 0:00:0" in place.command("status")
+        (first,) = Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()
+        os.kill(int(first), signal.SIGTERM)
+        assert container.wait(30) == 0
+        assert "--node-manager-port has no effect on the head" in container.stderr.read()
+    assert place.is_empty()
+
+
 def test_what_ray_start_is_given_is_what_the_session_has(place, tmp_path):
     folder = place.start(
         "--num-gpus=3", "--memory=1000000", "--object-store-memory=100000000", f"--plasma-directory={tmp_path}",
