@@ -143,6 +143,12 @@ TABLE: tuple[Setting, ...] = (
         "A node, or a head, that nothing is heard of for so long is cut off. A process that ends is noticed at once.",
         "A machine that loses its power is noticed later; below some seconds a stalled switch looks like a death.",
     ),
+    Setting(
+        "head_restart_wait_s", 60.0, "seconds", "node",
+        "So long a joined node looks for a head that is gone and may come back, while its work goes on; 0: it ends "
+        "itself at once.",
+        "A node whose head never comes back ends itself later; one that is cut off works on alone for longer.",
+    ),
     # -- runtime environments -----------------------------------------------------------------------------------
     Setting(
         "runtime_env_cache_bytes", 10 * 2**30, "bytes a node", "node",

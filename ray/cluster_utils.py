@@ -68,6 +68,7 @@ class Cluster:
         connect: whether to make this process a driver of it, too (`ray.init`).
         head_node_args: for the head's node: as for `add_node`.
         shutdown_at_exit: accepted for compatibility; the nodes end with this process in any case.
+        head_restarts: the other nodes wait for the head if its node dies, and `restart_head` brings it back.
 
     Raises:
         ValueError, TypeError: an argument makes no sense.
@@ -80,12 +81,15 @@ class Cluster:
         connect: bool = False,
         head_node_args: Mapping[str, Any] | None = None,
         shutdown_at_exit: bool = True,
+        head_restarts: bool = False,
     ) -> None:
         if connect and not initialize_head:
             raise ValueError("Cluster: connect=True needs initialize_head=True: there is nothing to connect to")
         if head_node_args and not initialize_head:
             raise ValueError("Cluster: head_node_args belong to initialize_head=True")
         self.head_node: ClusterNode | None = None
+        self._head_restarts = head_restarts
+        self._head_config: dict[str, Any] = {}
         self.worker_nodes: list[ClusterNode] = []
         self.connected: bool = False
         self._token = os.urandom(32)
@@ -123,12 +127,14 @@ class Cluster:
         given = {"address": "local", "num_cpus": 1, "object_store_memory": 64 * 2**20, **node_args}
         config = parse(given, lambda name: f"Cluster.add_node: {name}").node_config()
         del config["job"]
-        config.update(cluster_port=(_HOST, 0), founder=False)
+        config.update(cluster_port=(_HOST, 0), founder=False, lasts=self._head_restarts)
         if self.head_node is not None:
             host, port = self.head_node._address
             config["join"] = (host, port)
             config["settings"] = {**admission.ask_head(host, port, self._token)["settings"], **config["settings"]}
         session = sessions.create(given.get("_temp_dir"), self._token)
+        if self.head_node is None:
+            self._head_config = config
         process = node_process.start_node(session, config)
         ready = process.wait_ready()
         node = ClusterNode(process, (_HOST, ready["cluster_port"]))
@@ -137,6 +143,26 @@ class Cluster:
         else:
             self.worker_nodes.append(node)
         return node
+
+    def restart_head(self) -> ClusterNode:
+        """Starts the head's node again after it has been killed: it goes on where that ended. Its node id and number
+        are new; what lived on it is gone.
+
+        Returns: the head's new node, once all others are back or have been given up.
+        Raises: RuntimeError: the cluster is not made for it (`head_restarts`), or its head still runs, or can't start.
+        """
+        before = self._head()
+        if not self._head_restarts:
+            raise RuntimeError("Cluster.restart_head: the cluster must be made with head_restarts=True")
+        if before.is_alive():
+            raise RuntimeError("Cluster.restart_head: the head's node still runs")
+        before._process.close()
+        session = sessions.take_over(before.session_dir)
+        config = {**self._head_config, "cluster_port": before._address, "resume": True}
+        process = node_process.start_node(session, config)
+        process.wait_ready()
+        self.head_node = ClusterNode(process, before._address)
+        return self.head_node
 
     def remove_node(self, node: ClusterNode, allow_graceful: bool = True) -> None:
         """Ends a node, and with it what runs there.

@@ -105,12 +105,13 @@ class RedisServers:
             first.given_up = f"the control plane's servers cannot be started in {self.session_dir}: {error}"
             self.on_given_up(first.name, first.given_up)
 
-    async def stop(self) -> None:
-        """Kills all servers and removes their files. Blocks: no.
+    async def stop(self, keep_files: bool = False) -> None:
+        """Kills all servers and removes their files, unless another is to go on with them. Blocks: no.
 
         Not SIGTERM: the server looks at that once per 1/hz seconds only (measured: 0.7 s), and has nothing to save."""
         await asyncio.gather(*(server.stop() for server in self.servers))
-        _remove_tree(self.folder)
+        if not keep_files:
+            _remove_tree(self.folder)
         for path in self.addresses:
             _unlink(path)
 

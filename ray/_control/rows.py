@@ -35,6 +35,7 @@ class JobRow(NamedTuple):
     ended_s: float = 0.0
     cause: str = ""
     metadata: dict[str, str] = {}
+    surroundings: dict[str, Any] = {}  # what its workers need to be like its driver; nobody is shown it
 
 
 class ActorRow(NamedTuple):
@@ -82,6 +83,7 @@ class PlacementGroupRow(NamedTuple):
     selectors: list[Any] = []  # of each bundle, as ray/_scheduling/labels.py draws them
     first: str = ""  # the preferred node, hexadecimal
     cpu_fraction: float = 1.0
+    maker: bytes = b""  # tag of the process that is told of its state
 
 
 class ErrorRow(NamedTuple):

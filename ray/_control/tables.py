@@ -4,6 +4,7 @@ Runs wherever a `Store` does (the node's loop). Methods named put/remove/add/for
 nobody waits. Those that are `async` read or need the answer.
 
     ray:nodes  ray:jobs  ray:placement_groups     hash, id -> row                            main server
+    ray:uplinks                                   hash, node number -> last event heard      main server
     ray:actors:detached                           hash, actor id -> row                      main server
     ray:names                                     hash, namespace \\0 name -> actor id       main server
     ray:creations:detached                        hash, actor id -> creation bytes           main server
@@ -21,6 +22,7 @@ much is in them. Rows of finished jobs stay in ray:jobs, a bounded number of the
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable
 from typing import Any, Generic
@@ -135,12 +137,13 @@ class KvTable:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def put(self, namespace: bytes, key: bytes, value: bytes, overwrite: bool) -> bool:
-        """Returns whether the key is new (as the first writer was told, even if Redis died before it could be told)."""
+    async def put(self, namespace: bytes, key: bytes, value: bytes, overwrite: bool, again: bool = False) -> bool:
+        """Returns whether the key is new (as the first writer was told, even if Redis died before it could be told).
+        again: it may have been put by an attempt whose answer was lost."""
         if overwrite:
             return await self._store.call(MAIN, "HSET", _kv_key(namespace), key, value) == 1
         reply, repeated = await self._store.call_noting_repeat(MAIN, "HSETNX", _kv_key(namespace), key, value)
-        if reply == 0 and repeated:  # perhaps it was our own first attempt that put it there
+        if reply == 0 and (repeated or again):  # perhaps it was our own first attempt that put it there
             return await self.get(namespace, key) == value
         return reply == 1
 
@@ -235,6 +238,27 @@ class ObjectTable:
         return None if data is None else loads(ObjectRow, _bytes(data))
 
 
+class UplinkTable:
+    """Up to which event the head has heard each node, and done what followed: a head that takes over skips those."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def put(self, heard: dict[int, int]) -> None:
+        """By node number. Returns when it, and every write before it, is in Redis' files."""
+        others = (self._store.call(shard, "PING") for shard in range(1, self._store.shards))
+        await asyncio.gather(*others)
+        flat = [item for number, event in heard.items() for item in (str(number), str(event))]
+        await self._store.call(MAIN, "HSET", "ray:uplinks", *flat)
+
+    async def all(self) -> dict[int, int]:
+        reply = _pairs(await self._store.call(MAIN, "HGETALL", "ray:uplinks"))
+        return {int(number): int(event) for number, event in reply.items()}
+
+    def remove(self, number: int) -> None:
+        self._store.write(MAIN, "HDEL", "ray:uplinks", str(number))
+
+
 class Tables:
     """All tables over one store."""
 
@@ -249,6 +273,11 @@ class Tables:
         self.errors = ErrorTable(store, errors_kept)
         self.events = EventTable(store)
         self.objects = ObjectTable(store)
+        self.uplinks = UplinkTable(store)
+
+    async def last(self) -> None:
+        """Returns when every write so far is in Redis' files. Raises: StoreUnavailable."""
+        await asyncio.gather(*(self.store.call(shard, "PING") for shard in range(self.store.shards)))
 
     def forget_job(self, job_id: bytes, names: Iterable[tuple[str, str]] = ()) -> None:
         """Drops every key of a job on all servers, and these (namespace, name) of its actors. UNLINK frees in the

@@ -80,6 +80,7 @@ LONG_DEAD = "the actor is not known (any more): it died long ago, or its job has
 
 
 Result = list[Action]
+Claims = Mapping[bytes, Mapping[bytes, int]]  # actor -> nodes that have, or look for, a place for it -> incarnation
 Step = Union[tuple[str, Result], None]  # the next state and what to do; None: nothing changes, nothing to do
 
 
@@ -448,20 +449,44 @@ class ActorDirectory:
             if actor.name:
                 self._by_name[actor.namespace, actor.name] = actor.actor_id
 
-    def reconcile(self, living_workers: Iterable[bytes], living_cores: Iterable[bytes], now: float) -> list[Action]:
-        """After `restore`: what died while no head was there is treated as dying now, what waited is placed again."""
+    def reconcile(
+        self, living_workers: Iterable[bytes], living_cores: Iterable[bytes], now: float, claims: Claims | None = None
+    ) -> list[Action]:
+        """After `restore`: what died while no head was there is treated as dying now; what waited is placed again,
+        unless a node says that it has a place for it, or looks for one; what the lost head may not have said is said
+        again."""
         workers, cores = set(living_workers), set(living_cores)
         actions: list[Action] = []
         for actor in list(self._actors.values()):
             if actor.worker_tag and actor.worker_tag not in workers:
-                actions += self._step(actor, WorkerDied(actor.worker_tag, "it died while the head was away"), now)
-            elif actor.state in (PENDING_PLACEMENT, RESTARTING):
-                actions.append(self._place(actor))
-            elif actor.state == PENDING_CREATION and not actor.worker_tag:
-                actions += self._step(actor, PlacementLost(actor.actor_id, "the head was away"), now)
+                died = WorkerDied(actor.worker_tag, "it died while the head was away")
+                actions += [a for a in self._step(actor, died, now) if not isinstance(a, Place)]
+            elif actor.state == DEAD and actor.worker_tag:
+                actions.append(KillWorker(actor.worker_tag, "the actor is dead"))
+            elif actor.state == PENDING_CREATION and actor.worker_tag:
+                actions.append(
+                    Become(actor.worker_tag, actor.actor_id, actor.creation, actor.incarnation, actor.gpu_ids)
+                )
+            elif actor.state == PENDING_CREATION and not self.holds(actor.actor_id, actor.node_id, claims or {}):
+                lost = PlacementLost(actor.actor_id, "the head was away")
+                actions += [a for a in self._step(actor, lost, now) if not isinstance(a, Place)]
+            if actor.state in (PENDING_PLACEMENT, RESTARTING):
+                claimed = (claims or {}).get(actor.actor_id, {})
+                by = next((node for node, incarnation in claimed.items() if incarnation == actor.incarnation), None)
+                if by is None:
+                    actions.append(self._place(actor))
+                else:
+                    actor.asked_node_id = by  # what it has found, or finds, it tells
         for owner_tag in sorted(set(self._by_owner) - cores):
             actions += self._core_gone(CoreGone(owner_tag, "it died while the head was away"), now)
         return actions
+
+    def holds(self, actor_id: bytes, node_id: bytes, claims: Claims) -> bool:
+        """Whether what that node claims to hold for the actor is the actor's place, after `reconcile`."""
+        actor = self._actors.get(actor_id)
+        if actor is None or claims.get(actor_id, {}).get(node_id) != actor.incarnation:
+            return False
+        return node_id in (actor.node_id, actor.asked_node_id)
 
     # -- proofs -------------------------------------------------------------------------------------------------------
 

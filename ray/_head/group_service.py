@@ -206,7 +206,7 @@ class GroupService:
         for group_id in unsaved:
             group = self.groups.get(group_id)
             if group is not None and group.state != pg.REMOVED:
-                tables.placement_groups.put(group.row())
+                tables.placement_groups.put(group.row()._replace(maker=self._makers.get(group_id, b"")))
                 self._saved.add(group_id)
             elif group_id in self._saved:
                 self._saved.discard(group_id)
@@ -219,10 +219,14 @@ class GroupService:
                 self._unsaved[group.group_id] = None
         self.flush()
 
-    def restore(self, rows: Iterable[Any]) -> None:
+    def restore(self, rows: Iterable[Any], found: pg.Found | None = None) -> None:
+        """found: as for PlacementGroups.restore. Whoever made a group is told again how it is."""
         saved = list(rows)
         self._saved.update(row.group_id for row in saved)
-        self._head.run(lambda: self.groups.restore(saved, self._head.now()))
+        self._makers.update((row.group_id, row.maker) for row in saved if row.maker)
+        self._head.run(lambda: self.groups.restore(saved, self._head.now(), found))
+        for group in self.groups.all():
+            self._tell_maker(group.group_id, group.state == pg.CREATED)
 
 
 def _settle(waiter: asyncio.Future[bool], value: bool) -> None:

@@ -26,6 +26,7 @@ RUNNING, ENDING, FINISHED, DIED = "RUNNING", "ENDING", "FINISHED", "DIED"
 STATES = (RUNNING, ENDING, FINISHED, DIED)
 
 ENDED_KEPT = 100  # rows of finished jobs that `jobs()` still shows
+SURROUNDINGS = ("sys_path", "cwd", "env", "namespace", "runtime_env")
 TEXT_CHARS_MAX = 4096  # of what a driver says about itself
 
 
@@ -137,6 +138,7 @@ class JobTable:
             entrypoint=str(info.get("entrypoint") or "")[:TEXT_CHARS_MAX],
             namespace=str(info.get("namespace") or "")[:TEXT_CHARS_MAX],
             started_s=now,
+            surroundings={name: info[name] for name in SURROUNDINGS if name in info},
         )
         self._next += 1
         job = Job(row)
@@ -154,6 +156,7 @@ class JobTable:
 
     def _finish(self, job: Job, event: Emptied, now: float) -> tuple[str, list[Action]]:
         actions: list[Action] = [ForgetJob(job.row.job_id)]
+        job.row = job.row._replace(surroundings={})
         self._ended[job.row.job_id] = None
         if len(self._ended) > ENDED_KEPT:
             oldest = self._ended.popitem(last=False)[0]

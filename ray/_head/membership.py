@@ -6,9 +6,12 @@ node that was ever admitted is in exactly one of
     JOINING  it has its number and the table of nodes; some that were there before don't know of it yet, so none of its
              processes may come into being: an id of theirs would mean nothing to those
     MEMBER   every living node knows it; work may be sent to it, and its processes may live
+    RETURNED it was there before the head was restarted, and is again; all that have returned are told at once of each
+             other (Gathered), and are members then
     GONE     its process, or the way to it, has ended; final: its number is never given to another
 
-The head's own node is number 0 and never goes: with it this process ends. What is told to one node arrives in the order
+The head's own node never goes: with it this process ends. It is number 0, or the next number if an earlier head has
+ended: what lived on its node is dead, and an id must not mean two things. What is told to one node arrives in the order
 told, and what one node says comes in the order said; between nodes there is no order, hence the acknowledgement.
 """
 
@@ -19,8 +22,8 @@ from typing import Any, NamedTuple, Union
 
 from ray._scheduling.machine import InvalidTransition, Story
 
-JOINING, MEMBER, GONE = "JOINING", "MEMBER", "GONE"
-STATES = (JOINING, MEMBER, GONE)
+JOINING, MEMBER, RETURNED, GONE = "JOINING", "MEMBER", "RETURNED", "GONE"
+STATES = (JOINING, MEMBER, RETURNED, GONE)
 
 
 class Joined(NamedTuple):
@@ -49,6 +52,18 @@ class Left(NamedTuple):
     cause: str
 
 
+class Returned(NamedTuple):
+    """A node of an earlier head's, as `refusal_to_return` has let in. about: as for Joined."""
+
+    number: int
+    node_id: bytes
+    about: Mapping[str, Any]
+
+
+class Gathered(NamedTuple):
+    """Whoever has not returned by now is dead."""
+
+
 class Known(NamedTuple):
     """Made here: everybody who must know this node does."""
 
@@ -56,7 +71,8 @@ class Known(NamedTuple):
 
 
 class Admit(NamedTuple):
-    """The answer to Joined: its number, and the rows of all others that live, in the order of their numbers."""
+    """The answer to Joined, or to Returned once all are gathered: its number, and the rows of all others that
+    live, in the order of their numbers."""
 
     number: int
     table: list[dict[str, Any]]
@@ -70,18 +86,19 @@ class Tell(NamedTuple):
     args: tuple[Any, ...]
 
 
-Event = Union[Joined, Acknowledged, Reported, Left, Known]
+Event = Union[Joined, Acknowledged, Reported, Left, Returned, Gathered, Known]
 Action = Union[Admit, Tell]
 
 
 class Node:
-    __slots__ = ("number", "report", "row", "state", "story", "unaware")
+    __slots__ = ("cause", "number", "report", "row", "state", "story", "unaware")
 
     def __init__(self, number: int, row: dict[str, Any], unaware: set[int]) -> None:
         self.number = number
         self.row = row  # number, node_id, and what it said about itself: never changes
         self.report: Mapping[str, Any] = {}
         self.state = JOINING
+        self.cause = ""  # of its end
         self.unaware = unaware  # living nodes that have yet to acknowledge it
         self.story = Story()
 
@@ -94,8 +111,10 @@ class Node:
 
 class Membership:
     def __init__(self, next_number: int = 0) -> None:
-        """next_number: of a head that takes over from another: no number below it is given again."""
-        self._next = next_number
+        """next_number: of a head that takes over from another: no number below it is given again, and its nodes may
+        return until Gathered."""
+        self._next = self._first = next_number
+        self.gathering = next_number > 0
         self._nodes: dict[int, Node] = {}
 
     @property
@@ -114,10 +133,27 @@ class Membership:
         node = self._nodes.get(number)
         return None if node is None else node.state
 
+    def refusal_to_return(self, number: int, node_id: bytes) -> str | None:
+        """Why a node that was cut off, or whose head was away, may not go on; None: it may."""
+        node = self._nodes.get(number)
+        if node is not None and node.state == GONE:
+            return f"it was declared dead meanwhile, and its work was given to others: {node.cause}"
+        if node is not None:
+            return f"number {number} is in use"
+        if not self.gathering:
+            return "it was declared dead: it was not there when the head, which had been restarted, gathered its nodes"
+        if number >= self._first or self.number_of(node_id) is not None:
+            return f"the head has never given the number {number} to this node"
+        return None
+
     def handle(self, event: Event, now: float = 0.0) -> list[Action]:
         """Raises: InvalidTransition: a bug of the head's own."""
         if isinstance(event, Joined):
             return self._join(event, now)
+        if isinstance(event, Returned):
+            return self._return(event, now)
+        if isinstance(event, Gathered):
+            return self._gathered(event, now)
         node = self._nodes.get(event.of if isinstance(event, Acknowledged) else event.number)
         if node is None:
             raise InvalidTransition(f"{event!r} is about a node that never joined")
@@ -126,7 +162,9 @@ class Membership:
             raise InvalidTransition(f"no row for {event!r} in {node.state}: {node!r}; its story: {node.story}")
         before = node.state
         node.state, actions = row(self, node, event)
-        if node.state != before:
+        if before == RETURNED and isinstance(event, Left):
+            del self._nodes[node.number]  # nobody has heard of it from this head: it may return once more
+        elif node.state != before:
             node.story.add(now, before, type(event).__name__, node.state)
         if isinstance(event, Left) and node.state != before:  # it need not acknowledge anything any more
             for other in self._living():
@@ -143,6 +181,25 @@ class Membership:
         actions: list[Action] = [Admit(number, [other.row for other in others])]
         actions += [Tell(other.number, "node_up", (row,)) for other in others]
         return actions + self._known_at_last(node, now)
+
+    def _return(self, event: Returned, now: float) -> list[Action]:
+        refusal = self.refusal_to_return(event.number, event.node_id)
+        if refusal is not None:
+            raise InvalidTransition(refusal)
+        row = {**event.about, "number": event.number, "node_id": event.node_id}
+        node = self._nodes[event.number] = Node(event.number, row, set())
+        node.state = RETURNED
+        node.story.add(now, "-", "Returned", RETURNED)
+        return []
+
+    def _gathered(self, event: Gathered, now: float) -> list[Action]:
+        """What they still know of others that have not returned, they drop by the table."""
+        self.gathering = False
+        back = sorted((node for node in self._nodes.values() if node.state == RETURNED), key=lambda node: node.number)
+        for node in back:
+            node.state = MEMBER
+            node.story.add(now, RETURNED, "Gathered", MEMBER)
+        return [Admit(node.number, [other.row for other in back if other is not node]) for node in back]
 
     def _known_at_last(self, node: Node, now: float = 0.0) -> list[Action]:
         return [] if node.unaware else self.handle(Known(node.number), now)
@@ -180,14 +237,19 @@ class Membership:
 
     def _leave(self, node: Node, event: Left) -> tuple[str, list[Action]]:
         node.state = GONE  # before the others are looked at
-        node.report, node.unaware = {}, set()
+        node.report, node.unaware, node.cause = {}, set(), event.cause
         actions: list[Action] = []
         for other in self._living():
+            if other.state == RETURNED:
+                continue  # it has not been told of anybody
             actions += [
                 Tell(other.number, "view", ([node.view()],)),
                 Tell(other.number, "node_down", (node.number, event.cause)),
             ]
         return GONE, actions
+
+    def _lose(self, node: Node, event: Left) -> tuple[str, list[Action]]:
+        return GONE, []
 
     def _again(self, node: Node, event: Any) -> tuple[str, list[Action]]:
         return node.state, []
@@ -214,6 +276,7 @@ TRANSITIONS: dict[tuple[str, type], Row] = {
     (MEMBER, Acknowledged): Membership._again,  # said twice
     (MEMBER, Reported): Membership._spread,
     (MEMBER, Left): Membership._leave,
+    (RETURNED, Left): Membership._lose,
     (GONE, Acknowledged): Membership._again,  # on its way when the node went
     (GONE, Reported): Membership._again,
     (GONE, Left): Membership._again,  # the end of its connection, after its silence

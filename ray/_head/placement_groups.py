@@ -222,6 +222,8 @@ class Group:
 
 
 Step = tuple[str, list[Action]]  # the next state and what to do
+# What nodes hold of groups: group -> node -> bundle -> its state (ray/_node/bundles.py).
+Found = Mapping[bytes, Mapping[bytes, Mapping[int, str]]]
 
 
 class PlacementGroups:
@@ -483,12 +485,16 @@ class PlacementGroups:
 
     # -- a head that restarts, and proofs -----------------------------------------------------------------------------
 
-    def restore(self, rows: Iterable[PlacementGroupRow], now: float) -> list[Action]:
+    def restore(self, rows: Iterable[PlacementGroupRow], now: float, found: Found | None = None) -> list[Action]:
         """Takes what an earlier head wrote. Bundles that lay on nodes that are there still do; a reservation that was
-        under way is given up everywhere and begun anew."""
+        under way is given up everywhere and begun anew, unless nodes had been told to commit it: then all had prepared
+        it. found: what nodes that have come back hold; what they hold for nobody is given back."""
         assert not self._groups
         alive = {view.node_id for view in self._placing.views()}
         actions: list[Action] = []
+        unclaimed = {
+            (group_id, node_id): dict(held) for group_id, by in (found or {}).items() for node_id, held in by.items()
+        }
         for row in rows:
             selectors = [tuple((k, op, tuple(values)) for k, op, values in selector) for selector in row.selectors]
             limits = bundle_policies.Limits(selectors, bytes.fromhex(row.first), row.cpu_fraction)
@@ -499,10 +505,15 @@ class PlacementGroups:
             group.placed_s = row.placed_s
             lying = {i: bytes.fromhex(node) for i, node in enumerate(row.nodes) if node}
             group.nodes = {i: node for i, node in lying.items() if node in alive}
+            for node_id, there in (found or {}).get(row.group_id, {}).items():
+                actions += self._adopt(group, node_id, there, found or {})
+                unclaimed[row.group_id, node_id] = {i: s for i, s in there.items() if group.nodes.get(i) != node_id}
+            if not group.missing() and not group.placed_s:
+                group.placed_s = now
             for node_id in set(group.nodes.values()):
                 held = {i: group.bundles[i] for i, node in group.nodes.items() if node == node_id}
                 self._placing.hold(group.group_id, node_id, bundle_policies.total_of(held))
-            if row.state == RESERVING:
+            if row.state == RESERVING and found is None:
                 unsure = list(group.missing())
                 actions += [ReturnBundles(row.group_id, n, unsure, "the head restarted") for n in sorted(alive)]
             group.state = CREATED if not group.missing() else self._waits(group)
@@ -511,7 +522,24 @@ class PlacementGroups:
                 self._by_name[group.namespace, group.name] = group.group_id
             if group.state != CREATED:
                 self._waiting[group.group_id] = None
+            if group.state != row.state:
+                actions.append(SaveGroup(group.group_id))
+        for (group_id, node_id), rest in unclaimed.items():
+            if rest:
+                actions.append(
+                    ReturnBundles(group_id, node_id, sorted(rest), "the head was restarted, and needs them not")
+                )
         return actions + self._try_waiting(now)
+
+    def _adopt(self, group: Group, node_id: bytes, held: Mapping[int, str], found: Found) -> list[Action]:
+        """Bundles that a node had prepared, or been told to commit, and whose row was not written any more."""
+        everywhere = found.get(group.group_id, {})
+        committed = any(state == "COMMITTED" for one in everywhere.values() for state in one.values())
+        usable = {i for i, state in held.items() if state == "COMMITTED" or (committed and state == "PREPARED")}
+        taken = [i for i in sorted(usable) if i in group.missing()]
+        group.nodes.update(dict.fromkeys(taken, node_id))
+        prepared = any(held[i] == "PREPARED" for i in usable if group.nodes.get(i) == node_id)
+        return [CommitBundles(group.group_id, node_id)] if prepared else []
 
     def check(self) -> None:
         """Re-derives every index from the groups. Raises: AssertionError."""

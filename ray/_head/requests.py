@@ -50,10 +50,13 @@ class Requests:
         self.malformed = 0  # events that made no sense
         self._early: dict[bytes, set[bytes]] = {}  # actor -> cores that have subscribed to it before its creation came
 
-    async def rpc(self, caller: Caller, method: str, args: tuple[Any, ...]) -> Any:
+    async def rpc(self, caller: Caller, method: str, args: tuple[Any, ...], again: bool = False) -> Any:
+        """again: it was asked of a head that has ended since, and may have been done by that."""
         handler = _RPC_HANDLERS.get(method)
         if handler is None:
             raise LookupError(f"the head has no method {method!r}")
+        if again and method in ("kv_put", "kv_del"):
+            return await handler(self, caller, *args, again=True)
         return await handler(self, caller, *args)
 
     def event(self, caller: Caller, name: str, args: tuple[Any, ...]) -> None:
@@ -221,7 +224,10 @@ class Requests:
         return [_readable(actor.row()) for actor in self._head.actors.all()]
 
     async def _rpc_jobs(self, caller: Caller) -> list[dict[str, Any]]:
-        return [_readable(row) for row in self._head.jobs.all()]
+        rows = [_readable(row) for row in self._head.jobs.all()]
+        for row in rows:
+            del row["surroundings"]  # its driver's environment is nobody else's business
+        return rows
 
     async def _rpc_errors(self, caller: Caller, job_id: bytes | None = None) -> list[dict[str, Any]]:
         return [
@@ -277,7 +283,14 @@ class Requests:
         return None if row is None else _readable(row)
 
     async def _rpc_kv_put(
-        self, caller: Caller, key: bytes, value: bytes, overwrite: bool = True, namespace: bytes | str | None = None
+        self,
+        caller: Caller,
+        key: bytes,
+        value: bytes,
+        overwrite: bool = True,
+        namespace: bytes | str | None = None,
+        *,
+        again: bool = False,
     ) -> bool:
         """Returns whether the key is new."""
         space, key, data = _space(namespace), _kv_bytes("key", key), _kv_bytes("value", value)
@@ -285,15 +298,17 @@ class Requests:
             raise ValueError(
                 f"kv_put: the value has {len(data)} bytes; at most {KV_BYTES_MAX} fit. Use ray.put for large data"
             )
-        return await self._head.need_tables().kv.put(space, key, data, bool(overwrite))
+        return await self._head.need_tables().kv.put(space, key, data, bool(overwrite), again)
 
     async def _rpc_kv_get(self, caller: Caller, key: bytes, namespace: bytes | str | None = None) -> bytes | None:
         space, key = _space(namespace), _kv_bytes("key", key)
         return await self._head.need_tables().kv.get(space, key)
 
-    async def _rpc_kv_del(self, caller: Caller, key: bytes, namespace: bytes | str | None = None) -> bool:
+    async def _rpc_kv_del(
+        self, caller: Caller, key: bytes, namespace: bytes | str | None = None, *, again: bool = False
+    ) -> bool:
         space, key = _space(namespace), _kv_bytes("key", key)
-        return await self._head.need_tables().kv.delete(space, key)
+        return await self._head.need_tables().kv.delete(space, key) or again  # it was (perhaps) there
 
     async def _rpc_kv_exists(self, caller: Caller, key: bytes, namespace: bytes | str | None = None) -> bool:
         space, key = _space(namespace), _kv_bytes("key", key)

@@ -21,13 +21,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
-from ray._control.rows import ActorRow, NodeRow
+from ray._control.rows import ActorRow, JobRow, NodeRow
 from ray._control.store import Store
 from ray._control.tables import Tables
 from ray._head import actor_messages as am
-from ray._head import events, global_scheduler, jobs, monitor
+from ray._head import events, global_scheduler, jobs, monitor, resumption
 from ray._head import placement_groups as pg
-from ray._head.actor_directory import ActorDirectory
+from ray._head.actor_directory import ActorDirectory, Claims
 from ray._head.actor_record import DEAD, Actor
 from ray._head.errors import ErrorLog
 from ray._head.function_cache import FunctionCache
@@ -132,6 +132,7 @@ class HeadService:
         self._flush_timer: asyncio.TimerHandle | None = None
         self._hidden_timer: asyncio.TimerHandle | None = None
         self._node_waiters: set[asyncio.Future[None]] = set()  # to be told when a node comes or goes
+        self.lasts = False  # this head may be restarted, and go on from its tables
         self.bugs = 0  # events that met a bug of ours; 0 for ever
         self._requests = Requests(self)
         if store is not None:
@@ -294,9 +295,11 @@ class HeadService:
 
     # -- what cores ask and tell --------------------------------------------------------------------------------------
 
-    async def rpc(self, caller: Caller, method: str, args: tuple[Any, ...]) -> Any:
-        """Raises: what the core should see: ValueError, TypeError, StoreUnavailable, LookupError for no such method."""
-        return await self._requests.rpc(caller, method, args)
+    async def rpc(self, caller: Caller, method: str, args: tuple[Any, ...], again: bool = False) -> Any:
+        """again: a head that has ended since may have done it already.
+
+        Raises: what the core should see: ValueError, TypeError, StoreUnavailable, LookupError for no such method."""
+        return await self._requests.rpc(caller, method, args, again)
 
     def event(self, caller: Caller, name: str, args: tuple[Any, ...]) -> None:
         """Never raises for what a core sent."""
@@ -324,6 +327,14 @@ class HeadService:
                     logger.exception("the head failed on an event")
         finally:
             self._running = False
+
+    def node_joins(self, node_id: bytes, resources: Mapping[str, int], labels: Mapping[str, str]) -> None:
+        """Work may be placed there."""
+        self.run(lambda: self.placing.handle(global_scheduler.NodeJoined(node_id, resources, labels)))
+
+    def steady(self) -> float:
+        """The time on the clock by which silence is measured."""
+        return self._steady()
 
     def _steady(self) -> float:
         return self._steady_from_s + time.monotonic()
@@ -429,7 +440,11 @@ class HeadService:
 
     def _do_save_job(self, action: jobs.SaveJob) -> None:
         if self.tables is not None:
-            self.tables.jobs.put(action.row)
+            self.tables.jobs.put(self._lasting(action.row))
+
+    def _lasting(self, row: JobRow) -> JobRow:
+        """What is written of a job: a driver's environment only where a head may come back, and need it."""
+        return row if self.lasts else row._replace(surroundings={})
 
     def _do_drop_job_row(self, action: jobs.DropJobRow) -> None:
         if self.tables is not None:
@@ -521,25 +536,17 @@ class HeadService:
         """Reads back what an earlier head of this session wrote; `reconcile` then says what is still there.
 
         Raises: StoreUnavailable."""
-        tables = self.need_tables()
-        job_rows = await tables.jobs.all()
-        self.jobs.restore(job_rows)
-        self.actors.restore(await tables.actors.all([row.job_id for row in job_rows]))
-        now = self._clock()
-        self.monitor.restore(await tables.nodes.all(), {}, now)
-        for node in self.monitor.all():
-            if node.state != monitor.DEAD:
-                self.placing.handle(global_scheduler.NodeJoined(node.node_id, node.resources, node.labels))
-        self.groups.restore(await tables.placement_groups.all())
-        for row in job_rows:
-            self.errors.restore(await tables.errors.all(row.job_id))
+        resumption.restore(self, await resumption.read(self))
 
-    def reconcile(self, living_workers: Iterable[bytes], living_cores: Iterable[bytes]) -> None:
-        """After `load`: tags of the workers and of all cores (drivers too) that are still connected."""
+    def reconcile(
+        self, living_workers: Iterable[bytes], living_cores: Iterable[bytes], claims: Claims | None = None
+    ) -> None:
+        """After `load`: tags of the workers and of all cores (drivers too) that are still connected, and which nodes
+        say that they have which actors."""
         cores = set(living_cores)
         for row in [row for row in self.jobs.all() if row.state == jobs.RUNNING and row.driver_tag not in cores]:
             self.driver_gone(row.driver_tag, "it died while the head was away", False)
-        self.run(lambda: self.actors.reconcile(living_workers, cores, self._clock()))
+        self.run(lambda: self.actors.reconcile(living_workers, cores, self._clock(), claims or {}))
         for job_id in self.jobs.in_state(jobs.ENDING):
             self.run(lambda job_id=job_id: self._emptied(job_id))  # type: ignore[misc]
 
@@ -555,7 +562,7 @@ class HeadService:
         for node in self.monitor.all():
             tables.nodes.put(node)
         for job in self.jobs.all():
-            tables.jobs.put(job)
+            tables.jobs.put(self._lasting(job))
         self.groups.write_anew()
         for actor in self.actors.all():
             row: ActorRow = actor.row()

@@ -17,27 +17,31 @@ from . import session as sessions
 NAME = "nodes"
 
 
-def write(folder: str, number: int, head: tuple[str, int], rows: Iterable[Mapping[str, Any]]) -> None:
-    """rows: of the other nodes that live: number, node_id, host, port. Raises: OSError: the disk is full."""
+def write(
+    folder: str, number: int, head: tuple[str, int], rows: Iterable[Mapping[str, Any]], next_number: int = 0
+) -> None:
+    """rows: of the other nodes that live: number, node_id, host, port. next_number: on the head's own node: the number
+    that the next newcomer gets, for a head that takes over. Raises: OSError: the disk is full."""
     others = [
         {"number": row["number"], "node_id": row["node_id"].hex(), "host": row["host"], "port": row["port"]}
         for row in rows
     ]
     draft = f"{folder}/{NAME}.new"
     with open(draft, "w") as file:
-        json.dump({"number": number, "head": list(head), "nodes": others}, file)
+        json.dump({"number": number, "head": list(head), "next": next_number, "nodes": others}, file)
     os.replace(draft, f"{folder}/{NAME}")
 
 
 def read(folder: str) -> dict[str, Any] | None:
-    """{"number", "head": (host, port), "nodes": rows as for `write`}. None: this session is no part of a cluster."""
+    """{"number", "head": (host, port), "next", "nodes": rows as for `write`}. None: it is no part of a cluster."""
     try:
         with open(f"{folder}/{NAME}") as file:
             said = json.load(file)
     except FileNotFoundError:
         return None
     rows = [{**row, "node_id": bytes.fromhex(row["node_id"])} for row in said["nodes"]]
-    return {"number": said["number"], "head": (said["head"][0], said["head"][1]), "nodes": rows}
+    head = (said["head"][0], said["head"][1])
+    return {"number": said["number"], "head": head, "next": said.get("next", 0), "nodes": rows}
 
 
 def find(host: str, port: int) -> str | None:
@@ -47,5 +51,5 @@ def find(host: str, port: int) -> str | None:
     for folder in sessions.sessions():
         said = read(folder)
         if said is not None and said["head"] == (host, port):
-            found.append((said["number"], folder))
-    return min(found)[1] if found else None
+            found.append((not said["next"], said["number"], folder))  # only the head's own node gives numbers
+    return min(found)[2] if found else None

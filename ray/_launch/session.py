@@ -121,6 +121,33 @@ def create(temp_dir: str | None = None, token: bytes | None = None) -> Session:
         return session
 
 
+def take_over(folder: str) -> Session:
+    """The session in folder, whose node process has died, for another one to go on with. What is left of its processes
+    is killed, and their sockets go; logs, the token and Redis' files stay.
+
+    Raises: FileNotFoundError: there is none. BlockingIOError: it is alive.
+    """
+    session = open_existing(folder)
+    session.lock_fd = os.open(folder + "/lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(session.lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        session.release_lock()
+        raise BlockingIOError(f"the session in {folder} is alive") from None
+    kill_marked(folder)
+    clear_sockets(folder)
+    return session
+
+
+def clear_sockets(folder: str) -> None:
+    """Removes what the processes of a dead node listened on, and what they had spilled."""
+    for entry in list(os.scandir(folder)):
+        if stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
+            _ignore_missing(os.unlink, entry.path)
+    remove_tree_contents(folder + "/c")
+    remove_tree(folder + "/spill")
+
+
 def belongs_to_us(folder: str) -> bool:
     """Whether folder is this user's, and nobody else can write to it: what lies in it may be believed."""
     fd = _open_if_ours(folder)

@@ -10,12 +10,17 @@ its connections are closed.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+import os
 import sys
 import time
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ray._control.resp import ReplyError
+from ray._control.store import StoreUnavailable
 from ray._head.membership import JOINING, Acknowledged, Admit, Joined, Left, Membership, Reported, Tell
 from ray._head.requests import EVENTS, RPCS
 from ray._protocol.frames import TAG_BYTES
@@ -38,27 +43,46 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ray.node")
 
+# Requests of cores that make something which a head that takes over must know of before the asker is told.
+LASTING = frozenset(("create_actor", "create_group"))
 CLOCK_SKEW_S_MAX = 300.0  # between two machines: times in tables, logs and tokens would lie
 
 
 class ClusterHead:
     """node.cluster, on the head's node."""
 
-    def __init__(self, node: Node) -> None:
-        """In a node whose gate is open."""
+    def __init__(self, node: Node, next_number: int = 0) -> None:
+        """In a node whose gate is open. next_number: of a head that takes over: its own node joins once the others have
+        come back (head_return.py)."""
         self._node = node
-        self.members = Membership()
+        self.members = Membership(next_number)
+        self.own = next_number  # the head's own node
+        self.opened: asyncio.Future[None] = node.loop.create_future()  # it may have processes
+        self.gathered: asyncio.Future[None] = node.loop.create_future()
+        self.on_return: Callable[[Peer, dict[str, Any]], Any] | None = None  # while nodes may come back
+        self._heard: dict[int, int] = {}  # by node: the last event of it that has been dealt with
+        self._unkept: set[int] = set()  # of these: those whose number Redis has not got yet
         self.uplinks: dict[int, Peer] = {}  # of the other nodes that live
         self._ids: dict[int, bytes] = {}
         self._numbers: dict[bytes, int] = {}  # the same, the other way round: asked with every heartbeat
         self._told_jobs: dict[int, set[bytes]] = {}  # by node: jobs that it has heard of from here
+        self._keeping: asyncio.Task[None] | None = None  # while Redis is told `_heard`
         self._timer: asyncio.TimerHandle | None = None
-        own = about_node(node)
-        node.cluster_view = ClusterView(node, lambda report: self._reported(0, report))
-        self._table = NodeTable(node, 0, (own["host"], own["port"]))
-        self._ids[0] = own.pop("node_id")
-        self._numbers[self._ids[0]] = 0
-        self._handle(Joined(self._ids[0], own))
+        if not self.members.gathering:
+            self.join_own()
+
+    def join_own(self) -> None:
+        """The head's own node becomes one of the cluster's."""
+        node, own = self._node, about_node(self._node)
+        self.gathered.set_result(None)
+        node_id = own.pop("node_id")
+        admit, *rest = self.members.handle(Joined(node_id, own), time.monotonic())
+        assert isinstance(admit, Admit) and admit.number == self.own
+        self._ids[self.own], self._numbers[node_id] = node_id, self.own
+        node.cluster_view = ClusterView(node, lambda report: self._reported(self.own, report))
+        address = (own["host"], own["port"])
+        self._table = NodeTable(node, self.own, address, admit.table, lambda: self.members.next_number)
+        self._carry_out(rest)
         node.cluster_view.repeat()
 
     # -- questions
@@ -66,6 +90,10 @@ class ClusterHead:
     def number_of(self, node_id: bytes) -> int | None:
         """Of a node that lives."""
         return self._numbers.get(node_id)
+
+    def heard(self, number: int) -> int:
+        """The last event of that node that has been dealt with, by this head or an earlier one."""
+        return self._heard[number]
 
     def joining(self) -> int:
         """Nodes that not everybody has heard of yet."""
@@ -79,9 +107,34 @@ class ClusterHead:
 
     def on_rpc(self, peer: Peer, method: str, args: tuple[Any, ...]) -> Any:
         """A connection of a node that hasn't joined. Raises: ValueError: it can't, and why."""
-        if method != "join" or len(args) != 1 or not isinstance(args[0], dict):
+        if method not in ("join", "rejoin") or len(args) != 1 or not isinstance(args[0], dict):
             raise PermissionError(f"{method}: join(about) comes first")
+        if method == "rejoin":
+            return self._rejoin(peer, dict(args[0]))
+        if not self.gathered.done():
+            return self._join_later(peer, dict(args[0]))
         return self._join(peer, dict(args[0]))
+
+    async def _join_later(self, peer: Peer, said: dict[str, Any]) -> dict[str, Any]:
+        await asyncio.shield(self.gathered)
+        return self._join(peer, said)
+
+    def _rejoin(self, peer: Peer, said: dict[str, Any]) -> Any:
+        """Of a node that was cut off, or whose head has been restarted. Raises: ValueError: it must end."""
+        number = said.get("number")
+        if not isinstance(number, int) or said.get("cluster_id") != self.cluster_id:
+            raise ValueError("the head that answers there is another cluster's")
+        if number in self.uplinks:
+            self._on_node_gone(number, "it began a new connection")
+        self._refuse_if_wrong(peer, said)
+        refusal = self.members.refusal_to_return(number, peer.tag)
+        if refusal is not None or self.on_return is None:
+            raise ValueError(refusal)
+        return self.on_return(peer, said)
+
+    @property
+    def cluster_id(self) -> str:
+        return os.path.basename(self._node.session.folder)
 
     def on_event(self, peer: Peer, name: str, args: tuple[Any, ...]) -> None:
         """Of the connection that a node keeps for its heartbeats, besides its uplink; its tag is the node's id."""
@@ -100,21 +153,32 @@ class ClusterHead:
         admit, *rest = self.members.handle(Joined(node_id, said), time.monotonic())
         assert isinstance(admit, Admit)
         number = admit.number
+        self.listen_to(number, node_id, peer, ())
+        logger.info("node %d joins: %s:%d", number, said["host"], said["port"])
+        node.loop.call_soon(self._carry_out, rest)  # behind the answer
+        return self.answer(admit)
+
+    def listen_to(self, number: int, node_id: bytes, peer: Peer, told_jobs: Iterable[bytes], heard: int = 0) -> None:
+        """The uplink of a node that has joined or come back. heard: the last event of it that has been dealt with."""
         self.uplinks[number] = peer
         self._ids[number] = node_id
         self._numbers[node_id] = number
-        self._told_jobs[number] = set()
+        self._told_jobs[number] = set(told_jobs)
+        self._heard[number] = heard
         peer.on_rpc = partial(self._on_node_rpc, number)
         peer.on_event = partial(self._on_node_event, number)
         peer.on_close = partial(self._on_node_gone, number)
-        logger.info("node %d joins: %s:%d", number, said["host"], said["port"])
-        node.loop.call_soon(self._carry_out, rest)  # behind the answer
-        settings = node.settings
+
+    def answer(self, admit: Admit) -> dict[str, Any]:
+        """To `join`, and with more in it to `rejoin`."""
+        settings = self._node.settings
         return {
-            "number": number,
+            "number": admit.number,
             "nodes": admit.table,
             "heartbeat_s": settings.heartbeat_s,
             "silence_s": settings.node_silence_s,
+            "lasts": self._node.head.lasts,
+            "cluster_id": self.cluster_id,
         }
 
     def _refuse_if_wrong(self, peer: Peer, said: dict[str, Any]) -> None:
@@ -141,9 +205,10 @@ class ClusterHead:
 
     def _on_node_rpc(self, number: int, method: str, args: tuple[Any, ...]) -> Any:
         head = self._node.head
-        if method == "core_rpc":
+        if method in ("core_rpc", "core_rpc_again"):
             caller, asked, asked_args = args
-            return self.core_rpc(caller, asked, asked_args)
+            answer = self.core_rpc(caller, asked, asked_args, again=method == "core_rpc_again")
+            return self._when_it_lasts(answer) if asked in LASTING and head.lasts else answer
         if method == "register_driver":
             tag, pid, info = args
             if node_number(tag) != number:
@@ -151,7 +216,7 @@ class ClusterHead:
             job_id: bytes = head.register_driver(tag, pid, info)
             self.keep_job(job_id, info)
             self._told_jobs[number].add(job_id)
-            return job_id
+            return self._when_it_lasts(job_id) if head.lasts else job_id
         if method == "job_info":
             return self._job_info(number, *args)
         if method == "job_goes_on":
@@ -164,17 +229,38 @@ class ClusterHead:
             return self._node.envs.packages.read(*args)
         raise LookupError(f"the head has no method {method!r} for nodes")
 
-    def core_rpc(self, caller: Any, method: str, args: tuple[Any, ...]) -> Any:
+    async def _when_it_lasts(self, answer: Any) -> Any:
+        """An answer that a head which takes over must know of: given when it is in Redis' file."""
+        if inspect.isawaitable(answer):
+            answer = await answer
+        await self._written()
+        return answer
+
+    async def _written(self) -> None:
+        head = self._node.head
+        head.groups.flush()
+        try:
+            await head.tables.last()
+        except StoreUnavailable as error:  # its end was said to every job: this cluster goes on from memory alone
+            logger.debug("nothing lasts any more: %s", error)
+
+    def core_rpc(self, caller: Any, method: str, args: tuple[Any, ...], again: bool = False) -> Any:
         """Of a core of another node, or of a tool there (caller None)."""
         if method in GATHERED:
             return self._node.gathering.ask(method, args)
         if method in RPCS:
-            return self._node.head.rpc(caller, method, args)
+            return self._node.head.rpc(caller, method, args, again)
         raise LookupError(f"the head has no method {method!r}")
 
     def _on_node_event(self, number: int, name: str, args: tuple[Any, ...]) -> None:
         head = self._node.head
-        if name == "core_event":
+        if name == "told":
+            heard, told, told_args = args
+            if heard > self._heard[number]:
+                self._heard[number] = heard
+                self._keep(number)
+                self._on_node_event(number, told, told_args)
+        elif name == "core_event":
             caller, told, told_args = args
             if told not in EVENTS or not isinstance(caller, RemoteCaller):
                 raise LookupError(f"the head understands no event {told!r}")
@@ -191,6 +277,27 @@ class ClusterHead:
             getattr(head, name)(*args)
         else:
             raise LookupError(f"the head understands no event {name!r} of a node")
+
+    def _keep(self, number: int) -> None:
+        """What followed from its events so far is to last, and then the node is told so."""
+        self._unkept.add(number)
+        if self._keeping is None:
+            self._keeping = self._node.loop.create_task(self._write_heard())
+
+    async def _write_heard(self) -> None:
+        try:
+            while self._unkept:
+                heard = {number: self._heard[number] for number in self._unkept if number in self._heard}
+                self._unkept.clear()
+                self._node.head.groups.flush()  # else it would be written a turn later than these numbers
+                if heard:
+                    await self._node.head.tables.uplinks.put(heard)
+                for number, event in heard.items():
+                    self.tell(number, "kept", event)
+        except (StoreUnavailable, ReplyError) as error:
+            logger.warning("what nodes have told is not written down: %s", error)
+        finally:
+            self._keeping = None
 
     def _reported(self, number: int, report: dict[str, Any]) -> None:
         self._handle(Reported(number, report))
@@ -210,12 +317,14 @@ class ClusterHead:
     def node_dead(self, node_id: bytes, cause: str) -> None:
         """The monitor has declared it dead, for whatever reason. Everybody hears of it; nobody hears it again."""
         number = self.number_of(node_id)
-        if number is None or number == 0:
+        if number is None or number == self.own:
             return
         logger.warning("node %d is dead: %s", number, cause)
         peer = self.uplinks.pop(number)
         del self._ids[number], self._numbers[node_id]
-        del self._told_jobs[number]
+        del self._told_jobs[number], self._heard[number]
+        if self._node.head.lasts and self._node.head.tables is not None:
+            self._node.head.tables.uplinks.remove(number)
         self._handle(Left(number, cause))
         for row in self._node.head.jobs.all():
             if node_number(row.driver_tag) == number and row.state == "RUNNING":
@@ -254,13 +363,16 @@ class ClusterHead:
         for action in actions:
             if not isinstance(action, Tell):
                 continue  # Admit, of the head's own node
-            if action.name == "opened" and action.to != 0:
+            if action.name == "opened" and action.to == self.own:
+                if not self.opened.done():
+                    self.opened.set_result(None)
+            elif action.name == "opened":
                 self._opened(action.to)
-            if action.to != 0:
+            if action.to != self.own:
                 self.tell(action.to, action.name, *action.args)
             elif action.name == "node_up":
                 self._table.up(*action.args)
-                self._handle(Acknowledged(0, action.args[0]["number"]))
+                self._handle(Acknowledged(self.own, action.args[0]["number"]))
             elif action.name == "node_down":
                 self._table.down(*action.args)
             elif action.name == "view":
@@ -307,7 +419,7 @@ class ClusterHead:
     def pass_lines(self, job_id: bytes, lines: list[Any], origin: int, nbytes: int) -> None:
         """Output of the job's workers on node `origin` to the node of its driver (driver_lines.py)."""
         number = self.number_of_driver(job_id)
-        if number == 0:
+        if number == self.own:
             self._node.lines.show(job_id, lines, origin, nbytes)
         elif number in self.uplinks:
             self.tell(number, "log_lines", job_id, lines, origin, nbytes)
@@ -315,7 +427,7 @@ class ClusterHead:
             self._lines_taken(origin, job_id, nbytes)
 
     def _lines_taken(self, origin: int, job_id: bytes, nbytes: int) -> None:
-        if origin == 0:
+        if origin == self.own:
             self._node.lines.taken(job_id, nbytes)
         else:
             self.tell(origin, "log_taken", job_id, nbytes)
@@ -330,7 +442,7 @@ class ClusterHead:
 
     def tell_job(self, number: int, job_id: bytes) -> None:
         """Sees to it that a node knows a job before it is told anything that concerns it."""
-        if number == 0 or number not in self._told_jobs or job_id in self._told_jobs[number]:
+        if number == self.own or number not in self._told_jobs or job_id in self._told_jobs[number]:
             return
         info = self._job_info(number, job_id)
         if info is not None:
@@ -341,7 +453,7 @@ class ClusterHead:
         if job is None:
             return None
         self._told_jobs[number].add(job_id)
-        return {name: getattr(job, name) for name in ("sys_path", "cwd", "env", "namespace", "runtime_env")}
+        return job.surroundings()
 
     def _set_job_env(self, job_id: bytes, text: str) -> None:
         job = self._node.cores.jobs.get(job_id)
@@ -352,9 +464,16 @@ class ClusterHead:
         for told in self._told_jobs.values():
             told.discard(job_id)
 
+    def cluster_over(self, why: str) -> None:
+        """The session ends for good: its nodes need not look for another head."""
+        for number in self.uplinks:
+            self.tell(number, "cluster_over", why)
+
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._keeping is not None:
+            self._keeping.cancel()
 
 
 def refuse_other_version(version: object, python_version: object) -> None:

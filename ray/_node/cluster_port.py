@@ -34,6 +34,10 @@ class ClusterPort:
         self._cluster.tell_job(number, spec["job_id"])
         self._send(number, "place_actor", actor_id, spec, incarnation)
 
+    def actor_is_at(self, actor_id: bytes, number: int) -> None:
+        """An earlier head had given it to that node, which still has it, or looks for its place."""
+        self._actor_at[actor_id] = number
+
     def cancel_placement(self, actor_id: bytes) -> None:
         self._release("cancel_placement", actor_id)
 
@@ -47,7 +51,7 @@ class ClusterPort:
 
     def prepare_bundles(self, order: PrepareBundles) -> None:
         number = self._cluster.number_of(order.node_id)
-        if number == 0:
+        if number == self._cluster.own:
             self._own.prepare_bundles(order)
         elif number is not None:
             self._cluster.tell_job(number, order.job_id)
@@ -101,11 +105,11 @@ class ClusterPort:
         self._cluster.node_dead(node_id, cause)
 
     def _send(self, number: int | None, name: str, *args: Any) -> None:
-        if number == 0:
+        if number == self._cluster.own:
             getattr(self._own, name)(*args)
         elif number is not None:
             self._cluster.tell(number, name, *args)
 
     def _to_all(self, name: str, *args: Any) -> None:
-        for number in (0, *self._cluster.uplinks):
+        for number in (self._cluster.own, *self._cluster.uplinks):
             self._send(number, name, *args)

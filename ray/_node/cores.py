@@ -33,6 +33,10 @@ class Job:
         self.runtime_env: str = info.get("runtime_env") or ""  # JSON; of tasks and actors that name none themselves
         self.drivers: dict[bytes, Core] = {}
 
+    def surroundings(self) -> dict[str, Any]:
+        """What another node needs to start workers of it."""
+        return {name: getattr(self, name) for name in ("sys_path", "cwd", "env", "namespace", "runtime_env")}
+
     def same_surroundings(self, other: Job) -> bool:
         return (self.sys_path, self.cwd, self.env) == (other.sys_path, other.cwd, other.env)
 

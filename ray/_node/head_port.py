@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 class HeadPort:
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._placed: set[bytes] = set()  # actors that have, or wait for, a place here
+        self.placed: dict[bytes, int] = {}  # actors that have, or wait for, a place here -> their incarnation
+        self._became: dict[bytes, bytes] = {}  # of these -> the worker that was told to become it
 
     def place_actor(self, actor_id: bytes, spec: dict[str, Any], incarnation: int) -> None:
         node = self._node
-        self._placed.add(actor_id)
+        self.placed[actor_id] = incarnation
         strategy = parse_strategy(spec.get("strategy"))
         request = lm.ActorRequested(
             actor_id,
@@ -42,8 +43,8 @@ class HeadPort:
         self.release_actor(actor_id)
 
     def release_actor(self, actor_id: bytes) -> None:
-        if actor_id in self._placed:
-            self._placed.discard(actor_id)
+        if self.placed.pop(actor_id, None) is not None:
+            self._became.pop(actor_id, None)
             self._node.envs.withdraw(("actor", actor_id))
             self._node.feed(self._node.scheduler, lm.ActorReleased(actor_id))
 
@@ -51,12 +52,17 @@ class HeadPort:
         self, worker_tag: bytes, actor_id: bytes, creation: bytes, incarnation: int, gpu_ids: list[int | str]
     ) -> None:
         core = self._node.cores.by_tag.get(worker_tag)
-        if core is not None:
+        if (
+            core is not None and self._became.get(actor_id) != worker_tag
+        ):  # else said twice, by a head that was restarted
+            self._became[actor_id] = worker_tag
             core.tell("become_actor", actor_id, creation, incarnation, gpu_ids)
 
     def actor_state(
         self, core_tag: bytes, actor_id: bytes, state: str, worker_tag: bytes, incarnation: int, cause: str | bytes
     ) -> None:
+        if state == "DEAD" and self._node.uplink is not None:
+            self._node.head.unfollow(core_tag, actor_id)
         core = self._node.cores.by_tag.get(core_tag)
         if core is not None:
             core.tell("actor_state", actor_id, state, worker_tag, incarnation, cause)

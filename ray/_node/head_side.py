@@ -24,12 +24,12 @@ def start(node: Node) -> None:
         _start_head(node)
 
 
-def open_cluster(node: Node) -> None:
-    """The gate is open: from now on other nodes may join this one, the head's."""
+def open_cluster(node: Node, next_number: int = 0) -> None:
+    """The gate is open: other nodes may join this one, the head's. next_number: of a head that takes over."""
     from .cluster_head import ClusterHead
     from .cluster_port import ClusterPort
 
-    node.cluster = ClusterHead(node)
+    node.cluster = ClusterHead(node, next_number)
     node.head.port = ClusterPort(node.head_port, node.cluster)
 
 
@@ -64,5 +64,12 @@ def _start_head(node: Node) -> None:
     )
     node.requests.use_head(HeadService.RPCS, HeadService.EVENTS)
     node.redis.on_exit = lambda name, cause: logger.error("%s %s; it was started again", name, cause)
+    node.head.lasts = bool(node.config.get("lasts"))
+    if not node.config.get("resume"):
+        announce(node)
+
+
+def announce(node: Node) -> None:
+    """To the head that it has this node, its own."""
     about = {"pid": os.getpid(), "labels": node.scheduler.labels, "name": node.config.get("node_name")}
     node.head.node_up(node.node_id, dict(node.scheduler.resources.total), node.node_ip, socket.gethostname(), about)

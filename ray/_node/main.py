@@ -106,13 +106,15 @@ def _run(control: socket.socket, config: dict[str, Any]) -> int:
 
     parts = (session, config, settings, NodeResources(total, gpu_ids), pool, logs, store, node_id)
     runner = asyncio.new_event_loop()
+    over = not config.get("lasts")
     try:
-        runner.run_until_complete(_serve(control, parts, listener, (fork_pid, fork_control), job, expected, milestones))
+        serving = _serve(control, parts, listener, (fork_pid, fork_control), job, expected, milestones)
+        over = runner.run_until_complete(serving) or over
     finally:
-        _remove_everything(session)
-        if config.get("standing"):
+        _end_everything(session, over)
+        if over and config.get("standing"):
             current.release(session.folder)
-    return 0
+    return 0 if over else 1
 
 
 def _first_workers(
@@ -161,7 +163,8 @@ def _first_workers(
 
 async def _serve(
     control: socket.socket, parts: Any, listener: Any, fork: Any, job: Any, expected: list[int], milestones: Any
-) -> None:
+) -> bool:
+    """Returns: whether the session is over for good; else a head that takes over may go on with its folder."""
     import asyncio
     import logging
 
@@ -208,8 +211,11 @@ async def _serve(
     else:
         if reachable and await _joined(node, control) and await _exports_metrics(node, control):
             _ready(node, control, milestones)
+            node.over = True  # from here on it ends because it is told to
     await node.ended
+    node.over = node.over or not node.config.get("resume")
     await node.finish()
+    return bool(node.over)
 
 
 def _open_gate(node: Any, control: socket.socket) -> bool:
@@ -232,9 +238,7 @@ async def _joined(node: Any, control: socket.socket) -> bool:
     """Makes this node one of its cluster, if it is to be. False: that came to nothing, and the session ends."""
     if node.uplink is None:
         if node.gate is not None:
-            from .head_side import open_cluster
-
-            open_cluster(node)
+            return await _leads(node, control)
         return True
     host, port = node.config["join"]
     try:
@@ -243,6 +247,32 @@ async def _joined(node: Any, control: socket.socket) -> bool:
         _say(control, ("refused", f"the cluster at {host}:{port} can't be joined: {error}"))
         node.founder_gone("it can't join its cluster")
         return False
+    return True
+
+
+async def _leads(node: Any, control: socket.socket) -> bool:
+    """Other nodes may join this one, or come back to it. False: what an earlier head wrote can't be read."""
+    from . import head_side
+
+    if not node.config.get("resume"):
+        head_side.open_cluster(node)
+        return True
+    from ray._control.store import StoreUnavailable
+    from ray._launch import cluster_file
+
+    from .head_return import HeadReturn
+
+    before = cluster_file.read(node.session.folder)
+    head_side.open_cluster(node, before["next"] if before is not None else 1)
+    node.start_redis()
+    try:
+        await HeadReturn(node).run()
+    except StoreUnavailable as error:
+        _say(control, ("failed", f"the tables of {node.session.folder} can't be read: {error}"))
+        node.founder_gone("it can't go on from its tables")
+        return False
+    assert node.resumed is not None
+    node.resumed.set_result(None)
     return True
 
 
@@ -288,7 +318,7 @@ def _ready(node: Any, control: socket.socket, milestones: dict[str, float]) -> N
     gc.collect()
     gc.freeze()
     gc.enable()
-    if node.uplink is None:
+    if node.uplink is None and not node.config.get("resume"):
         node.start_redis()
     node.watch_memory()
 
@@ -311,12 +341,13 @@ def _watch_driver(node: Any, control: socket.socket) -> None:
     node.loop.add_reader(pidfd, ended)
 
 
-def _remove_everything(session: sessions.Session) -> None:
-    """The last act: no descendant, no file. The lock goes with this process."""
+def _end_everything(session: sessions.Session, over: bool) -> None:
+    """The last act: no descendant, no file, unless somebody may take over. The lock goes with this process."""
     from .children import kill_descendants
 
     kill_descendants()
-    session.remove()
+    if over:
+        session.remove()
 
 
 def _say(control: socket.socket, message: object) -> None:

@@ -9,7 +9,7 @@ heard yet looks there. If the disk is full the table goes on from memory, and th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ray._launch import cluster_file
@@ -21,10 +21,19 @@ logger = logging.getLogger("ray.node")
 
 
 class NodeTable:
-    def __init__(self, node: Node, number: int, head: tuple[str, int], rows: Iterable[Mapping[str, Any]] = ()) -> None:
-        """head: where the head's gate listens. rows: of the nodes that were there before."""
+    def __init__(
+        self,
+        node: Node,
+        number: int,
+        head: tuple[str, int],
+        rows: Iterable[Mapping[str, Any]] = (),
+        next_number: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """head: where the head's gate listens. rows: of the nodes that were there before. next_number: on the head's
+        own node: what the next newcomer gets."""
         self._node = node
         self._head = head
+        self._next_number = next_number
         self._rows = {row["number"]: dict(row) for row in rows}
         node.number = number
         self._changed()
@@ -43,12 +52,26 @@ class NodeTable:
         self._node.guests.node_down(number, cause)
         self._node.tell_all("node_down", number, cause)
 
+    def replace(self, rows: Iterable[Mapping[str, Any]], cause: str) -> None:
+        """By the table of a head that has come back. cause: of the death of those who are not in it."""
+        given = {row["number"]: row for row in rows}
+        gone = [row for number, row in self._rows.items() if number not in given]
+        if gone and self._node.cluster_view is not None:
+            self._node.cluster_view.take([{**row, "state": "DEAD"} for row in gone])
+        for row in gone:
+            self.down(row["number"], cause)
+        for number, newcomer in given.items():
+            if number not in self._rows:
+                self.up(newcomer)
+
     def get(self, number: int) -> dict[str, Any] | None:
         return self._rows.get(number)
 
     def _changed(self) -> None:
         self._node.nodes = list(self._rows.values())
         try:
-            cluster_file.write(self._node.session.folder, self._node.number, self._head, self._node.nodes)
+            cluster_file.write(
+                self._node.session.folder, self._node.number, self._head, self._node.nodes, self._next_number()
+            )
         except OSError as error:
             logger.error("the table of nodes could not be written: %s", error)

@@ -1,8 +1,8 @@
 """What ray/_node knows as `node.head`, on a node that has joined: HeadService's methods, said over the uplink.
 
 Node's main thread. What only tells is an event and returns at once; the head hears it in the order told. What asks is
-awaited, and raises ConnectionClosed if the head goes meanwhile, whereupon this node ends. Requests and events of cores
-that are the head's travel with who asks.
+awaited; if the head goes meanwhile, it is asked again when it is back, or ConnectionClosed is raised if that can't be.
+Requests and events of cores that are the head's travel with who asks.
 """
 
 from __future__ import annotations
@@ -42,14 +42,32 @@ class RemoteHead:
 
     def __init__(self, uplink: Uplink) -> None:
         self._uplink = uplink
+        self.followed: dict[bytes, set[bytes]] = {}  # core -> actors of which it is told: a new head must hear of it
 
     # -- for cores and tools
 
     async def rpc(self, caller: Caller | None, method: str, args: tuple[Any, ...]) -> Any:
+        if caller is not None:
+            self._follow(caller, method, args)
         return await self._uplink.rpc("core_rpc", _described(caller), method, args)
 
     def event(self, caller: Caller, name: str, args: tuple[Any, ...]) -> None:
+        self._follow(caller, name, args)
         self._uplink.event("core_event", _described(caller), name, args)
+
+    def _follow(self, caller: Caller, name: str, args: tuple[Any, ...]) -> None:
+        if name in ("actor_subscribe", "create_actor"):
+            self.followed.setdefault(caller.tag, set()).add(args[0])
+        elif name == "actor_unsubscribe":
+            self.unfollow(caller.tag, args[0])
+
+    def unfollow(self, tag: bytes, actor_id: bytes) -> None:
+        """Nothing more will be said of that actor to that core."""
+        actors = self.followed.get(tag)
+        if actors is not None:
+            actors.discard(actor_id)
+            if not actors:
+                del self.followed[tag]
 
     async def new_job(self, tag: bytes, pid: int, info: Mapping[str, Any]) -> bytes:
         """The job of a driver of this node."""
@@ -74,9 +92,11 @@ class RemoteHead:
     # -- told
 
     def driver_gone(self, tag: bytes, cause: str, intended: bool) -> None:
+        self.followed.pop(tag, None)
         self._uplink.event("driver_gone", tag, cause, intended)
 
     def worker_died(self, tag: bytes, cause: str) -> None:
+        self.followed.pop(tag, None)
         self._uplink.event("worker_died", tag, cause)
 
     def actor_placed(self, actor_id: bytes, node_id: bytes) -> None:

@@ -7,6 +7,8 @@ asker; no machine sees it.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -265,6 +267,9 @@ class _Conversation:
         if method == "register_guest" and len(args) == 1 and isinstance(args[0], dict) and self._early is None:
             self._early = []
             return self._register_guest(args[0])
+        resumed = self._requests._node.resumed
+        if method == "register" and resumed is not None and not resumed.done():
+            return self._register_later(args)
         if method != "register" or len(args) != 1 or not isinstance(args[0], dict):
             raise PermissionError(f"{method}: register(info) comes first")
         node, info = self._requests._node, args[0]
@@ -274,6 +279,14 @@ class _Conversation:
             return self._register_driver_elsewhere(info)
         self._core, answer = self._requests.register(self._peer, args[0])
         return answer
+
+    async def _register_later(self, args: tuple[Any, ...]) -> Any:
+        """The head's tables are being read back."""
+        resumed = self._requests._node.resumed
+        assert resumed is not None
+        await asyncio.shield(resumed)
+        answer = self._on_rpc("register", args)
+        return await answer if inspect.isawaitable(answer) else answer
 
     async def _register_driver_elsewhere(self, info: dict[str, Any]) -> dict[str, Any]:
         """The head gives it its job. Raises: ConnectionClosed, ValueError, RuntimeError."""

@@ -117,6 +117,9 @@ class Node:
         self.reaper = children.Reaper(self.loop, self._look_for_forks, lambda: self.redis.pids if self.redis else ())
         self.ending: asyncio.Task[None] | None = None
         self.ended: asyncio.Future[None] = self.loop.create_future()
+        self.over = False  # once it ends, nobody is to take over from it
+        # On a head that takes over: set when it knows again what it must know before anybody registers.
+        self.resumed: asyncio.Future[None] | None = self.loop.create_future() if config.get("resume") else None
         self.orphans = OrphanedObjects(self.loop, session.plasma_socket)
         self.transfers = ObjectTransfers(session.objects_socket)
         self._queue: deque[tuple[Any, Any]] = deque()
@@ -549,11 +552,13 @@ class Node:
         if self.store is not None:
             self.store.stop()
         if self.cluster is not None:
+            if self.over:
+                self.cluster.cluster_over("the node of its head has ended")
             self.cluster.close()
         if self.head is not None:
             await self.head.close()
         if self.redis is not None:
-            await self.redis.stop()
+            await self.redis.stop(keep_files=not self.over)
         self.reaper.close()
         if self._metrics is not None:
             self._metrics.close()

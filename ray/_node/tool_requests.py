@@ -112,5 +112,6 @@ class ToolRequests:
     async def rpc_stop(self, peer: Any) -> None:
         """Everything ends, whoever uses it; the answer comes when workers have ended, and this process then follows."""
         node = self._node
+        node.over = True
         await node.end(f"`ray stop` by pid {peer.pid}", graceful=True)
         node.loop.create_task(node.leave_after_answer(peer))

@@ -2,9 +2,15 @@
 
 In place of the HeadService that a head's own node has beside it. What this node's machines tell the head goes through
 `RemoteHead`; what the head wants of this node (its Port, see ray/_head/service.py) comes as events of the same names,
-in the head's order. It is in exactly one of *joining* (until the head has told everybody of this node), *joined* and
-*ended*. Its end is the node's: the head gives this node's work to others at the same moment, so there is nothing to
-come back for, and the node ends itself and all its processes, saying why.
+in the head's order. It is in exactly one of
+
+    joining  until the head has told everybody of this node
+    joined   what the node says goes out at once
+    away     the head is gone and may come back (`lasts`): its address is dialled again and again. Workers, actors and
+             leases go on; what is to be told the head is kept (outbox.py), and who asks it something waits
+    ended    by the head's word that the cluster is over or that this node was given up; or nobody has come back within
+             `head_restart_wait_s`; or the head is one that can't come back. The node ends itself and all its
+             processes, saying why: its work has been given to others, or there is nobody left to give it any
 """
 
 from __future__ import annotations
@@ -12,14 +18,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ray._protocol.frames import ROLE_NODE
-from ray._transport import ConnectionClosed, Peer, connect_tcp
+from ray._protocol.frames import FRAME_EVENT, ROLE_NODE
+from ray._transport import ConnectionClosed, Peer, connect_tcp, messages
 from ray._version import __version__
 
 from . import lease_messages as lm
@@ -28,6 +36,8 @@ from .cluster_view import ClusterView
 from .cores import Job
 from .heartbeat import Heartbeat
 from .node_table import NodeTable
+from .outbox import Asked, Outbox
+from .presence import obsolete, presence
 
 if TYPE_CHECKING:
     from .shell import Node
@@ -35,6 +45,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.node")
 
 # Calls of the Port that a node takes as they are; the others are below.
+DIAL_FIRST_S, DIAL_LAST_S = 0.05, 1.0  # pauses between attempts to reach a head that is away; each up to half longer
+REJOIN_EXTRA_S = 30.0  # beside the time in which a head gathers its nodes: it reads Redis back first
+
+# Not kept for a head that is away: said anew when it is back, or of no use then.
+FLEETING = frozenset(("resources", "known", "log_lines", "log_taken"))
+
 ORDERS = frozenset(
     (
         *("place_actor", "cancel_placement", "release_actor", "become_actor", "actor_state", "kill_worker"),
@@ -67,7 +83,12 @@ class Uplink:
         """host: the numeric address of the head's gate."""
         self._node = node
         self.head_address = (host, port)
-        self.peer: Peer | None = None  # None: not dialled yet
+        self.peer: Peer | None = None  # None: not dialled yet, or the head is away
+        self.lasts = False  # the head may come back
+        self.outbox = Outbox(lambda number, name, args: messages.encode_event("told", (number, name, args)))
+        self._cluster_id = ""
+        self._silence_s = 0.0
+        self._returning: asyncio.Task[None] | None = None  # while the head is away
         self._table: NodeTable | None = None  # None: joining
         self._early: list[tuple[str, tuple[Any, ...]]] = []
         self._opened: asyncio.Future[None] = node.loop.create_future()
@@ -82,6 +103,8 @@ class Uplink:
             "prepare_bundles": lambda *fields: node.feed(node.scheduler, lm.PrepareBundles(*fields)),
             "log_lines": node.lines.show,
             "log_taken": node.lines.taken,
+            "kept": self.outbox.kept,
+            "cluster_over": lambda why: self._end(f"the cluster has ended: {why}"),
             **{name: getattr(node.head_port, name) for name in ORDERS},
         }
 
@@ -102,21 +125,103 @@ class Uplink:
         node.cluster_view = ClusterView(node, lambda report: self.event("resources", report))
         host, port = self.head_address
         peer = await connect_tcp(host, port, node.session.token, node.node_id, self._greeted, role=ROLE_NODE)
+        self.peer = peer
         answer = await peer.rpc("join", about(node), timeout_s=timeout_s)
+        self._cluster_id = answer["cluster_id"]
+        self.lasts = answer["lasts"] and node.settings.head_restart_wait_s > 0
         self._table = NodeTable(node, answer["number"], self.head_address, answer["nodes"])
-        node.cluster_view.repeat()
-        self._heartbeat = Heartbeat(node, self.head_address, answer["heartbeat_s"], answer["silence_s"], self._cut_off)
-        early, self._early = self._early, []
-        for name, args in early:
-            self._on_event(name, args)
+        self._begin(answer)
         done, _ = await asyncio.wait([self._opened], timeout=timeout_s)
         if not done:
             raise TimeoutError(f"the head has not told every node of this one within {timeout_s:g} s")
         await self._opened
 
     def _greeted(self, peer: Peer) -> None:
+        peer.on_rpc = self._on_rpc
+        peer.on_event = partial(self._on_event, peer)
+        peer.on_close = partial(self._on_close, peer)
+
+    def _begin(self, answer: dict[str, Any]) -> None:
+        """The head has answered: it is listened to from now on."""
+        node = self._node
+        assert node.cluster_view is not None
+        self._silence_s = answer["silence_s"]
+        self._heartbeat = Heartbeat(node, self.head_address, answer["heartbeat_s"], answer["silence_s"], self._cut_off)
+        node.cluster_view.repeat()
+        early, self._early = self._early, []
+        for name, args in early:
+            self._heard(name, args)
+
+    # -- a head that is away ------------------------------------------------------------------------------------------
+
+    def _away(self, why: str) -> None:
+        """The head can't be reached any more."""
+        if self.ended is not None or self._returning is not None:
+            return
+        if not self.lasts or not self._opened.done() or self._node.ending is not None:
+            self._end(why)
+            return
+        logger.warning("%s; it is looked for during %g s", why, self._node.settings.head_restart_wait_s)
+        self._stop_heartbeat()
+        self.peer = None
+        self._returning = self._node.loop.create_task(self._look_for_head(why))
+        self._returning.add_done_callback(_say_bug)
+
+    async def _look_for_head(self, why: str) -> None:
+        wait_s = self._node.settings.head_restart_wait_s
+        until_s = time.monotonic() + wait_s
+        pause_s = DIAL_FIRST_S
+        while True:
+            try:
+                dialling = connect_tcp(
+                    *self.head_address, self._node.session.token, self._node.node_id, self._greeted, role=ROLE_NODE
+                )
+                peer = await asyncio.wait_for(dialling, max(0.1, until_s - time.monotonic()))
+                try:
+                    self._early = []
+                    said = presence(self._node, self._cluster_id)
+                    answer = await peer.rpc("rejoin", said, timeout_s=self._silence_s + REJOIN_EXTRA_S)
+                except BaseException:
+                    peer.close()
+                    raise
+                self._come_back(peer, answer)
+                return
+            except ValueError as refusal:
+                self._end(f"{why}. Then it came back, and would not have this node: {refusal}")
+                return
+            except (OSError, PermissionError, TimeoutError, asyncio.TimeoutError) as error:
+                logger.debug("the head is away: %s", error)  # PermissionError: it has only just started
+            if time.monotonic() >= until_s:
+                self._end(f"{why}. It did not come back within {wait_s:g} s (head_restart_wait_s)")
+                return
+            await asyncio.sleep(min(pause_s * random.uniform(1.0, 1.5), max(0.0, until_s - time.monotonic())))
+            pause_s = min(2 * pause_s, DIAL_LAST_S)
+
+    def _come_back(self, peer: Peer, answer: dict[str, Any]) -> None:
+        """Everything is taken up again, in this order: who lives; what this node holds for nobody; what was said."""
+        if peer.closed:
+            raise ConnectionClosed(peer.why_closed or "closed")
+        node = self._node
+        logger.warning("the cluster's head is back")
+        self._returning = None
         self.peer = peer
-        peer.on_event, peer.on_rpc, peer.on_close = self._on_event, self._on_rpc, self._on_close
+        self._nodes.replace(answer["nodes"], "it did not come back to the cluster's head after that had been restarted")
+        self.outbox.drop(lambda entry: obsolete(entry, answer["release"]))
+        for actor_id in answer["release"]:
+            node.head_port.release_actor(actor_id)  # and its worker, if it has one, ends
+        self.outbox.kept(answer["kept"])
+        try:
+            for entry in self.outbox.again():
+                if isinstance(entry, Asked):
+                    entry.again = True
+                    self._send_request(entry)
+                else:
+                    peer.send(FRAME_EVENT, entry.frame)
+        except ConnectionClosed:
+            return  # it is gone again, noticed just now: on_close follows
+        for row in answer["nodes"]:
+            self.event("known", row["number"])
+        self._begin(answer)
 
     def _open(self) -> None:
         if not self._opened.done():
@@ -124,10 +229,13 @@ class Uplink:
 
     # -- hearing ------------------------------------------------------------------------------------------------------
 
-    def _on_event(self, name: str, args: tuple[Any, ...]) -> None:
-        if self._table is None:
+    def _on_event(self, peer: Peer, name: str, args: tuple[Any, ...]) -> None:
+        if self._heartbeat is None:  # the head's answer to `join` or `rejoin` is behind it
             self._early.append((name, args))
-            return
+        elif peer is self.peer:
+            self._heard(name, args)
+
+    def _heard(self, name: str, args: tuple[Any, ...]) -> None:
         handler = self._handlers.get(name)
         if handler is None:
             raise LookupError(f"the head said {name!r}, which means nothing here")
@@ -150,43 +258,104 @@ class Uplink:
             self._node.cores.jobs[job_id] = Job(job_id, info)
             self._node.feed(self._node.pool, wm.JobStarted(job_id))
 
-    def _on_close(self, why: str) -> None:
-        self._end(f"the connection to the cluster's head at {self.head_address[0]}:{self.head_address[1]} ended: {why}")
+    def _on_close(self, peer: Peer, why: str) -> None:
+        if peer is not self.peer:
+            return  # an attempt that came to nothing
+        self._away(
+            f"the connection to the cluster's head at {self.head_address[0]}:{self.head_address[1]} ended: {why}"
+        )
 
     def _cut_off(self, why: str) -> None:
-        self._end(why)
-        if self.peer is not None:
-            self.peer.close(why)
+        peer = self.peer
+        self._away(why)
+        if peer is not None:
+            peer.close(why)
+
+    # -- telling ------------------------------------------------------------------------------------------------------
+
+    def event(self, name: str, *args: Any) -> None:
+        """In order. While the head is away it is kept; for one that can't come back it is dropped."""
+        lasting = self.lasts and name not in FLEETING
+        frame = self.outbox.tell(name, args).frame if lasting else messages.encode_event(name, args)
+        if self.peer is None or self.peer.closed:
+            if self.outbox.full and self.ended is None:
+                self._end("the cluster's head is away, and more is to be told it than can be kept")
+            return
+        self.outbox.forget_beyond_bound()
+        try:
+            self.peer.send(FRAME_EVENT, frame)
+        except ConnectionClosed:
+            return  # noticed just now, while sending; on_close follows
+
+    async def rpc(self, method: str, *args: Any) -> Any:
+        """While the head is away this waits, and what it had not answered is asked again when it is back.
+
+        Raises: ConnectionClosed: the head is gone for good. Whatever it raises."""
+        if self.ended is not None or (self.peer is None and self._table is None):
+            raise ConnectionClosed(self.ended or "this node has not joined its cluster yet")
+        if not self.lasts:
+            assert self.peer is not None
+            return await self.peer.rpc(method, *args)
+        entry = self.outbox.ask(method, args, self._node.loop.create_future())
+        try:
+            if self.peer is not None and not self.peer.closed:
+                self._send_request(entry)
+            return await entry.answer
+        finally:
+            self.outbox.answered(entry)
+
+    def _send_request(self, entry: Asked) -> None:
+        peer = self.peer
+        assert peer is not None
+        method, args = entry.method, entry.args
+        if entry.again and method == "core_rpc":
+            method = "core_rpc_again"
+        try:
+            asked = peer.ask(method, *args)
+        except ConnectionClosed:
+            return  # its end was noticed just now: it is asked again
+        except BufferError as error:
+            entry.answer.set_exception(error)
+            return
+        asked.add_done_callback(partial(self._answered, entry, peer))
+
+    def _answered(self, entry: Asked, peer: Peer, asked: asyncio.Future[Any]) -> None:
+        if asked.cancelled() or entry.answer.done():
+            return
+        error = asked.exception()
+        if error is None:
+            entry.answer.set_result(asked.result())
+        elif not (isinstance(error, ConnectionClosed) and peer.closed and self.ended is None):
+            entry.answer.set_exception(error)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
 
     def _end(self, why: str) -> None:
         if self.ended is not None:
             return
         self.ended = why
         self.close()
+        for entry in self.outbox.asked():
+            if not entry.answer.done():
+                entry.answer.set_exception(ConnectionClosed(why))
         if not self._opened.done():
             self._opened.set_exception(ConnectionError(why))
             self._opened.exception()  # join() may have failed before it came to wait for it
         if self._table is not None:
             self._node.founder_gone(why)
 
-    # -- telling ------------------------------------------------------------------------------------------------------
-
-    def event(self, name: str, *args: Any) -> None:
-        """To a head that is gone it is dropped: so is this node, then."""
-        if self.peer is None or self.peer.closed:
-            return
-        try:
-            self.peer.event(name, *args)
-        except ConnectionClosed:
-            return  # noticed just now, while sending; on_close follows
-
-    async def rpc(self, method: str, *args: Any) -> Any:
-        """Raises: ConnectionClosed: the head is gone. Whatever it raises."""
-        if self.peer is None:
-            raise ConnectionClosed("this node has not joined its cluster yet")
-        return await self.peer.rpc(method, *args)
-
-    def close(self) -> None:
+    def _stop_heartbeat(self) -> None:
         if self._heartbeat is not None:
             self._heartbeat.close()
             self._heartbeat = None
+
+    def close(self) -> None:
+        self._stop_heartbeat()
+        returning, self._returning = self._returning, None
+        if returning is not None and returning is not asyncio.current_task():
+            returning.cancel()
+
+
+def _say_bug(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.error("looking for the head failed", exc_info=task.exception())

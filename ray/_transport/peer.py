@@ -133,14 +133,7 @@ class Peer:
             BufferError: RPCS_WAITING_MAX requests are unanswered.
             Whatever the other side's handler raised.
         """
-        if len(self._waiting) >= RPCS_WAITING_MAX:
-            raise BufferError(
-                f"{len(self._waiting)} requests to {self!r} are unanswered; wait for some before asking more"
-            )
-        request_id = next(self._request_ids)
-        self.send(FRAME_RPC, messages.encode_rpc(request_id, method, args))
-        answer: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting[request_id] = answer
+        request_id, answer = self._ask(method, args)
         try:
             if timeout_s is not None:
                 done, _ = await asyncio.wait([answer], timeout=timeout_s)
@@ -149,6 +142,21 @@ class Peer:
             return await answer
         finally:
             self._waiting.pop(request_id, None)
+
+    def ask(self, method: str, *args: Any) -> asyncio.Future[Any]:
+        """As `rpc`, but asks now, in order with events; returns the answer to come. Raises what sending does."""
+        return self._ask(method, args)[1]
+
+    def _ask(self, method: str, args: tuple[Any, ...]) -> tuple[int, asyncio.Future[Any]]:
+        if len(self._waiting) >= RPCS_WAITING_MAX:
+            raise BufferError(
+                f"{len(self._waiting)} requests to {self!r} are unanswered; wait for some before asking more"
+            )
+        request_id = next(self._request_ids)
+        self.send(FRAME_RPC, messages.encode_rpc(request_id, method, args))
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self._waiting[request_id] = answer
+        return request_id, answer
 
     def send(self, type: int, payload: bytes, flags: int = 0) -> None:
         """Sends one frame of any type. Raises ConnectionClosed."""

@@ -1,0 +1,155 @@
+"""The head takes over from one that was killed: reads its tables, gathers the nodes, goes on. Head's node.
+
+Main thread, called by main while this node starts, before drivers are let in. The session's folder is the one of
+before: its token, Redis' files, and the file `nodes`, which says who was in the cluster. Nodes find the port again by
+themselves (uplink.py); none is answered before all have come back or `node_silence_s` is over. Who is late by then is
+dead, as is everything that lived on the head's own node: that gets a new number. If this process is killed in the
+middle, the next one begins at the same place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ray._head import resumption
+from ray._head.actor_directory import Claims
+from ray._head.membership import Admit, Gathered, Left, Returned
+from ray._head.resumption import Present
+from ray._launch import cluster_file
+
+from . import head_side
+from .remote_head import RemoteCaller
+
+if TYPE_CHECKING:
+    from ray._transport import Peer
+
+    from .shell import Node
+
+logger = logging.getLogger("ray.node")
+
+AWAY = "it did not come back to the cluster's head within {:g} s of that one's restart"
+
+
+class _Back:
+    """A node that has come back, and waits for the answer."""
+
+    def __init__(self, peer: Peer, said: dict[str, Any], answer: asyncio.Future[dict[str, Any]]) -> None:
+        self.peer, self.said, self.answer = peer, said, answer
+
+
+class HeadReturn:
+    def __init__(self, node: Node) -> None:
+        """With its cluster, which nobody has joined yet."""
+        assert node.cluster is not None
+        self._node = node
+        self._cluster = node.cluster
+        self._back: dict[int, _Back] = {}
+        self._expected: set[int] | None = None  # None: not read yet
+        self._all_back = node.loop.create_future()
+        self._cluster.on_return = self._on_return
+
+    async def run(self) -> None:
+        """Returns when this node may have drivers. Raises: StoreUnavailable: the tables can't be read.
+
+        Blocks: until the nodes are back, node_silence_s at most, and until each knows this one's new number."""
+        node, cluster = self._node, self._cluster
+        saved = await resumption.read(node.head)
+        heard = await node.head.tables.uplinks.all()
+        dead = saved.dead()
+        before = cluster_file.read(node.session.folder)
+        rows = before["nodes"] if before is not None else []
+        self._expected = expected = {row["number"] for row in rows if row["node_id"] not in dead}
+        await self._gather(node.settings.node_silence_s)
+        cluster.on_return = None
+        admits = cluster.members.handle(Gathered(), time.monotonic())
+        for number, back in self._back.items():
+            cluster.listen_to(number, back.peer.tag, back.peer, back.said["jobs"], heard.get(number, 0))
+        self._keep_jobs(saved)
+        present = [_present(back) for back in self._back.values()]
+        resumption.resume(node.head, saved, present, AWAY.format(node.settings.node_silence_s))
+        claims = resumption.claims(present)
+        for admit in admits:
+            assert isinstance(admit, Admit)
+            self._answer(admit, claims)
+        self._follow()
+        cluster.join_own()
+        for number in heard.keys() - self._back.keys():
+            node.head.tables.uplinks.remove(number)
+        await cluster.opened
+        head_side.announce(node)
+        cluster.watch()
+        logger.warning(
+            "the head goes on as node %d: %d node(s) came back, %d did not",
+            cluster.own, len(self._back), len(expected - self._back.keys()),
+        )  # fmt: skip
+
+    async def _gather(self, wait_s: float) -> None:
+        self._look_if_all()
+        await asyncio.wait([self._all_back], timeout=wait_s)
+
+    def _look_if_all(self) -> None:
+        if self._expected is not None and self._expected <= self._back.keys() and not self._all_back.done():
+            self._all_back.set_result(None)
+
+    def _on_return(self, peer: Peer, said: dict[str, Any]) -> asyncio.Future[dict[str, Any]]:
+        """`rejoin`, of a node that may."""
+        number, now = said["number"], time.monotonic()
+        about = {name: value for name, value in said.items() if name not in _OF_NOBODY_ELSE}
+        self._cluster.members.handle(Returned(number, peer.tag, about), now)
+        answer: asyncio.Future[dict[str, Any]] = self._node.loop.create_future()
+        self._back[number] = _Back(peer, said, answer)
+        peer.on_close = partial(self._gone_again, number)
+        self._node.loop.call_soon(self._look_if_all)
+        return answer
+
+    def _gone_again(self, number: int, why: str) -> None:
+        del self._back[number]
+        self._cluster.members.handle(Left(number, why), time.monotonic())
+
+    def _keep_jobs(self, saved: resumption.Saved) -> None:
+        """What a job's workers need, for those that are started from now on; nodes know it best."""
+        for back in self._back.values():
+            for job_id, info in back.said["jobs"].items():
+                self._cluster.keep_job(job_id, info)
+        for row in saved.jobs:
+            if row.surroundings:
+                self._cluster.keep_job(row.job_id, row.surroundings)
+
+    def _answer(self, admit: Admit, claims: Claims) -> None:
+        node, back = self._node, self._back[admit.number]
+        held = [i for i in back.said["actors"] if node.head.actors.holds(i, back.peer.tag, claims)]
+        for actor_id in held:
+            node.head.port.actor_is_at(actor_id, admit.number)
+        if not back.answer.done():
+            back.answer.set_result(
+                {
+                    **self._cluster.answer(admit),
+                    "release": sorted(set(back.said["actors"]) - set(held)),
+                    "kept": self._cluster.heard(admit.number),
+                }
+            )
+
+    def _follow(self) -> None:
+        """Whoever was told of actors is told of them again."""
+        for back in self._back.values():
+            for tag, actors in back.said["followed"].items():
+                caller = RemoteCaller(tag, 0, "worker", b"", "")
+                for actor_id in actors:
+                    self._node.head.event(caller, "actor_subscribe", (actor_id,))
+
+
+_OF_NOBODY_ELSE = frozenset(
+    ("node_id", "number", "cluster_id", "workers", "cores", "actors", "bundles", "jobs", "followed")
+)
+
+
+def _present(back: _Back) -> Present:
+    said = back.said
+    return Present(
+        back.peer.tag, said["number"], said["total"], said["labels"], said, said["workers"], said["cores"],
+        said["actors"], said["bundles"], said["followed"],
+    )  # fmt: skip
