@@ -33,8 +33,6 @@ HOME = Path(os.environ["HOME"])
 PLACES = Path(os.environ["PLACES"])
 HERE = HOME.parent / "d"  # short: sockets lie below
 NAMESPACES = ["--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]
-if os.geteuid() != 0:
-    NAMESPACES = ["--user", "--map-current-user", *NAMESPACES]
 
 # Of each command: options that stand alone, options with a value. The long name comes first.
 OPTIONS: dict[str, tuple[list[str], list[str]]] = {
@@ -394,8 +392,7 @@ def do_exec(options: dict[str, list[str]], rest: list[str]) -> int:
         raise Refused(f"Error response from daemon: Container {rest[0]} is not running")
     meta = meta_of(container)
     environment = {**surroundings(container, meta), **dict(pair.split("=", 1) for pair in options.get("env", []))}
-    enter = ["nsenter", f"--target={pid}", *(["--user", "--preserve-credentials"] if os.geteuid() else [])]
-    command = [*enter, "--pid", "--mount", "env", f"--chdir={container / 'home'}", *rest[1:]]
+    command = ["nsenter", f"--target={pid}", "--pid", "--mount", "env", f"--chdir={container / 'home'}", *rest[1:]]
     stdin = None if "interactive" in options else subprocess.DEVNULL
     return subprocess.run(command, env=environment, stdin=stdin).returncode
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +18,8 @@ IMAGES = ("base-deps", "deploy", "examples")
 
 @pytest.fixture
 def places(engine: object) -> Iterator[Places]:
-    namespaces = ["unshare", "--user", "--map-current-user"] if os.geteuid() else ["unshare"]
-    if subprocess.run([*namespaces, "--pid", "--fork", "--mount-proc", "true"], capture_output=True).returncode != 0:
-        pytest.skip("containers need process namespaces, which this machine doesn't let us make")
+    if os.geteuid() != 0:
+        pytest.skip("containers need namespaces, and those need root")
     places = Places(Path(os.path.realpath("/tmp")) / f"rd-{os.getpid()}", ["head", "node1", "node2"])
     yield places
     for name in places.names:

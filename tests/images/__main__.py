@@ -36,6 +36,8 @@ NEEDED = {
     "debootstrap": "debootstrap",
     "unshare": "util-linux",
 }
+# The package's own client, should there be another: a newer one warns of the older builder with each build.
+CLIENT = shutil.which("docker", path="/usr/bin") or shutil.which("docker") or "docker"
 INSIDE = "RAY_TEST_IMAGES_INSIDE"
 
 
@@ -80,7 +82,7 @@ def check(folder: Path, stack: contextlib.ExitStack) -> None:
         f"""#!/bin/bash
 export DOCKER_HOST=unix://{folder}/$(basename "$(dirname "$HOME")").sock
 if [ "$1" = build ]; then shift; set -- build --network=host "$@"; fi
-exec {shutil.which("docker")} "$@"
+exec {CLIENT} "$@"
 """
     )
     wrapper.chmod(0o755)
@@ -140,7 +142,7 @@ def engine(folder: Path, name: str) -> Iterator[None]:
 
 def docker(folder: Path, name: str, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "DOCKER_HOST": f"unix://{folder}/{name}.sock"}
-    return subprocess.run(["docker", *words], env=environment, capture_output=True, text=True, check=check)
+    return subprocess.run([CLIENT, *words], env=environment, capture_output=True, text=True, check=check)
 
 
 @contextlib.contextmanager
@@ -169,10 +171,13 @@ def make_base(folder: Path) -> str:
     base = folder / "base"
     shutil.rmtree(base, ignore_errors=True)
     subprocess.run(["debootstrap", "--variant=minbase", suite, str(base), mirror(suite)], check=True, stdout=sys.stderr)
+    for cache in ("var/cache/apt/archives", "var/lib/apt/lists"):  # a published image has none
+        shutil.rmtree(base / cache)
+        (base / cache / "partial").mkdir(parents=True)
     tell_pip(base)
     with subprocess.Popen(["tar", "-C", str(base), "-c", "."], stdout=subprocess.PIPE) as tar:
         environment = {**os.environ, "DOCKER_HOST": f"unix://{folder}/head.sock"}
-        subprocess.run(["docker", "import", "-", image], stdin=tar.stdout, env=environment, check=True)
+        subprocess.run([CLIENT, "import", "-", image], stdin=tar.stdout, env=environment, check=True)
     shutil.rmtree(base)
     return image
 
