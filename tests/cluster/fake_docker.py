@@ -213,6 +213,8 @@ def do_save(options: dict[str, list[str]], rest: list[str]) -> None:
     (name,) = exactly(rest, 1, "save", "NAME")
     if sys.stdout.isatty():
         raise Refused("cowardly refusing to save to a terminal. Use the -o flag or redirect")
+    if ":" not in name.rsplit("/", 1)[-1]:
+        raise Refused(f"save {name}: that is all images of this name; name a tag")
     image = find_image(name)
     called = full_name(name).replace("/", "%")
     subprocess.run(["tar", "-c", "-C", image.parent, f"--transform=s,^{image.name},{called},", image.name], check=True)

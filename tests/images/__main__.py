@@ -70,6 +70,7 @@ def check(folder: Path, stack: contextlib.ExitStack) -> None:
     def done(what: str) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {what.splitlines()[0]}", flush=True)
 
+    stack.callback(remove_groups, folder.name)
     for name in MACHINES:
         stack.enter_context(engine(folder, name))
     registry = stack.enter_context(a_registry(folder))
@@ -125,6 +126,7 @@ def engine(folder: Path, name: str) -> Iterator[None]:
     (own / "pid").unlink(missing_ok=True)
     without = ["--iptables=false", "--ip6tables=false", "--ip-masq=false", "--bridge=none", "--userland-proxy=false"]
     command = ["dockerd", f"--host=unix://{folder}/{name}.sock", f"--data-root={own}/root", f"--exec-root={own}/exec"]
+    command += [f"--cgroup-parent=/{folder.name}"]
     with open(own / "log", "wb") as log:
         process = subprocess.Popen([*command, f"--pidfile={own}/pid", *without], stdout=log, stderr=log)
     try:
@@ -138,6 +140,13 @@ def engine(folder: Path, name: str) -> Iterator[None]:
     finally:
         process.terminate()
         process.wait(60)
+
+
+def remove_groups(name: str) -> None:
+    """The control groups of all that has run: engines leave the folder that theirs lay in."""
+    for top in (*Path("/sys/fs/cgroup").glob(name), *Path("/sys/fs/cgroup").glob(f"*/{name}")):
+        for folder, _, _ in os.walk(top, topdown=False):
+            os.rmdir(folder)
 
 
 def docker(folder: Path, name: str, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
