@@ -49,9 +49,10 @@ class NodeArgumentError(NodeStartError, ValueError):
 class NodeProcess:
     """The node process, seen from the driver that started it."""
 
-    __slots__ = ("_control", "_exit_code", "ended_fd", "pid", "ready", "session")
+    __slots__ = ("_control", "_exit_code", "_resumes", "ended_fd", "pid", "ready", "session")
 
-    def __init__(self, session: Session, pid: int, control: socket.socket) -> None:
+    def __init__(self, session: Session, pid: int, control: socket.socket, resumes: bool = False) -> None:
+        self._resumes = resumes  # it takes over a session: until it is ready, the folder is not its own to remove
         self.session: Session = session
         self.pid: int = pid
         self.ended_fd: int = os.pidfd_open(pid)  # readable once the process has ended; ours to close
@@ -91,6 +92,12 @@ class NodeProcess:
         self.ready = ready
         return ready
 
+    def first_word(self, timeout_s: float) -> bytes:
+        """What it says when it is ready, or can't be, for somebody else to read.
+
+        Raises: TimeoutError; EOFError: it died."""
+        return receive(self._control, timeout_s)
+
     def wait_exit(self, timeout_s: float | None) -> int | None:
         """The exit code (-signal for a signal) once the process has ended, or None at the end of timeout_s."""
         if self._exit_code is None:
@@ -107,16 +114,21 @@ class NodeProcess:
 
     def kill(self) -> None:
         """SIGKILL; the kernel then ends all that the node process had started. Removes what is left of the session."""
+        self.end_now()
+        self.discard()
+
+    def end_now(self) -> None:
+        """SIGKILL, and nothing else."""
         if self._exit_code is None:
             signal.pidfd_send_signal(self.ended_fd, signal.SIGKILL)
             self.wait_exit(None)
-        self.discard()
 
     def discard(self) -> None:
         """After the process has ended: nothing of the session remains."""
         if self._exit_code != 0:  # else it has ended all of them itself, and then removed the folder
             kill_marked(self.session.folder)
-        self.session.remove()
+        if not self._resumes or self.ready is not None:
+            self.session.remove()
         self.close()
 
     def close(self) -> None:
@@ -138,7 +150,9 @@ class NodeProcess:
         return f"NodeProcess(pid={self.pid}, {self.session!r})"
 
 
-def start_node(session: Session, config: dict[str, Any]) -> NodeProcess:
+def start_node(
+    session: Session, config: dict[str, Any], command: list[str] | None = None, log: str = "node"
+) -> NodeProcess:
     """Spawns the node process of a session created here and returns at once; `wait_ready` tells how it went.
 
     Args:
@@ -151,6 +165,8 @@ def start_node(session: Session, config: dict[str, Any]) -> NodeProcess:
             "job": {"sys_path", "cwd", "env"} of our workers, so that one can start before we register;
             "node_ip": shown by ray.nodes(). "cluster_port": (numeric host, port) where other nodes reach this one;
             "join": (numeric host, port) of the head whose cluster it joins; then the session has that cluster's token.
+            "lasts": a head whose nodes wait for it if it dies; "resume": it takes over from one of these, which has.
+        command, log: of the process between us and it, if there is to be one (supervisor.py), and of its log.
     Raises: NodeStartError: no process could be made.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -163,12 +179,12 @@ def start_node(session: Session, config: dict[str, Any]) -> NodeProcess:
     try:
         pid = os.posix_spawn(
             sys.executable,
-            python_command("ray._node.main"),
+            command or python_command("ray._node.main"),
             environment,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, session.logs + "/node.out", flags, 0o600),
-                (os.POSIX_SPAWN_OPEN, 2, session.logs + "/node.err", flags, 0o600),
+                (os.POSIX_SPAWN_OPEN, 1, f"{session.logs}/{log}.out", flags, 0o600),
+                (os.POSIX_SPAWN_OPEN, 2, f"{session.logs}/{log}.err", flags, 0o600),
                 (os.POSIX_SPAWN_DUP2, control_fd, CONTROL_FD),
                 (os.POSIX_SPAWN_DUP2, lock_fd, LOCK_FD),
             ],
@@ -186,7 +202,7 @@ def start_node(session: Session, config: dict[str, Any]) -> NodeProcess:
         os.close(lock_fd)
         theirs.close()
     session.release_lock()
-    node = NodeProcess(session, pid, ours)
+    node = NodeProcess(session, pid, ours, bool(config.get("resume")))
     try:
         send(ours, message)
     except BrokenPipeError:

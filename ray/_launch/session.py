@@ -4,7 +4,8 @@ A session lives in `<base>/s-<8 random chars>/`, mode 0700, where base is `/tmp/
 of /tmp). The file `lock` in it is
 flock'ed by an open file description that the driver creates and the node process inherits and keeps: **a session
 whose lock can be taken is dead**, whatever killed it, and whoever starts the next session sweeps it away, together
-with processes that still carry its name in their environment. Creation and sweeping exclude each other by a flock on
+with processes that still carry its name in their environment; but not the head of a cluster, which `ray start --head`
+can take over (RESUMABLE). Creation and sweeping exclude each other by a flock on
 the base folder, so that a half-made session is never mistaken for a dead one.
 """
 
@@ -21,6 +22,7 @@ SOCKET_PATH_BYTES_MAX = 107  # sun_path holds 108 with the final NUL
 ENVIRONMENT_MARK = "RAY_SESSION_DIR"  # set for the node process: all its descendants carry it, also after exec
 CURRENT = "current"  # a file in the base folder: see current.py
 STANDING = "standing"  # a file in the folder of a session that `ray start` made
+RESUMABLE = "resumable"  # a file in the folder of a cluster's head: its "HOST PORT"; it is not swept when it is dead
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"  # 32 letters: one byte picks one without bias
 
 
@@ -134,18 +136,47 @@ def take_over(folder: str) -> Session:
     except BlockingIOError:
         session.release_lock()
         raise BlockingIOError(f"the session in {folder} is alive") from None
-    kill_marked(folder)
-    clear_sockets(folder)
+    clear(folder)
     return session
 
 
-def clear_sockets(folder: str) -> None:
-    """Removes what the processes of a dead node listened on, and what they had spilled."""
+def clear(folder: str) -> None:
+    """After the death of a node process: kills what is left of its processes, and removes what they listened on and
+    what they had spilled."""
+    kill_marked(folder)
     for entry in list(os.scandir(folder)):
         if stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
             _ignore_missing(os.unlink, entry.path)
     remove_tree_contents(folder + "/c")
     remove_tree(folder + "/spill")
+
+
+def mark_resumable(folder: str, host: str, port: int) -> None:
+    """The session in folder is a cluster's head, which other nodes reach there: if it dies, it can be taken over."""
+    with open(f"{folder}/{RESUMABLE}.new", "w") as file:
+        file.write(f"{host} {port}")
+    os.replace(f"{folder}/{RESUMABLE}.new", f"{folder}/{RESUMABLE}")
+
+
+def resumable(temp_dir: str | None = None) -> list[tuple[str, str, int]]:
+    """(folder, host, port) of this user's dead sessions that can be taken over, the last one first."""
+    found = []
+    for base in bases(parent_of_base(temp_dir)):
+        for name in _names(base):
+            folder = f"{base}/{name}"
+            address = _resumable_at(folder) if name.startswith("s-") else None
+            if address is not None and not alive(folder):
+                found.append((os.stat(f"{folder}/{RESUMABLE}").st_mtime, folder, *address))
+    return [(folder, host, port) for _, folder, host, port in sorted(found, reverse=True)]
+
+
+def _resumable_at(folder: str) -> tuple[str, int] | None:
+    try:
+        with open(f"{folder}/{RESUMABLE}") as file:
+            host, _, port = file.read().partition(" ")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return host, int(port)
 
 
 def belongs_to_us(folder: str) -> bool:
@@ -368,7 +399,7 @@ def _condemn_dead(base: str) -> list[str]:
             _ignore_missing(os.unlink, folder)  # who wrote it was killed half-way: it held the lock that we hold
         elif name.startswith("dead-"):
             condemned.append(folder)  # its sweeper was killed half-way
-        elif name.startswith("s-") and not alive(folder):
+        elif name.startswith("s-") and not os.path.exists(f"{folder}/{RESUMABLE}") and not alive(folder):
             kill_marked(folder)
             away = f"{base}/dead-{name[2:]}"
             try:

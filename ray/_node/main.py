@@ -47,7 +47,9 @@ def main() -> NoReturn:
     except EOFError:
         # The driver ended before it had said what it wants; the folder that it had made is ours to remove.
         code = 0
-        sessions.open_existing(os.environ[sessions.ENVIRONMENT_MARK]).remove()
+        session = sessions.open_existing(os.environ[sessions.ENVIRONMENT_MARK])
+        if not os.path.exists(f"{session.folder}/{sessions.RESUMABLE}"):
+            session.remove()
     except BaseException as error:
         traceback.print_exc()
         _say(control, ("refused" if isinstance(error, ValueError) else "failed", _plain_text(error)))
@@ -303,6 +305,8 @@ def _ready(node: Any, control: socket.socket, milestones: dict[str, float]) -> N
                 _say(control, ("failed", str(error)))
                 node.founder_gone("another cluster of this user runs already")
                 return
+    if node.config.get("standing") and node.config.get("lasts"):
+        sessions.mark_resumable(node.session.folder, node.gate.host, node.gate.port)
     milestones["ready"] = time.monotonic()
     ready = {
         "pid": os.getpid(),

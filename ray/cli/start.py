@@ -60,6 +60,9 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--head", action="store_true", help="this machine is the cluster's first")
     command.add_argument(
+        "--fresh", action="store_true", help="with --head: begin anew, though one on this port can be resumed"
+    )
+    command.add_argument(
         "--block",
         action="store_true",
         help="stay, and end the cluster on Ctrl-C or SIGTERM; a container's first process does so in any case",
@@ -119,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
             if running is not None:
                 raise RuntimeError(current.runs_already(running))
             token = _lead(options, config)
-        return _start(config, temp_dir, token, options)
+        return _start(config, _session(config, temp_dir, token, options), options)
     except (ValueError, TypeError, NotImplementedError, NodeStartError, RuntimeError, OSError) as error:
         print(f"ray start: {str(error).removeprefix('ray start: ')}", file=sys.stderr)
         return 2 if isinstance(error, (ValueError, TypeError, NotImplementedError)) else 1
@@ -149,6 +152,8 @@ def _refuse_what_makes_no_sense(options: argparse.Namespace) -> None:
         port = _value(options, option)
         if port is not None and not 0 <= port < 65536:
             raise ValueError(f"{option} {port}: expected a port number, at most 65535")
+    if options.fresh and not options.head:
+        raise ValueError("--fresh belongs to --head")
     if not options.head:
         given = [option for option in _OF_THE_HEAD if _value(options, option) is not None]
         if given:
@@ -192,6 +197,7 @@ def _lead(options: argparse.Namespace, config: dict[str, Any]) -> bytes | None:
 
     host = addresses.numeric("--node-ip-address", config.get("node_ip") or "127.0.0.1")
     config["cluster_port"] = (host, options.port)
+    config["lasts"] = True
     return token.find_or_make()
 
 
@@ -225,17 +231,41 @@ def _labels(text: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _start(config: dict[str, Any], temp_dir: str | None, token: bytes | None, options: argparse.Namespace) -> int:
-    from ray._config import Settings
-    from ray._launch import node_process
+def _session(config: dict[str, Any], temp_dir: str | None, token: bytes | None, options: argparse.Namespace) -> Session:
+    """The one that was killed on this port, to be resumed, or a new one."""
     from ray._launch import session as sessions
 
+    if config.get("lasts"):
+        address = config["cluster_port"]
+        before = [folder for folder, host, port in sessions.resumable(temp_dir) if (host, port) == address]
+        for folder in before[0 if options.fresh else 1 :]:
+            stop.remove_dead(folder)
+        if options.fresh and before:
+            print(f"What was left of ray in {before[0]} was removed; this is a new cluster.")
+        elif before:
+            config["resume"] = True
+            print(f"ray in {before[0]} was killed: it is resumed, and waits for its nodes. (--fresh begins anew.)")
+            return sessions.take_over(before[0])
     session = sessions.create(temp_dir, token)
     with open(f"{session.folder}/{sessions.STANDING}", "x"):
         pass
-    node = node_process.start_node(session, config)
+    return session
+
+
+def _start(config: dict[str, Any], session: Session, options: argparse.Namespace) -> int:
+    from ray._config import Settings
+    from ray._launch import node_process, supervisor
+
+    settings = Settings(config["settings"])
+    config["start_timeout_s"] = settings.node_start_timeout_s
+    if config.get("lasts"):  # one that takes over waits so long for its nodes
+        config["start_timeout_s"] += settings.node_silence_s
+    # A container's first process stays, too: its end would be that of the node, which it has just made.
+    stays = options.block or os.getpid() == 1
+    launch = supervisor.start if config.get("lasts") and not stays else node_process.start_node
+    node = launch(session, config)
     try:
-        ready = node.wait_ready(Settings(config["settings"]).node_start_timeout_s)
+        ready = node.wait_ready(config["start_timeout_s"])
         port = None
         if options.ray_client_server_port is not None:
             port = _start_client_server(session, options.ray_client_server_host, options.ray_client_server_port)
@@ -254,8 +284,7 @@ def _start(config: dict[str, Any], temp_dir: str | None, token: bytes | None, op
     print("Programs of this user join it with ray.init(); `ray status` looks at it, `ray stop` ends it.", flush=True)
     if port is not None:
         print(f"Programs elsewhere join it with ray.init('ray://{options.ray_client_server_host}:{port}').", flush=True)
-    # The first process of a container: its end would be that of the node, which it has just made.
-    if not options.block and os.getpid() != 1:
+    if not stays:
         node.close()
         return 0
     for signum in (signal.SIGTERM, signal.SIGHUP):
@@ -265,9 +294,17 @@ def _start(config: dict[str, Any], temp_dir: str | None, token: bytes | None, op
     except KeyboardInterrupt:
         stop.stop(session, force=False)
         code = node.wait_exit(None)
-    node.discard()
-    if code != 0:
-        print(f"ray start: the node process has died ({code}); its log went with its folder", file=sys.stderr)
+    if code == 0 or not config.get("lasts"):
+        node.discard()
+        if code != 0:
+            print(f"ray start: the node process has died ({code}); its log went with its folder", file=sys.stderr)
+    else:
+        node.close()
+        print(
+            f"ray start: the head's node process has died ({code}); its log is in {session.logs}. The same command "
+            f"with --port={ready['cluster_port']} resumes it, `ray stop` removes what is left of it",
+            file=sys.stderr,
+        )
     return 0 if code == 0 else 1
 
 

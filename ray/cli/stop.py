@@ -44,9 +44,21 @@ def run(options: argparse.Namespace) -> int:
     for session in found:
         how = stop(session, force=options.force, grace_s=grace_s)
         print(f"{how} ray in {session.folder}.")
-    if not found:
+    left = [folder for folder, _, _ in sessions.resumable(options.temp_dir)]
+    for folder in left:
+        remove_dead(folder)
+        print(f"Removed what was left of ray in {folder}: it can't be resumed any more.")
+    if not found and not left:
         print("No cluster of this user runs that `ray start` made.")
     return 0
+
+
+def remove_dead(folder: str) -> None:
+    """A head that was killed will not be resumed."""
+    session = sessions.take_over(folder)
+    session.remove()
+    current.release(folder)
+    session.release_lock()
 
 
 def standing(temp_dir: str | None = None) -> list[Session]:
@@ -76,11 +88,23 @@ def stop(session: Session, *, force: bool, grace_s: float = GRACE_S) -> str:
         else:
             try:
                 if node_link.has_ended(pidfd, max(0.0, deadline - time.monotonic())):
+                    _wait_for_rest(session, deadline)
                     return "Stopped"
             finally:
                 os.close(pidfd)
     _kill(session)
     return "Killed"
+
+
+def _wait_for_rest(session: Session, deadline: float) -> None:
+    """The supervisor of a head ends when it has seen the node process's end."""
+    for pid in sessions.marked(session.folder):
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        node_link.has_ended(pidfd, max(0.0, deadline - time.monotonic()))
+        os.close(pidfd)
 
 
 def _kill(session: Session) -> None:

@@ -89,7 +89,9 @@ def start(pod: str, container: dict[str, Any], services: list[str]) -> None:
     (folder / "t").mkdir()
     environment = {"POD_IP": "127.0.0.1"}
     for variable in container["env"]:
-        if "secretKeyRef" in variable["valueFrom"]:
+        if "value" in variable:
+            environment[variable["name"]] = variable["value"]
+        elif "secretKeyRef" in variable["valueFrom"]:
             secret = variable["valueFrom"]["secretKeyRef"]
             environment[variable["name"]] = known()[secret["name"]][secret["key"]]
     command = [re.sub(r"\$\((\w+)\)", lambda match: environment[match[1]], word) for word in container["command"]]

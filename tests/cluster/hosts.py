@@ -43,7 +43,7 @@ class Hosts:
     ) -> None:
         """settings: of the cluster. delays: see Network. init: more arguments of ray.init."""
         self.network = Network(count, delays=delays)
-        self.settings = {"heartbeat_s": 0.2, "node_silence_s": 2.0, **(settings or {})}
+        self.settings = {"heartbeat_s": 0.2, "node_silence_s": 2.0, "head_restart_wait_s": 0, **(settings or {})}
         self.address = ""
         self._init = init
         self._ids: dict[int, str] = {}  # of the latest node of each host

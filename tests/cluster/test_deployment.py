@@ -107,7 +107,8 @@ def test_the_manifests_fit_together() -> None:
         labels = deployment["spec"]["template"]["metadata"]["labels"]
         assert deployment["spec"]["selector"]["matchLabels"] == labels
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
-        assert {variable["name"] for variable in container["env"]} == {"POD_IP", "RAY_AUTH_TOKEN"}
+        settings = {"RAY_HEAD_RESTART_WAIT_S"} if deployment is head else set()
+        assert {variable["name"] for variable in container["env"]} == {"POD_IP", "RAY_AUTH_TOKEN", *settings}
         assert {"startupProbe", "livenessProbe"} <= set(container)
         assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"]
     port = service["spec"]["ports"][0]["port"]
@@ -135,6 +136,8 @@ def test_the_containers_of_the_manifests_make_a_cluster_and_their_probes_tell_wh
     assert "can't be joined" in places.run("b", node, 1, **environment), "it ends, to be started again"
     running: dict[str, subprocess.Popen[str]] = {}
     try:
+        (wait,) = (one["value"] for one in pods["a"]["env"] if one["name"] == "RAY_HEAD_RESTART_WAIT_S")
+        environment["RAY_HEAD_RESTART_WAIT_S"] = wait
         for name, pod in pods.items():
             for probe in ("startupProbe", "livenessProbe"):
                 places.run(name, shell(pod[probe]["exec"]["command"]), 1)

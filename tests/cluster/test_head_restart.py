@@ -180,7 +180,7 @@ def test_tasks_that_run_while_the_head_dies_and_comes_back_run_once(restarting: 
     restarting.check()
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.003, 0.01, 0.03])
+@pytest.mark.parametrize("delay_s", [0.0, 0.01])
 def test_actors_that_are_being_made_while_the_head_is_killed_are_made_once(
     restarting: Restarting, tmp_path: Any, delay_s: float
 ) -> None:
@@ -206,7 +206,7 @@ def test_actors_that_are_being_made_while_the_head_is_killed_are_made_once(
     restarting.check()
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.002, 0.005, 0.02])
+@pytest.mark.parametrize("delay_s", [0.001, 0.01])
 def test_groups_that_are_being_reserved_while_the_head_is_killed_get_their_place(
     restarting: Restarting, delay_s: float
 ) -> None:

@@ -1,0 +1,149 @@
+"""A head that `ray start` made, killed: it is started again by itself, or by a person who says the same once more."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.wait import wait_until
+
+from .test_start import Machine, machines, start_head
+
+__all__ = ["machines"]
+
+ASK = """
+import ray
+ray.init(logging_level="error")
+print(sum(row["Alive"] for row in ray.nodes()), ray.util.list_named_actors(all_namespaces=True))
+"""
+KEEP = """
+import ray
+ray.init(namespace="n", logging_level="error")
+@ray.remote(num_cpus=0, max_restarts=-1)
+class Keeper:
+    def __init__(self): self.n = 0
+    def add(self):
+        self.n += 1
+        return self.n
+keeper = Keeper.options(name="keeper", lifetime="detached").remote()
+print(ray.get(keeper.add.remote()))
+"""
+USE = """
+import ray
+ray.init(namespace="n", logging_level="error")
+print(ray.get(ray.get_actor("keeper").add.remote(), timeout=30))
+"""
+
+
+def folder_of(machine: Machine) -> Path:
+    (folder,) = machine.folder.glob("ray-*/s-*")
+    return folder
+
+
+def processes(machine: Machine) -> dict[str, int]:
+    """Of the session, by title: supervisor, node. (What the node has just forked still has its title.)"""
+    mark = f"RAY_SESSION_DIR={folder_of(machine)}".encode()
+    found: dict[str, int] = {}
+    for entry in sorted((one for one in Path("/proc").iterdir() if one.name.isdigit()), key=lambda one: int(one.name)):
+        try:
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                title = (entry / "cmdline").read_bytes().split(b"\0")[0].decode()
+                found.setdefault(title.removeprefix("ray "), int(entry.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def kill_node(machine: Machine) -> int:
+    pid = processes(machine)["node"]
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def killed_with_supervisor(machine: Machine) -> None:
+    os.kill(processes(machine)["supervisor"], signal.SIGKILL)
+    kill_node(machine)
+    wait_until(lambda: not {"supervisor", "node"} & processes(machine).keys())
+
+
+def test_a_head_that_is_killed_is_started_again_and_stop_ends_all(machines: list[Machine]) -> None:
+    a, b = machines
+    address = start_head(a)
+    b.ray("start", f"--address={address}", "--num-cpus=1")
+    assert b.python(KEEP) == "1\n"
+    before = kill_node(a)
+    wait_until(lambda: processes(a).get("node", before) != before)
+    assert a.python(ASK) == "2 [{'name': 'keeper', 'namespace': 'n'}]\n"
+    assert b.python(USE) in ("2\n", "1\n"), "it was on the other node, or was made again on this one"
+    said = (folder_of(a) / "logs" / "supervisor.err").read_text()
+    assert f"(pid {before}) has died (-9)" in said and "it was started again" in said
+    a.ray("stop")
+    wait_until(b.is_empty)
+
+
+def test_a_person_resumes_a_head_that_nobody_started_again(machines: list[Machine]) -> None:
+    a, b = machines
+    address = start_head(a)
+    port = address.rpartition(":")[2]
+    b.ray("start", f"--address={address}", "--num-cpus=1")
+    assert b.python(KEEP) == "1\n"
+    killed_with_supervisor(a)
+    folder = folder_of(a)
+    # Another session of this user does not sweep it away.
+    assert a.python("import ray; ray.init(num_cpus=1, logging_level='error'); print('in between')") == "in between\n"
+    said = a.ray("start", "--head", f"--port={port}", "--num-cpus=1")
+    assert f"ray in {folder} was killed: it is resumed" in said and f"ray runs in {folder}" in said
+    assert a.python(ASK) == "2 [{'name': 'keeper', 'namespace': 'n'}]\n"
+    assert b.python(USE) in ("2\n", "1\n")
+
+
+def test_fresh_begins_anew_and_stop_removes_what_could_be_resumed(machines: list[Machine]) -> None:
+    a, b = machines
+    port = start_head(a).rpartition(":")[2]
+    killed_with_supervisor(a)
+    before = folder_of(a)
+    said = a.ray("start", "--head", f"--port={port}", "--num-cpus=1", "--fresh")
+    assert f"What was left of ray in {before} was removed; this is a new cluster." in said
+    assert folder_of(a) != before
+    killed_with_supervisor(a)
+    said = a.ray("stop")
+    assert re.search(r"Removed what was left of ray in \S+: it can't be resumed any more", said)
+    assert a.is_empty()
+    assert "--fresh belongs to --head" in b.ray("start", "--address=127.0.0.1:1", "--fresh", status=2)
+
+
+def test_with_block_the_command_ends_with_an_error_and_says_how_to_go_on(machines: list[Machine]) -> None:
+    a, _ = machines
+    command = [sys.executable, "-m", "ray.cli", "start", "--head", "--port=0", "--num-cpus=1", "--block"]
+    with subprocess.Popen(command, env=a.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as ray:
+        assert ray.stdout is not None
+        line = ray.stdout.readline()
+        assert line.startswith("ray runs in"), line
+        assert "supervisor" not in processes(a)
+        kill_node(a)
+        _, errors = ray.communicate(timeout=20)
+    assert ray.returncode == 1
+    assert re.search(r"--port=\d+ resumes it", errors), errors
+
+
+@pytest.mark.parametrize("times", [5])
+def test_a_head_that_dies_again_and_again_is_given_up_and_can_be_resumed(machines: list[Machine], times: int) -> None:
+    a, _ = machines
+    port = start_head(a).rpartition(":")[2]
+    began = time.monotonic()
+    for _death in range(times):
+        pid = kill_node(a)
+        wait_until(lambda: processes(a).get("node", pid) != pid or "supervisor" not in processes(a), 20.0)  # noqa: B023
+    wait_until(lambda: "supervisor" not in processes(a))
+    assert time.monotonic() - began < 60
+    said = (folder_of(a) / "logs" / "supervisor.err").read_text()
+    assert "5th time within 60 s: it is not started again" in said
+    assert f"`ray start --head --port={port}` goes on" in said
+    assert "is resumed" in a.ray("start", "--head", f"--port={port}", "--num-cpus=1")
