@@ -212,6 +212,15 @@ class Attacker(threading.Thread):
         self._field.join(host)
         self._maybe_program(host)
 
+    def _was_lost(self, host: int) -> bool:
+        """Waits until it would have come to light that a silence was too long."""
+        deadline = time.monotonic() + self._silence_s + 1.0
+        while time.monotonic() < deadline:
+            if not self._field.row(host)["Alive"]:
+                return True
+            time.sleep(0.1)
+        return False
+
     # -- links
 
     def cut_link(self) -> None:
@@ -285,19 +294,23 @@ class Attacker(threading.Thread):
     def slow_link(self) -> None:
         network = self._field.network
         assert network is not None
-        host = self._take(joined=False)
+        mbit = self._random.choice([2, 20, 100])
+        # What a queue of this kind drops may be one heartbeat after another: on a very slow link a node may be lost.
+        costly = mbit < 10
+        host = self._take(joined=costly)
         if host is None:
             return
-        mbit = self._random.choice([2, 20, 100])
         seconds = self._random.uniform(0.2, 1.5 * self._silence_s)
 
         def attack() -> None:
-            with self._faults.during(f.CUT, host, f"slow {mbit} Mbit/s"):
+            with self._faults.during(f.LONG_CUT if costly else f.CUT, host, f"slow {mbit} Mbit/s"):
                 network.slow(host, mbit)
                 try:
                     self._pause(seconds)
                 finally:
                     network.slow(host, 0)
+                if costly and self._was_lost(host):
+                    self._replace(host, 5.0)
 
         self._lasting_attack("slowing a link", host, attack)
 

@@ -20,7 +20,7 @@ KINDS = [
     work.tasks_everywhere, work.counted_tasks, work.large_objects, work.puts, work.refs_of_workers, work.streams,
     work.calls_in_order, work.methods_and_objects, work.key_values,
 ]  # fmt: skip
-OF_A_LOST_NODE = ("LocalRayletDiedError", "RaySystemError", "ConnectionError", "the node process", "session is ending")
+OF_A_LOST_NODE = ("LocalRayletDiedError", "RaySystemError", "ConnectionClosed", "the node process", "is ending")
 
 
 def main() -> int:
