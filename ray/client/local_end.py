@@ -194,6 +194,8 @@ class Dialler:
             try:
                 message = await read_exactly(loop, sock, proof.ANSWER_BYTES)
             except (EOFError, ConnectionResetError):
+                if self._kind == proof.RESUME:
+                    raise  # this token was good before: the new connection has broken too
                 raise proof.Refused("the server refused this client's token") from None
             verdict, session, received_there = proof.read_answer(message, self._secret, their_nonce, nonce)
             if verdict != proof.WELCOME:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import ray
+from ray.client import proof
 from ray.exceptions import LocalRayletDiedError
 from tests.wait import wait_until
 
@@ -41,6 +42,7 @@ class Relay:
         self._pairs: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self.refusing = False
+        self.breaking = 0  # so many connections break between the client's proof and the server's
         self._run(self._accept)
 
     def _run(self, target: Any, *args: Any) -> None:
@@ -59,6 +61,13 @@ class Relay:
                 continue
             far = socket.create_connection(("127.0.0.1", self._port))
             self._pairs += [near, far]
+            if self.breaking > 0:
+                self.breaking -= 1
+                near.sendall(far.recv(proof.CHALLENGE_BYTES, socket.MSG_WAITALL))
+                near.recv(proof.REQUEST_BYTES, socket.MSG_WAITALL)
+                _break(near)
+                _break(far)
+                continue
             for one, other in ((near, far), (far, near)):
                 self._run(self._pass, one, other)
 
@@ -189,6 +198,23 @@ def test_await_and_async_methods_work(client):
         return await asyncio.gather(counter.later.remote(), counter.later.remote())
 
     assert asyncio.run(both()) == ["done", "done"]
+
+
+def test_a_connection_that_breaks_before_the_server_has_answered_is_no_refusal(cluster, engine):
+    relay = Relay(cluster.port)
+    engine.start(address=f"ray://127.0.0.1:{relay.port}", logging_level="error")
+    try:
+        counter = Counter.remote()
+        assert ray.get(counter.add.remote()) == 1
+        relay.breaking = 3
+        relay.cut()
+        assert ray.get(counter.add.remote(), timeout=30) == 2
+        assert relay.breaking == 0
+    finally:
+        ray.shutdown()
+        relay.cut()
+        relay.close()
+        engine.stop()
 
 
 def test_calls_and_objects_survive_broken_connections(cluster, engine):
