@@ -499,6 +499,63 @@ def test_random_lives_keep_every_invariant_and_leak_no_resources(seed: int) -> N
             assert actor.state == ALIVE
 
 
+def successor(head: Head) -> ActorDirectory:
+    """That of a head which takes over, with the rows of this one."""
+    after = ActorDirectory()
+    after.restore((actor.row(), actor.creation) for actor in head.directory.all())
+    return after
+
+
+def test_a_head_that_takes_over_places_anew_only_what_no_node_looks_after() -> None:
+    head = Head()
+    for actor_id in (A, b"B" * 16, b"C" * 16):
+        head.create(actor_id)
+    after = successor(head)
+    claims = {A: {NODE: 0}, b"C" * 16: {NODE: 1}}  # of C an incarnation that this head has never heard of
+    actions = after.reconcile([], [OWNER], 1.0, claims)
+    assert [action.actor_id for action in of_kind(actions, am.Place)] == [b"B" * 16, b"C" * 16]
+    assert after.holds(A, NODE, claims) and not after.holds(b"C" * 16, NODE, claims)
+    assert not after.holds(b"D" * 16, NODE, {b"D" * 16: {NODE: 0}}), "its creation was not written down"
+    after.handle(am.Placed(A, NODE), 2.0)
+    after.handle(am.WorkerStarted(A, worker(1), 101, []), 2.0)
+    after.check()
+
+
+def test_a_restart_that_a_node_was_asked_for_but_that_was_not_written_down_is_that_nodes() -> None:
+    head = Head()
+    head.alive(max_restarts=1)
+    after = successor(head)
+    claims = {A: {b"M" * 16: 1}}
+    actions = after.reconcile([], [OWNER], 1.0, claims)
+    assert not of_kind(actions, am.Place) and of_kind(actions, am.Release)
+    assert after.holds(A, b"M" * 16, claims)
+
+
+def test_a_worker_that_may_not_have_been_told_what_to_become_is_told_again_and_a_dead_actors_is_killed_again() -> None:
+    head = Head()
+    head.create()
+    head(am.Placed(A, NODE))
+    head(am.WorkerStarted(A, worker(1), 101, []))
+    head.alive(b"B" * 16, 2)
+    head(am.Kill(b"B" * 16, True, "enough"))
+    after = successor(head)
+    claims = {A: {NODE: 0}, b"B" * 16: {NODE: 0}}
+    actions = after.reconcile([worker(1), worker(2)], [OWNER], 1.0, claims)
+    assert of_kind(actions, am.Become) == [am.Become(worker(1), A, b"how", 0, [])]
+    assert [kill.worker_tag for kill in of_kind(actions, am.KillWorker)] == [worker(2)]
+    assert after.holds(b"B" * 16, NODE, claims), "until its worker is dead"
+
+
+def test_a_place_that_was_found_is_kept_if_the_node_still_has_it_and_else_looked_for_again() -> None:
+    for claims, placed in (({A: {NODE: 0}}, 0), ({}, 1)):
+        head = Head()
+        head.create()
+        head(am.Placed(A, NODE))
+        after = successor(head)
+        assert len(of_kind(after.reconcile([], [OWNER], 1.0, claims), am.Place)) == placed
+        after.check()
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_head_that_restarts_in_the_middle_goes_on_from_the_rows_it_saved(seed: int) -> None:
     world = World(seed)

@@ -14,10 +14,12 @@ from ray._head.membership import (
     Acknowledged,
     Action,
     Admit,
+    Gathered,
     Joined,
     Left,
     Membership,
     Reported,
+    Returned,
     Tell,
     told,
 )
@@ -153,3 +155,55 @@ def test_whatever_happens_everybody_who_lives_hears_the_same(seed: int) -> None:
     living = set(cluster.living())
     assert living <= opened
     assert all(tables[n] == living - {n} for n in living)
+
+
+# -- a head that takes over --------------------------------------------------------------------------------------------
+
+
+def again(cluster: Membership, number: int, name: str) -> list[Action]:
+    about = {"host": name, "port": 1, "total": {"CPU": 10_000}, "labels": {}}
+    return cluster.handle(Returned(number, name.encode(), about))
+
+
+def test_nodes_that_come_back_keep_their_numbers_and_the_heads_own_gets_the_next() -> None:
+    cluster = Membership(next_number=5)
+    assert again(cluster, 2, "b") == again(cluster, 1, "a") == []
+    admits = cluster.handle(Gathered())
+    assert [(a.number, [row["number"] for row in a.table]) for a in admits if isinstance(a, Admit)] == [
+        (1, [2]),
+        (2, [1]),
+    ]
+    assert cluster.state(1) == cluster.state(2) == MEMBER
+    admit, *rest = join(cluster, "head")
+    assert isinstance(admit, Admit) and admit.number == 5
+    assert sorted((t.to, t.name) for t in rest if isinstance(t, Tell)) == [(1, "node_up"), (2, "node_up")]
+    assert cluster.state(5) == JOINING, "it may have processes when both know it"
+    cluster.handle(Acknowledged(1, 5))
+    cluster.handle(Acknowledged(2, 5))
+    assert cluster.state(5) == MEMBER
+    cluster.check()
+
+
+def test_who_is_late_was_never_there_or_was_declared_dead_may_not_come_back() -> None:
+    cluster = Membership(next_number=3)
+    again(cluster, 1, "a")
+    assert "in use" in str(cluster.refusal_to_return(1, b"other"))
+    assert "never given" in str(cluster.refusal_to_return(3, b"stranger"))
+    assert "never given" in str(cluster.refusal_to_return(2, b"a")), "one node, two numbers"
+    cluster.handle(Gathered())
+    assert "gathered its nodes" in str(cluster.refusal_to_return(2, b"b"))
+    cluster.handle(Left(1, "it was silent"))
+    assert "declared dead" in str(cluster.refusal_to_return(1, b"a"))
+    with pytest.raises(InvalidTransition):
+        again(cluster, 2, "b")
+    assert "declared dead" in str(Membership().refusal_to_return(1, b"a")), "a head that took over from nobody"
+
+
+def test_one_that_is_lost_while_the_others_are_waited_for_may_come_back_once_more() -> None:
+    cluster = Membership(next_number=3)
+    again(cluster, 1, "a")
+    assert cluster.handle(Left(1, "its connection ended")) == []
+    assert cluster.state(1) is None
+    again(cluster, 1, "a")
+    assert [a.number for a in cluster.handle(Gathered()) if isinstance(a, Admit)] == [1]
+    cluster.check()

@@ -228,6 +228,46 @@ def test_a_head_that_restarts_reads_its_groups_back() -> None:
     assert asked(lost.join(C)) == {C: [1]}
 
 
+def resumed(head: Head, found: pg.Found, *nodes: bytes) -> tuple[Head, list[pg.Action]]:
+    """The head that takes over from this one, told by nodes what they hold."""
+    after = Head(*nodes)
+    actions = after.groups.restore([group.row() for group in head.groups.all()], 1.0, found)
+    after.groups.check()
+    return after, actions
+
+
+def test_a_reservation_that_some_node_was_told_to_commit_is_adopted_by_the_next_head() -> None:
+    head = Head(A, B)
+    head.create(CPU, CPU, strategy="STRICT_SPREAD")
+    after, actions = resumed(head, {G: {A: {0: "COMMITTED"}, B: {1: "PREPARED"}}}, A, B)
+    assert after.state() == "CREATED" and pg.CommitBundles(G, B) in actions
+    assert not returned(actions) and not asked(actions) and pg.SaveGroup(G) in actions
+
+
+def test_one_that_nobody_was_told_to_commit_begins_anew_and_what_was_held_comes_back_first() -> None:
+    head = Head(A, B)
+    head.create(CPU, CPU, strategy="STRICT_SPREAD")
+    after, actions = resumed(head, {G: {A: {0: "PREPARED"}, B: {1: "WAITING"}}}, A, B)
+    assert returned(actions) == {A, B} and set(asked(actions)) == {A, B}
+    kinds = [type(action) for action in actions if isinstance(action, (pg.ReturnBundles, pg.PrepareBundles))]
+    assert kinds == [pg.ReturnBundles] * 2 + [pg.PrepareBundles] * 2
+    assert after.state() == "RESERVING"
+
+
+def test_what_a_node_holds_for_a_group_that_the_next_head_does_not_know_comes_back() -> None:
+    after, actions = resumed(Head(A), {H: {A: {0: "COMMITTED", 1: "PREPARED"}}}, A)
+    assert [(a.group_id, a.node_id, a.indexes) for a in actions if isinstance(a, pg.ReturnBundles)] == [(H, A, [0, 1])]
+    assert after.groups.get(H) is None
+
+
+def test_of_a_commit_that_one_nodes_death_left_half_done_the_rest_stays_and_the_other_is_placed_anew() -> None:
+    head = Head(A, B)
+    head.create(CPU, CPU, strategy="STRICT_SPREAD")
+    after, actions = resumed(head, {G: {A: {0: "COMMITTED"}}}, A, C)
+    assert asked(actions) == {C: [1]} and not returned(actions)
+    assert after.state() == "RESERVING"
+
+
 def test_where_a_group_may_lie_outlives_the_head() -> None:
     head = Head(A)
     limits = Limits((labels.parse_selector({"zone": "b"}), ()), A, 0.5)
