@@ -29,6 +29,8 @@ HEAD_MAY_DIE = False
 # A node gives up on a store or a Redis that dies again and again without ever having lived for some seconds: that is
 # policy, not chaos. No two kills of one of them are nearer than this.
 STEADY_S = 5.5
+# A worker that is asked to exit and doesn't answer within worker_exit_grace_s, 5 s, is killed: policy, too.
+WORKER_PAUSE_S = 3.5
 PROGRAM_SHARE = 0.4  # of the joined hosts have a driver of their own
 
 
@@ -130,9 +132,9 @@ class Attacker(threading.Thread):
             for pid in victims:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, how)
-            if how is signal.SIGKILL:  # another signal waits until a process that is paused goes on
-                for pid in victims:
-                    gone(pid)
+                    os.kill(pid, signal.SIGCONT)  # another signal than SIGKILL waits until a paused process goes on
+            for pid in victims:
+                gone(pid)
         if role in ("plasma_store", "redis"):
             self._spared_until[role, host] = time.monotonic() + STEADY_S
 
@@ -143,7 +145,8 @@ class Attacker(threading.Thread):
         if not victims:
             return
         pid = self._random.choice(victims)
-        seconds = self._random.uniform(0.05, 2 * self._silence_s)
+        most_s = WORKER_PAUSE_S if role == "worker" else 2 * self._silence_s
+        seconds = self._random.uniform(0.05, most_s)
 
         def attack() -> None:
             with self._faults.during(f.PAUSED, host, f"paused {role}"), self._standing_still([pid]):
@@ -180,6 +183,9 @@ class Attacker(threading.Thread):
                 for pid in victims if kind == f.HOST else victims[:1]:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
+                for pid in victims:  # a store that stands still can't see that its node has gone
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGCONT)
                 for pid in victims:
                     gone(pid)
                 self._replace(host, 5.0)
@@ -333,7 +339,7 @@ class Attacker(threading.Thread):
             said = output.read()
             output.close()
             if "FAILED" in said:
-                self.errors.append(f"a program on host {host}:\n{said[-8000:]}")
+                self.errors.append(f"a program on host {host}:\n{excerpt(said)}")
             self._maybe_program(host)
 
         self._lasting_attack("killing a program", host, attack)
@@ -365,7 +371,12 @@ class Attacker(threading.Thread):
             output.seek(0)
             said = output.read()
         if program.returncode != 0:
-            self.errors.append(f"a program on host {host} ended with {program.returncode}:\n{said[-8000:]}")
+            self.errors.append(f"a program on host {host} ended with {program.returncode}:\n{excerpt(said)}")
+
+
+def excerpt(said: str) -> str:
+    """The error is at the beginning; after it comes what there is to say about a session that hangs."""
+    return said if len(said) < 12_000 else said[:9000] + "\n...\n" + said[-3000:]
 
 
 ATTACKS: dict[Callable[[Attacker], None], int] = {

@@ -213,6 +213,10 @@ def puts(r: random.Random, world: World) -> None:
         assert get([first_of.options(**world.somewhere(r)).remote([ref]) for _ in range(2)]) == [number] * 2
         assert (get(plus.options(**world.somewhere(r)).remote(ref, ref)) == 2 * number).all()
         assert (get(ref) == number).all()
+    with (
+        world.faults.may_fail("a put of this driver", world.host),
+        world.faults.may_fail("the result of a task with a large value as argument"),
+    ):
         assert (get(double.options(**world.somewhere(r)).remote(np.full(BIG, float(number)))) == 2 * number).all()
 
 
@@ -297,12 +301,10 @@ def named_actors(r: random.Random, world: World) -> None:
     detached = {"lifetime": "detached"} if r.random() < 0.3 else {}
     options = {"name": name, "max_restarts": -1, "max_task_retries": -1, **detached, **world.somewhere(r)}
     actor = Clerk.options(**options).remote(world.page())
-    try:
-        refs = [ask_by_name.options(**world.somewhere(r)).remote(name, i) for i in range(r.randint(1, 6))]
-        assert get(refs) == [2 * i for i in range(len(refs))]
-        assert get(ray.get_actor(name).note.remote(7)) == 14
-    finally:
-        ray.kill(actor)
+    refs = [ask_by_name.options(**world.somewhere(r)).remote(name, i) for i in range(r.randint(1, 6))]
+    assert get(refs) == [2 * i for i in range(len(refs))]
+    assert get(ray.get_actor(name).note.remote(7)) == 14
+    ray.kill(actor)  # not where that has failed: then it is looked at
     try:
         get(actor.note.remote(8))
     except RayError:

@@ -39,6 +39,8 @@ ALLOWED: dict[str, dict[type[Exception], frozenset[str]]] = {
     "a task whose retries may be used up": {e.WorkerCrashedError: LOST_WORKER, e.NodeDiedError: LOST_NODE},
     # The only copy was in the store of the driver's node, which no attack takes down as a whole.
     "a put of this driver": {e.ObjectLostError: frozenset((STORE,))},
+    # It is a put that nobody refers to any more; the result, lost wherever it was made, would need it to be made again.
+    "the result of a task with a large value as argument": {e.ObjectReconstructionFailedError: LOST_STORE},
     # What a method returned isn't made again: it might be another value.
     "a large result of a method": {e.ObjectLostError: LOST_STORE},
     # What a task put, or submitted, is owned by its worker.
