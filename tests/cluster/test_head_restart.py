@@ -316,3 +316,20 @@ def test_nodes_end_if_the_head_does_not_come_back_in_time(restarting: Restarting
     assert 0.9 < time.monotonic() - began < 5
     with pytest.raises(ray.exceptions.LocalRayletDiedError):
         ray.get(ray.remote(lambda: 1).remote(), timeout=20)
+
+
+@pytest.mark.parametrize("restarting", [{"node_silence_s": 1.5, "heartbeat_s": 0.3}], indirect=True)
+def test_a_node_that_a_living_head_has_given_up_is_refused_and_ends_itself(restarting: Restarting) -> None:
+    silent = restarting.nodes.pop()
+    with open(f"{silent.session_dir}/logs/node.err") as log:
+        os.kill(silent.pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: [row["NodeID"] for row in ray.nodes() if not row["Alive"]] == [silent.node_id])
+        finally:
+            os.kill(silent.pid, signal.SIGCONT)
+        wait_until(lambda: not silent.is_alive())
+        assert (
+            "would not have this node: it was declared dead meanwhile, and its work was given to others" in log.read()
+        )
+    restarting.cluster.remove_node(silent, allow_graceful=False)
+    restarting.check()
