@@ -17,7 +17,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 
 from tests.cluster.netns import Network
@@ -28,12 +28,14 @@ PIECE = 1 * MIB
 MADV_POPULATE_WRITE = 23
 
 
-def raw_copy(nbytes: int, warm: bool) -> float:
-    """Seconds for nbytes from one process's shared memory to another's over loopback TCP."""
+def raw_copy(nbytes: int, warm: bool, network: Network | None = None) -> float:
+    """Seconds for nbytes from one process's shared memory to another's over TCP: loopback, or from host 0 to host 1."""
     source = mmap.mmap(-1, nbytes)
     source.madvise(MADV_POPULATE_WRITE)
     view = memoryview(source)
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with network.entered(0) if network else nullcontext():
+        server = socket.create_server((network.address(0) if network else "127.0.0.1", 0))
+    with server:
         pid = os.fork()
         if pid == 0:
             target_fd = os.memfd_create("target")
@@ -41,7 +43,8 @@ def raw_copy(nbytes: int, warm: bool) -> float:
             target = mmap.mmap(target_fd, nbytes)
             if warm:
                 target.madvise(MADV_POPULATE_WRITE)
-            peer = socket.create_connection(server.getsockname())
+            with network.entered(1) if network else nullcontext():
+                peer = socket.create_connection(server.getsockname())
             into, at = memoryview(target), 0
             while at < nbytes:
                 if not warm and at % PIECE == 0:
