@@ -95,12 +95,16 @@ class Client {
   }
   Status Sync(const Patience& patience);
   // After a TryGet that said kSpilled: waits until the bytes are in memory, and completes *place. Refused
-  // (kOutOfMemory, kOutOfDisk, kNotFound: deleted or damaged, kDisconnected), the pin is undone.
-  Status Restore(const Patience& patience, Place* place);
+  // (kOutOfMemory, kOutOfDisk, kNotFound: deleted or damaged, kDisconnected), the pin is undone. patience is with a
+  // store that has no room; kTimedOut: it was not here, for whatever reason, by give_up_ns (CLOCK_MONOTONIC).
+  Status Restore(const Patience& patience, Place* place, int64_t give_up_ns = INT64_MAX);
   // The same for a thread that may not wait: asks. When connection_fd() is readable, Receive, and TakeRestored until it
   // says true; then *status is Restore's.
   Status StartRestore(const Place& place, uint64_t* request);
   bool TakeRestored(uint64_t request, Place* place, Status* status);
+  // Asks the store to begin bringing back those of keys that are on disk, as far as there is room, because they will be
+  // wanted soon. Waits for nothing. How many are on disk: in *spilled.
+  Status Ahead(const std::vector<ObjectId>& keys, size_t* spilled);
   // Waits until every key is sealed (one may be gone again by the time this returns). kTimedOut.
   Status WaitSealed(const std::vector<ObjectId>& keys, const Patience& patience);
   Status Evict(uint64_t bytes, const Patience& patience, uint64_t* freed);

@@ -251,12 +251,13 @@ Status Client::Sync(const Patience& patience) {
   return connection_->Call(Message::kSync, nullptr, 0, patience, &answer);
 }
 
-Status Client::Restore(const Patience& patience, Place* place) {
+Status Client::Restore(const Patience& patience, Place* place, int64_t give_up_ns) {
   const RestoreRequest request{place->generation, std::max<int64_t>(0, patience.deadline_ns - NowNs()), place->slot, 0};
   Answer answer;
-  // As with room: the store says when it is too late.
+  // As with room: the store says when there was none for too long. How long the whole takes, with the disk, is not its
+  // matter.
   Status s =
-      connection_->Call(Message::kRestore, &request, sizeof(request), {INT64_MAX, patience.interrupted}, &answer);
+      connection_->Call(Message::kRestore, &request, sizeof(request), {give_up_ns, patience.interrupted}, &answer);
   if (s.ok()) s = RestoredAs(answer);
   if (s.ok()) {
     Describe(place->slot, place);
@@ -281,6 +282,22 @@ bool Client::TakeRestored(uint64_t request, Place* place, Status* status) {
     Unpin(place->slot);
   }
   return true;
+}
+
+Status Client::Ahead(const std::vector<ObjectId>& keys, size_t* spilled) {
+  *spilled = 0;
+  if (died()) return {StatusCode::kDisconnected, "the plasma store died"};
+  std::vector<ObjectId> wanted;
+  for (const ObjectId& key : keys) {
+    const auto found = table_.Find(key, HashKey(key));
+    if (found && StateOf(found->state) == State::kSpilled) wanted.push_back(key);
+  }
+  *spilled = wanted.size();
+  for (size_t i = 0; i < wanted.size(); i += kWatchKeysMax) {
+    const size_t n = std::min<size_t>(kWatchKeysMax, wanted.size() - i);
+    if (Status s = connection_->Tell(Message::kAhead, 0, wanted.data() + i, n * sizeof(ObjectId)); !s.ok()) return s;
+  }
+  return Status::Ok();
 }
 
 Status Client::WaitSealed(const std::vector<ObjectId>& keys, const Patience& patience) {

@@ -18,7 +18,7 @@
 namespace ray::plasma {
 
 constexpr uint64_t kHelloMagic = 0x0a31'616d'7361'6c70;  // "plasma1\n"
-constexpr uint32_t kProtocolVersion = 2;
+constexpr uint32_t kProtocolVersion = 3;
 constexpr uint32_t kRequestBytesMax = 64 << 10;  // client to store
 constexpr uint32_t kAnswerBytesMax = 256 << 10;  // store to client
 constexpr uint32_t kWatchKeysMax = 1024;
@@ -39,6 +39,7 @@ enum class Message : uint16_t {
   kSubscribe = 11,  // empty               kEvents again and again
   kHolders = 12,    // empty               kText
   kRestore = 13,    // RestoreRequest      kDone: its bytes are here. Or kRefused
+  kAhead = 14,      // keys                nothing: those on disk are brought back as far as there is room for them
   // store to client
   kWelcome = 64,
   kLent = 65,     // LentAnswer, then u32 slots

@@ -71,6 +71,7 @@ class Server {
   bool HandleHello(uint64_t id, Connection& c, std::span<const uint8_t> payload);
   bool HandleLend(uint64_t id, Connection& c, uint64_t request, std::span<const uint8_t> payload);
   bool HandleRestore(uint64_t id, uint64_t request, std::span<const uint8_t> payload);
+  bool HandleAhead(std::span<const uint8_t> payload);
   bool HandleWatch(uint64_t id, uint64_t request, std::span<const uint8_t> payload);
   void HandleList(uint64_t id, uint64_t request, uint32_t cursor);
   void HandleStats(uint64_t id, uint64_t request);

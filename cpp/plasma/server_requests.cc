@@ -42,6 +42,8 @@ bool Server::Handle(uint64_t id, Connection& c, const FrameHeader& header, std::
       return true;
     case Message::kRestore:
       return HandleRestore(id, header.request, payload);
+    case Message::kAhead:
+      return HandleAhead(payload);
     case Message::kWatch:
       return HandleWatch(id, header.request, payload);
     case Message::kCancel:

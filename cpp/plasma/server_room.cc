@@ -1,6 +1,7 @@
 // Writers and readers that wait for room: retried in order, helped by spilling, refused when their time is up. Part of
 // Server; event-loop thread.
 #include <algorithm>
+#include <cstring>
 
 #include "common/clock.h"
 #include "plasma/server.h"
@@ -9,7 +10,9 @@ namespace ray::plasma {
 
 namespace {
 constexpr int64_t kTimeoutNsMax = int64_t{3600} * 24 * 365 * kNsPerS;
-constexpr int kRoundsMax = 16;        // of making room without a disk; each frees what the one before could not
+constexpr int kRoundsMax = 16;  // of making room without a disk; each frees what the one before could not
+constexpr uint64_t kAheadBytesMax =
+    64 << 20;  // on their way from disk, beyond which nothing more is begun that nobody waits for
 constexpr size_t kPlannedForMax = 8;  // waiters for whom a plan is made, if none can be for those before
 }  // namespace
 
@@ -20,6 +23,21 @@ bool Server::HandleRestore(uint64_t id, uint64_t request, std::span<const uint8_
   waiter.restore_slot = body->slot;
   waiter.restore_generation = body->generation;
   if (spilling_for_ || !TryRestore(waiter)) WaitForRoom(waiter);
+  return true;
+}
+
+// A hint: nothing is moved for it, nobody waits for it, and it takes no room from those who do.
+bool Server::HandleAhead(std::span<const uint8_t> payload) {
+  if (payload.empty() || payload.size() % sizeof(ObjectId) != 0 || payload.size() / sizeof(ObjectId) > kWatchKeysMax)
+    return false;
+  if (spiller_ == nullptr || spilling_for_ || room_queue_.size() > 0) return true;
+  for (size_t at = 0; at < payload.size() && spiller_->reading_bytes() < kAheadBytesMax; at += sizeof(ObjectId)) {
+    ObjectId key;
+    std::memcpy(&key, payload.data() + at, sizeof(key));
+    const auto found = table_.Find(key, HashKey(key));
+    if (!found || StateOf(found->state) != State::kSpilled) continue;
+    if (spiller_->Restore(found->slot, GenerationOf(found->state)) == RestoreStep::kNoRoom) break;
+  }
   return true;
 }
 

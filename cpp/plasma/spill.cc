@@ -15,6 +15,7 @@
 #include <limits>
 #include <set>
 
+#include "common/clock.h"
 #include "plasma/store.h"
 
 namespace ray::plasma {
@@ -182,6 +183,8 @@ void Store::EndRestore(uint32_t slot, bool ok) {
     s.offset.store(offset, std::memory_order_relaxed);
     s.data_bytes.store(copy.data_bytes, std::memory_order_relaxed);
     s.metadata_bytes.store(copy.metadata_bytes, std::memory_order_relaxed);
+    // Used just now, although perhaps nobody reads it yet (kAhead): it shall not be the next to go.
+    s.last_used_ns.store(NowNs(), std::memory_order_relaxed);
     // Publishes bytes and place: whoever reads kSealed reads both. Fails if it was deleted just now.
     if (s.state.compare_exchange_strong(word, StateWord(generation, State::kSealed), std::memory_order_seq_cst)) {
       slot_flags_[slot] &= static_cast<uint8_t>(~kNoBytes);

@@ -66,6 +66,7 @@ RestoreStep Spiller::Restore(uint32_t slot, uint64_t generation) {
   job.pool_offset = read.offset;
   job.header = HeaderOf(read.key, read.copy.data_bytes, read.copy.metadata_bytes, read.copy.checksum);
   const uint64_t end = read.offset + ObjectExtentBytes(read.copy.data_bytes, read.copy.metadata_bytes);
+  reading_bytes_ += job.header.data_bytes + job.header.metadata_bytes;
   pool_->RequestTouched(end);
   if (end > pool_->touched_bytes()) {
     untouched_.push_back(std::move(job));
@@ -88,6 +89,7 @@ std::vector<Spiller::Restored> Spiller::Touched() {
       return true;
     }
     if (!capped) return false;
+    reading_bytes_ -= bytes;
     store_->AbortRestore(job.slot);
     aborted.push_back({job.slot, false, true});
     return true;
@@ -101,6 +103,7 @@ std::vector<Spiller::Restored> Spiller::Finish() {
     const uint64_t bytes = job.header.data_bytes + job.header.metadata_bytes;
     if (job.kind == DiskJob::Kind::kRead) {
       --reading_;
+      reading_bytes_ -= bytes;
       const bool ok = job.error == 0 && !job.damaged;
       if (ok) {
         ++counts_.restored_objects;

@@ -39,6 +39,7 @@ class Spiller {
   // Something is on its way to or from a disk: whoever waits for room waits on.
   bool busy() const { return writing_ > 0 || reading_ > 0 || !untouched_.empty(); }
   bool writing() const { return writing_ > 0; }
+  uint64_t reading_bytes() const { return reading_bytes_; }  // on their way back, or about to be
   // Makes room for an extent of so many bytes, unless it is at it. False: there is nothing that could go, or no place
   // for it on any disk (disk_full()). If it is true and writing() is not, the room is there already.
   bool MakeRoom(uint64_t bytes);
@@ -66,7 +67,7 @@ class Spiller {
   SpillFiles files_;
   std::map<uint32_t, std::shared_ptr<SpillFile>> open_;  // by SpillFiles' number
   std::vector<DiskJob> untouched_;                       // reads into pages that are not real yet
-  uint64_t writing_ = 0, reading_ = 0;
+  uint64_t writing_ = 0, reading_ = 0, reading_bytes_ = 0;
   std::string disk_full_;
   Counts counts_;
   std::unique_ptr<SpillDisk> disk_;  // last: its threads end first

@@ -152,8 +152,9 @@ cdef int fail_ref(ObjectRef ref, object error) except -1:
     return settle(ref)
 
 
-cdef object value_of(Engine self, ObjectRef ref):
-    """The value of a ref that is not PENDING; raises its error. May run user code."""
+cdef object value_of(Engine self, ObjectRef ref, int64_t give_up_ns=INT64_MAX):
+    """The value of a ref that is not PENDING; raises its error; GetTimeoutError if it is on disk and not back by give_up_ns.
+    May run user code."""
     cdef PlasmaBuffer buf
     cdef bytes blob
     if ref.state == VALUE:
@@ -168,11 +169,14 @@ cdef object value_of(Engine self, ObjectRef ref):
         while ref.state == PLASMA:
             store = self.store
             try:
-                buf = self.store.get(ref.key()) if self.store is not None else None
+                buf = self.store.get(ref.key(), give_up_ns) if self.store is not None else None
             except PlasmaStoreDied:
                 if reach_new_store(self, store):
                     continue
                 buf = None
+            except TimeoutError:
+                raise exceptions.GetTimeoutError(
+                    f"ray.get: object {ref.hex()} is on disk, and was not back in memory within the timeout") from None
             except PlasmaStoreFull as error:
                 raise no_room(f"object {ref.hex()} is on disk, and there is no room for it in the object store: {error}", error) from None
             if buf is not None:
@@ -192,7 +196,7 @@ cdef object value_of(Engine self, ObjectRef ref):
                 finally:
                     if self.executor is not None:
                         self.executor.unblock()
-        return value_of(self, ref)
+        return value_of(self, ref, give_up_ns)
     raise fresh(ref.value)
 
 
@@ -260,9 +264,12 @@ cdef list get_values(Engine self, list refs, object timeout):
             blocked = True
             if not ref.owned and not ref.asked:
                 ask_owner(self, ref)
+    cdef Py_ssize_t ahead = 0      # from that element on, those behind it are to be asked for
+    cdef int64_t give_up_ns = INT64_MAX
+    cdef uint64_t restores = self.store.restores if self.store is not None else 0
+    if timeout is not None:
+        deadline = give_up_ns = NowNs() + <int64_t>(<double>timeout * 1e9)
     if blocked:
-        if timeout is not None:
-            deadline = NowNs() + <int64_t>(<double>timeout * 1e9)
         try:
             for i in range(n):
                 ref = <ObjectRef>refs[i]
@@ -286,8 +293,29 @@ cdef list get_values(Engine self, list refs, object timeout):
         elif ref.state == PENDING:
             out[i] = get_value(self, ref, timeout)  # found lost with one before it, and is being made again
         else:
-            out[i] = value_of(self, ref)
+            out[i] = value_of(self, ref, give_up_ns)
+            if i >= ahead and self.store is not None and self.store.restores != restores and i + 1 < n:
+                ahead = ask_ahead(self, refs, i + 1)
     return out
+
+
+cdef Py_ssize_t AHEAD = 32         # objects of a get that are brought back from disk while those before them are read
+
+
+cdef Py_ssize_t ask_ahead(Engine self, list refs, Py_ssize_t first) except -1:
+    """One was on disk: those behind it may be, too. Returns from which element on to ask again."""
+    cdef ObjectRef ref
+    cdef list keys = []
+    for item in refs[first:first + AHEAD]:
+        ref = <ObjectRef>item
+        if ref.state == PLASMA and ref.home == self.number:
+            keys.append(ref.key())
+    if keys:
+        try:
+            self.store.ahead(keys)
+        except PlasmaStoreDied:
+            return first  # the get of the next finds out, and waits for another store
+    return first + AHEAD // 2
 
 
 cdef object get_value(Engine self, ObjectRef ref, object timeout):

@@ -27,6 +27,7 @@ cdef class PlasmaBuffer:
 cdef class PlasmaClient:
     cdef shared_ptr[CClient] client
     cdef readonly str socket_path
+    cdef readonly uint64_t restores   # gets that had to ask for what was on disk
     # No system call while a lent extent lasts; otherwise one round trip, and for a full store up to timeout_s (GIL released).
     # The buffer is writable until seal(key). PlasmaObjectExists; PlasmaStoreFull (after timeout_s, or at once if size can never fit).
     cpdef PlasmaBuffer create(self, bytes key, Py_ssize_t size, bytes metadata=*, double timeout_s=*)
@@ -37,7 +38,10 @@ cdef class PlasmaClient:
     # create + copy + seal in one call; data is any contiguous buffer object. Big copies use several threads, GIL released.
     cpdef put(self, bytes key, data, bytes metadata=*, double timeout_s=*)
     # None if absent or unsealed. Asks the server only for one that was spilled to disk; PlasmaStoreFull if there is no room for it.
-    cpdef PlasmaBuffer get(self, bytes key)
+    # Then give_up_ns counts (monotonic clock; INT64_MAX: never): TimeoutError.
+    cpdef PlasmaBuffer get(self, bytes key, int64_t give_up_ns=*)
+    # Those on disk are brought back as far as there is room; nothing waits. How many they are.
+    cpdef Py_ssize_t ahead(self, list keys) except -1
     # The same without a buffer object: plain pins, counted; False if absent or unsealed. Undone by unpin, or by our death.
     cpdef bint pin(self, bytes key) except -1
     cpdef unpin(self, bytes key)

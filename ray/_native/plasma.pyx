@@ -111,7 +111,8 @@ cdef extern from "plasma/client.h" namespace "ray::plasma" nogil:
         cbool forked()
         Status MakeRoom(uint64_t, uint64_t, const Patience&)
         Status Sync(const Patience&)
-        Status Restore(const Patience&, Place*)
+        Status Restore(const Patience&, Place*, int64_t)
+        Status Ahead(const vector[ObjectId]&, size_t*)
         Status WaitSealed(const vector[ObjectId]&, const Patience&)
         Status Evict(uint64_t, const Patience&, uint64_t*)
         Status Stats(const Patience&, StatsAnswer*)
@@ -368,14 +369,15 @@ cdef int _sync(PlasmaClient self) except -1:
     return 0
 
 
-cdef PlasmaBuffer _restore(PlasmaClient self, Place* place):
+cdef PlasmaBuffer _restore(PlasmaClient self, Place* place, int64_t give_up_ns):
     """place: of a spilled object that is pinned. None: it was deleted meanwhile, or is damaged and lost."""
     cdef Client* c = _open(self)
     cdef Patience p = _patience(RESTORE_TIMEOUT_S)
     cdef Status status
     cdef shared_ptr[CClient] keep = self.client
     with nogil:
-        status = c.Restore(p, place)
+        status = c.Restore(p, place, give_up_ns)
+    self.restores += 1
     if status.ok():
         return _wrap(self.client, place, False)
     if status.code() == StatusCode.kNotFound:
@@ -517,10 +519,12 @@ cdef class PlasmaClient:
         elif step != Step.kDone:
             _died(c)
 
-    cpdef PlasmaBuffer get(self, bytes key):
+    cpdef PlasmaBuffer get(self, bytes key, int64_t give_up_ns=INT64_MAX):
         """A read-only view on a sealed object, or None.
 
-        Raises: PlasmaStoreFull: it is on disk, and no room was to be had for it. Blocks: if it is on disk, without Python's lock.
+        Args: give_up_ns: on the monotonic clock: until when it may take to bring it back from disk.
+        Raises: PlasmaStoreFull: it is on disk, and no room was to be had for it. TimeoutError: it was not back by give_up_ns.
+        Blocks: if it is on disk, without Python's lock.
         """
         cdef ObjectId id
         cdef Place place
@@ -535,8 +539,28 @@ cdef class PlasmaClient:
         if step == Step.kAbsent:
             return None
         if step == Step.kSpilled:
-            return _restore(self, &place)
+            return _restore(self, &place, give_up_ns)
         _died(c)
+
+    cpdef Py_ssize_t ahead(self, list keys) except -1:
+        """Those of keys that are on disk will be wanted soon: the store begins to bring them back, as far as there is room.
+
+        Returns: how many are on disk. Doesn't wait for them.
+        """
+        cdef Client* c = _open(self)
+        cdef shared_ptr[CClient] keep = self.client
+        cdef vector[ObjectId] ids
+        cdef ObjectId id
+        cdef size_t spilled = 0
+        cdef Status status
+        for key in keys:
+            _to_key(key, &id)
+            ids.push_back(id)
+        with nogil:
+            status = c.Ahead(ids, &spilled)
+        if not status.ok():
+            _raise_status(status, "ahead")
+        return <Py_ssize_t>spilled
 
     cpdef bint pin(self, bytes key) except -1:
         """Keeps a sealed object from eviction until unpin(key); counted. False if there is none."""

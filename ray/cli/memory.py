@@ -40,9 +40,12 @@ def run(options: argparse.Namespace) -> int:
 
 def page(rows: list[dict[str, Any]], total: int, options: argparse.Namespace) -> Iterable[str]:
     """What a person sees."""
-    stored = {row["object_id"]: row["object_size"] for row in rows if row["in_object_store"]}
+    stored = {row["object_id"]: row["object_size"] for row in rows if row["in_object_store"] and not row["spilled"]}
+    on_disk = {row["object_id"]: row["object_size"] for row in rows if row["spilled"]}
     small = [row for row in rows if not row["in_object_store"] and row["is_owner"]]
     yield f"In the object store: {size(sum(stored.values()))} in {len(stored)} objects"
+    if on_disk:
+        yield f"On disk, since the object store was full: {size(sum(on_disk.values()))} in {len(on_disk)} objects"
     yield f"In the memory of their owners: {size(sum(row['object_size'] for row in small))} in {len(small)} objects"
     yield f"References: {total}" + (f", of which the largest {len(rows)} are looked at" if total > len(rows) else "")
     if rows and all(row["call_site"] == "disabled" for row in rows):
@@ -61,10 +64,16 @@ def page(rows: list[dict[str, Any]], total: int, options: argparse.Namespace) ->
         yield f"... and {len(rows) - options.num_entries} more"
 
 
+def _where(row: dict[str, Any]) -> str:
+    if row["spilled"]:
+        return "disk"
+    return "store" if row["in_object_store"] else "owner" if row["is_owner"] else ""
+
+
 def _line(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "size": size(row["object_size"]),
-        "where": "store" if row["in_object_store"] else "owner" if row["is_owner"] else "",
+        "where": _where(row),
         "held by": f"{row['type'].lower()} {row['pid']}",
         "as": "owner" if row["is_owner"] else "borrower" if row["is_owner"] is not None else "",
         "why": row["reference_type"],

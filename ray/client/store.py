@@ -79,8 +79,9 @@ class RemoteStore(PlasmaClient):
             raise PlasmaStoreFull(text) if status == door.FULL else PlasmaStoreDied(text)
         self._pinned_by_put.add(key)
 
-    def get(self, key: bytes) -> Any:
-        found = super().get(key)
+    def get(self, key: bytes, give_up_ns: int = 2**63 - 1) -> Any:
+        """give_up_ns: for this machine's disk; how long the server may take, its own settings say."""
+        found = super().get(key, give_up_ns)
         if found is not None:
             return found
         status, text = self._asker.ask(objects.FETCH, key)
@@ -88,7 +89,7 @@ class RemoteStore(PlasmaClient):
             return None
         if status != door.YES:
             raise PlasmaStoreFull(text)
-        return super().get(key)
+        return super().get(key, give_up_ns)
 
     def pin(self, key: bytes) -> bool:
         if key in self._pinned_by_put:

@@ -22,7 +22,8 @@ def get_object_locations(
 
     Args: timeout_ms: how long to wait for the answers of the processes; -1 for the usual time.
     Returns: for each ref a dict: "node_ids" (hexadecimal; empty if the object is not in an object store, because it is
-        not ready yet or so small that its owner keeps it), "object_size" (bytes; None if not known), "did_spill".
+        not ready yet or so small that its owner keeps it), "object_size" (bytes; None if not known), "did_spill"
+        (whether its bytes are on disk now, and not in memory).
     Raises: TypeError: not refs.  NotImplementedError: the session has more than one machine.
     """
     for ref in obj_refs:
@@ -41,5 +42,5 @@ def _location(ref: ray.ObjectRef[Any], nodes: list[str], timeout_s: float) -> di
     rows = ray.util.state.list_objects(filters=[("object_id", "=", ref.hex())], detail=True, timeout=timeout_s)
     stored = any(row.in_object_store for row in rows)
     sizes = [row.object_size for row in rows if row.object_size]
-    # Nothing is spilled in this version.
-    return {"node_ids": nodes if stored else [], "object_size": max(sizes, default=None), "did_spill": False}
+    spilled = any(row.spilled for row in rows)
+    return {"node_ids": nodes if stored else [], "object_size": max(sizes, default=None), "did_spill": spilled}

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import os
+import signal
 import subprocess
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 
 import ray
-from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError
+from ray.cli import main as cli_main
+from ray.exceptions import GetTimeoutError, ObjectLostError, ObjectStoreFullError, OutOfDiskError
+from ray.experimental import get_object_locations
 from tests.chaos.session import pids, store
 from tests.wait import wait_until
 
@@ -68,6 +71,67 @@ def test_three_times_as_much_is_put_as_there_is_room_and_comes_back_as_it_was(ra
         assert np.array_equal(ray.get(ref), big(i))
     assert stats()["restored_objects"] > 0
     del ref, refs
+    all_is_freed()
+
+
+@small_store
+def test_what_will_be_wanted_soon_comes_back_although_nobody_waits_for_it(ray_start):
+    refs = [ray.put(big(i)) for i in range(MANY)]
+    with store() as client:
+        spilled = [ref for ref in refs if client.ahead([ref.binary()])][:4]
+        before = client.stats()
+        assert len(spilled) == 4
+        del refs  # those are freed: now there is room
+        assert client.ahead([ref.binary() for ref in spilled]) <= 4
+        wait_until(lambda: client.ahead([ref.binary() for ref in spilled]) == 0, what="the objects to come back")
+        now = client.stats()
+        assert now["restored_objects"] > before["restored_objects"]
+        for ref in spilled:
+            assert ray.get(ref).size == BIG
+        assert client.stats()["restored_objects"] == now["restored_objects"]
+        assert client.ahead([b"no such object", spilled[0].binary()]) == 0
+
+
+@small_store
+def test_a_get_of_many_spilled_objects_gives_each_as_it_was(ray_start):
+    refs = [ray.put(big(i)) for i in range(MANY)]
+    half = STORE_BYTES // BIG // 2
+    for first in range(0, MANY, half):
+        values = ray.get(refs[first : first + half])
+        assert all(np.array_equal(value, big(first + i)) for i, value in enumerate(values))
+        del values
+    del refs
+    all_is_freed()
+
+
+@small_store
+def test_what_is_on_disk_is_seen_to_be_there(ray_start, capsys):
+    refs = [ray.put(big(i)) for i in range(MANY)]
+    with store() as client:
+        on_disk = {key.hex() for key, row in client.list().items() if row["state"] == "spilled"}
+    rows = ray.util.state.list_objects(detail=True)
+    assert {row.object_id for row in rows if row.spilled} == on_disk
+    assert cli_main(["memory"]) == 0
+    said = capsys.readouterr().out
+    assert f"in {len(on_disk)} objects" in said and " disk " in said
+    assert get_object_locations([refs[0]])[refs[0]]["did_spill"] == (refs[0].hex() in on_disk)
+
+
+@small_store
+def test_the_timeout_of_a_get_counts_while_an_object_is_brought_back(ray_start):
+    refs = [ray.put(big(i)) for i in range(MANY)]
+    with store() as client:
+        spilled_keys = {key for key, row in client.list().items() if row["state"] == "spilled"}
+    number, spilled = next((i, ref) for i, ref in enumerate(refs) if ref.binary() in spilled_keys)
+    (pid,) = pids("plasma_store")
+    os.kill(pid, signal.SIGSTOP)  # as a disk that doesn't answer
+    try:
+        with pytest.raises(GetTimeoutError, match="is on disk"):
+            ray.get(spilled, timeout=0.2)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert np.array_equal(ray.get(spilled, timeout=30), big(number))
+    del spilled, refs
     all_is_freed()
 
 

@@ -160,3 +160,19 @@ def test_what_was_put_on_a_node_that_died_is_lost_by_name(nodes: Nodes) -> None:
     nodes.kill(1)
     with pytest.raises((ray.exceptions.OwnerDiedError, ray.exceptions.ObjectLostError)):
         ray.get(inner, timeout=20)
+
+
+@pytest.mark.parametrize("nodes", [{"object_store_memory": 64 << 20}], indirect=True)
+def test_an_object_on_the_disk_of_one_node_goes_to_another_as_it_was(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 1})
+    refs = [ray.put(np.full(N, i)) for i in range(40)]  # 160 MB in a store of 64
+    client = PlasmaClient(nodes.folder(0) + "/plasma.sock")
+    try:
+        assert client.stats()["spilled_objects"] >= 20
+        sums = ray.get([total.options(**on(nodes, 1)).remote(ref) for ref in refs], timeout=60)
+        assert sums == [i * N for i in range(40)]
+        assert client.stats()["restored_objects"] >= 20
+    finally:
+        client.disconnect()
+    del refs
+    wait_until(nothing_left(nodes, 0, 1))

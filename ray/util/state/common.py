@@ -133,6 +133,7 @@ class ObjectState(StateSchema):
     ip: str = state_column(filterable=True)
     is_owner: bool | None = state_column(filterable=True, detail=True)
     in_object_store: bool | None = state_column(filterable=True, detail=True)
+    spilled: bool | None = state_column(filterable=True, detail=True)  # its bytes are on disk, and not in memory
     pinned_by_pids: list[int] | None = state_column(filterable=False, detail=True)
     local_references: int | None = state_column(filterable=False, detail=True)
     borrowers: int | None = state_column(filterable=False, detail=True)

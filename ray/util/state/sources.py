@@ -231,6 +231,7 @@ def objects(session: _inspect.Source, timeout_s: float) -> Found:
                 "pid": place["creator_pid"],
                 "ip": ip,
                 "in_object_store": True,
+                "spilled": place["state"] == "spilled",
                 "pinned_by_pids": place["pids"],
             }
         )
@@ -265,6 +266,7 @@ def _object(row: dict[str, Any], place: dict[str, Any] | None, ip: str | None) -
         "ip": ip,
         "is_owner": row["owned"],
         "in_object_store": row["state"] == "PLASMA",
+        "spilled": place is not None and place["state"] == "spilled",
         "pinned_by_pids": place["pids"] if place is not None else [],
         "local_references": row["local"],
         "borrowers": row["lent"],
