@@ -31,7 +31,7 @@ from ray._version import __version__
 from . import worker_messages as wm
 from .cluster_view import ClusterView
 from .cores import Job
-from .gathering import GATHERED
+from .gathering import GATHERED, OF_NODES
 from .node_table import NodeTable
 from .remote_head import TOLD, RemoteCaller
 from .uplink import about as about_node
@@ -246,7 +246,7 @@ class ClusterHead:
 
     def core_rpc(self, caller: Any, method: str, args: tuple[Any, ...], again: bool = False) -> Any:
         """Of a core of another node, or of a tool there (caller None)."""
-        if method in GATHERED:
+        if method in GATHERED and (caller is None or method not in OF_NODES):
             return self._node.gathering.ask(method, args)
         if method in RPCS:
             return self._node.head.rpc(caller, method, args, again)

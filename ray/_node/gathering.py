@@ -53,7 +53,9 @@ GATHERED: dict[str, Callable[[list[Any]], Any]] = {
     "runtime_envs": _joined,
     "inspect": _inspected,
     "status_here": _of_pools,
+    "end_job_here": lambda _: None,
 }
+OF_NODES = frozenset({"end_job_here"})  # asked by nodes for themselves, by no core and no tool
 
 
 class Gathering:

@@ -21,7 +21,7 @@ from . import guests, pending, registration
 from . import lease_messages as lm
 from . import worker_messages as wm
 from .cores import Core
-from .gathering import GATHERED
+from .gathering import GATHERED, OF_NODES
 from .tool_requests import ToolRequests
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Requests:
             raise PermissionError(f"{method}: ask your own node")
         if method in self._head_rpcs:
             return self._node.head.rpc(core, method, args)
+        if core is not None and method in OF_NODES:
+            raise PermissionError(f"{method}: only nodes ask each other that")
         if method in GATHERED and (self._node.cluster is not None or self._node.uplink is not None):
             return self._node.gathering.ask(method, args)
         handler = getattr(self, "rpc_" + method, None)
@@ -126,10 +128,13 @@ class Requests:
         node = self._node
         core.leaving = True
         if core is not node.founder:
-            await node.end_job(core)
+            await node.leaving_jobs.end(core)
             return
         await node.end(f"shutdown() by pid {core.pid}", graceful=True)
         node.loop.create_task(node.leave_after_answer(core.peer))
+
+    async def rpc_end_job_here(self, core: None, job_id: bytes) -> None:
+        await self._node.leaving_jobs.end_here(job_id)
 
     def rpc_package_has(self, core: Core, uri: str) -> bool:
         return self._node.envs.inbox.has(uri)

@@ -43,6 +43,7 @@ from .gathering import Gathering
 from .guests import Guests
 from .head_port import HeadPort
 from .inspection import Inspection
+from .leaving_jobs import LeavingJobs
 from .log_tail import LogTail
 from .object_transfers import ObjectTransfers
 from .orphans import OrphanedObjects
@@ -127,7 +128,7 @@ class Node:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self._waiting_for_exit: list[asyncio.Future[None]] = []
-        self._jobs_leaving: dict[bytes, asyncio.Future[None]] = {}
+        self.leaving_jobs = LeavingJobs(self)
         self._cause_waiters: dict[bytes, list[asyncio.Future[str]]] = {}
         self.start_keys: dict[int, bytes] = {}  # of workers that another program starts: they have a pid of their own
         self._oom_kills = detect.oom_kills()
@@ -310,7 +311,7 @@ class Node:
             remove_file(self.session.core_socket(tag))  # unless it ended in order and removed it itself
         if self.envs.machine.envs:
             self.feed(self.envs.machine, em.LessInUse())
-        self._look_at_leaving_jobs()
+        self.leaving_jobs.look()
         if not self.pool.workers:
             for waiting in self._waiting_for_exit:
                 if not waiting.done():
@@ -390,28 +391,6 @@ class Node:
     def founder_gone(self, why: str) -> None:
         """The driver that started the session is gone without shutdown(): nobody needs any of this."""
         self.end(why, graceful=False).add_done_callback(lambda _: self.leave())
-
-    async def end_job(self, core: Core) -> None:
-        """A driver leaves a session that stays: first the workers of its job end, and their output reaches it.
-
-        What is still there after shutdown_grace_s is killed. With a detached actor the job, and its workers, go on."""
-        job_id = core.job_id
-        if self.ending is not None or await self.head.job_will_go_on(job_id):
-            return
-        gone: asyncio.Future[None] = self.loop.create_future()
-        self._jobs_leaving[job_id] = gone
-        self.feed(self.pool, wm.JobLeaving(job_id, "the session ends"))
-        self._look_at_leaving_jobs()
-        await asyncio.wait([gone], timeout=self.settings.shutdown_grace_s)
-        if not gone.done():
-            self.feed(self.pool, wm.JobEnded(job_id))
-            await asyncio.wait([gone], timeout=1.0)
-        del self._jobs_leaving[job_id]
-
-    def _look_at_leaving_jobs(self) -> None:
-        for job_id, gone in self._jobs_leaving.items():
-            if not gone.done() and not self.pool.has_workers(job_id):
-                gone.set_result(None)
 
     def job_over(self, job_id: bytes) -> None:
         """Nothing needs the job any more: its driver is gone, and so is its last actor, detached ones included."""

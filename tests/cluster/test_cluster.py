@@ -344,6 +344,26 @@ def test_a_job_environment_applies_on_every_node(nodes: Nodes) -> None:
 
 
 @pytest.mark.parametrize("driver_at", [0, 1])
+def test_what_workers_of_another_node_print_to_the_last_reaches_a_driver_that_ends(
+    nodes: Nodes, driver_at: int
+) -> None:
+    nodes.add_node({"CPU": 1})
+    program = f"""
+        import atexit
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+        @ray.remote
+        def say(n):
+            atexit.register(print, "goodbye")
+            for i in range(n):
+                print(f"line {{i:06}}")
+        ray.get(say.options(scheduling_strategy=On({nodes.node_id(1 - driver_at)!r}, soft=False)).remote(5000))
+    """
+    printed = run_driver(nodes.folder(driver_at), program)
+    assert re.findall(r"line (\d{6})", printed) == [f"{i:06}" for i in range(5000)]
+    assert printed.count("goodbye") == 1
+
+
+@pytest.mark.parametrize("driver_at", [0, 1])
 def test_a_driver_that_does_not_read_for_a_while_loses_no_line_of_another_node(nodes: Nodes, driver_at: int) -> None:
     nodes.add_node({"CPU": 1})
     there = nodes.node_id(1 - driver_at)
@@ -358,7 +378,7 @@ def say(n):
 say = say.options(scheduling_strategy=On({there!r}, soft=False))
 ray.get(say.remote(100_000))
 ray.get(say.remote(1))
-sys.stdin.read()  # what a worker of another node prints at the very end may come too late
+sys.stdin.read()  # at its end a driver waits for no terminal
 """
     program = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert program.stdin is not None and program.stdout is not None
