@@ -61,6 +61,7 @@ def main() -> None:
             folder = Path(tempfile.mkdtemp(prefix="ri-", dir="/var/tmp"))  # on a disk, and short: sockets lie below
             stack.callback(shutil.rmtree, folder)
         folder.mkdir(exist_ok=True)
+        stack.callback(unmount, folder.resolve())
         check(folder.resolve(), stack)
 
 
@@ -140,6 +141,14 @@ def engine(folder: Path, name: str) -> Iterator[None]:
     finally:
         process.terminate()
         process.wait(60)
+
+
+def unmount(folder: Path) -> None:
+    """What engines leave mounted, such as the network namespace of containers that use the machine's."""
+    points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for point in reversed(points):
+        if point.startswith(f"{folder}/"):
+            subprocess.run(["umount", point], check=True)
 
 
 def remove_groups(name: str) -> None:
