@@ -43,7 +43,7 @@ class Lease:
     __slots__ = (
         "actor_starting", "allocation", "asked_at", "blocked", "bundle", "env", "exclusive", "granted_at", "holds",
         "hops", "is_actor", "job_id", "lease_id", "name", "pid", "place", "priority", "req_id", "retriable", "shape",
-        "state", "story", "strategy", "tag", "waits", "why", "worker_id",
+        "state", "story", "strategy", "tag", "told_infeasible", "waits", "why", "worker_id",
     )  # fmt: skip
 
     def __init__(
@@ -63,7 +63,8 @@ class Lease:
         self.is_actor = False
         self.actor_starting = False  # counts against actors_starting_max
         self.waits = NOWHERE
-        self.why = ""  # INFEASIBLE: what was said of it
+        self.why = ""  # INFEASIBLE: what is to be said of it
+        self.told_infeasible = False  # and it has been said to its owner
         self.blocked = False  # its worker waits in ray.get or ray.wait
         self.strategy: Strategy = DEFAULT
         self.hops = 0  # nodes that have sent it on

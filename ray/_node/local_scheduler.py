@@ -178,13 +178,13 @@ class LocalScheduler:
     # -- other nodes ------------------------------------------------------------------------------------------
 
     def _viewed(self, event: lm.View, now: float) -> None:
+        had_others = bool(self.neighbours)
         self.neighbours.update(event.rows, now)
-        self._look_elsewhere(now)
+        if had_others or self.neighbours:  # also when the last other node has left: what waited for it hears so
+            self._look_elsewhere(now)
 
     def _look_elsewhere(self, now: float) -> None:
         """Everything that waits is looked at again. What has room here has been served before."""
-        if not self.neighbours:
-            return
         aside = [lease for lease in [*self._infeasible.values(), *self._for_group.values()] if not lease.is_actor]
         waiting: list[Any] = [
             waiter
@@ -194,11 +194,17 @@ class LocalScheduler:
             for waiter in line
         ]
         for lease in aside + waiting:
-            if not self._sent_on(lease, now) and lease.waits == INFEASIBLE:
-                refusal = self._not_this_node(lease.strategy, lease.name)
-                if refusal and refusal[0] and not self.neighbours.has_able(lease.strategy, lease.shape):
-                    self._actions.append(lm.LeaseRefused(lease.tag, lease.req_id, lm.UNSCHEDULABLE, refusal[1]))
-                    self._go(lease, "Refused", now)
+            if self._sent_on(lease, now) or lease.waits != INFEASIBLE:
+                continue
+            refusal = self._not_this_node(lease.strategy, lease.name)
+            for_good = refusal is not None and refusal[0]
+            if (lease.told_infeasible and not for_good) or self.neighbours.has_able(lease.strategy, lease.shape):
+                continue
+            if refusal is not None and for_good:
+                self._actions.append(lm.LeaseRefused(lease.tag, lease.req_id, lm.UNSCHEDULABLE, refusal[1]))
+                self._go(lease, "Refused", now)
+            else:  # it was to be sent on, and the node that could have met it has left meanwhile
+                self._say_infeasible(lease)
 
     def _sent_on(self, lease: Lease, now: float) -> bool:
         """Sends a queued request to the node that should rather run it, if there is one."""
@@ -530,10 +536,14 @@ class LocalScheduler:
     def _set_aside(self, lease: Lease, why: str) -> None:
         """It can never be met as things are: it stays queued, in nobody's way, and its owner is told."""
         self._wait_aside(lease, why)
+        self._say_infeasible(lease)
+
+    def _say_infeasible(self, lease: Lease) -> None:
+        lease.told_infeasible = True
         if lease.is_actor:
-            self._actions.append(lm.ActorInfeasible(lease.tag, why))
+            self._actions.append(lm.ActorInfeasible(lease.tag, lease.why))
         else:
-            self._actions.append(lm.Infeasible(lease.tag, lease.req_id, why))
+            self._actions.append(lm.Infeasible(lease.tag, lease.req_id, lease.why))
 
     def _wait_aside(self, lease: Lease, why: str) -> None:
         lease.waits, lease.why = INFEASIBLE, why

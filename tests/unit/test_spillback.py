@@ -176,6 +176,21 @@ def test_a_node_that_can_never_meet_a_request_sends_it_on_beyond_the_bound_but_n
     assert spilled(bench.do(lm.Tick())) == [(1, 1)]
 
 
+@pytest.mark.parametrize("others", [[], [node(2, labels={"zone": "b"})]], ids=["alone", "another is left"])
+def test_what_was_to_be_sent_on_is_said_to_be_impossible_when_the_last_node_that_could_meet_it_leaves(
+    others: list[NodeRow],
+) -> None:
+    """It is kept back here after many hops, when nothing is said since a node could run it; then that node died, and
+    its owner never heard that the task waits for nothing. Simulation, seeds 1000352 and 2000263."""
+    bench = Bench(node(1, labels={"zone": "a"}), *others, spill_hops_max=2)
+    in_a = NodeLabels(((("zone", "in", ("a",)),),))
+    assert bench.ask(strategy=in_a, hops=3) is None
+    actions = bench.do(lm.View([node(1, alive=False)]))
+    assert [a.req_id for a in actions if isinstance(a, lm.Infeasible)] == [1]
+    assert not [a for a in bench.do(lm.View([node(2)])) if isinstance(a, lm.Infeasible)]  # once
+    assert spilled(bench.do(lm.View([node(3, labels={"zone": "a"})]))) == [(1, 3)]
+
+
 def test_a_request_for_a_placement_group_goes_to_a_node_with_a_bundle_of_it() -> None:
     group = b"g" * 16
     bench = Bench(node(1), node(2, bundles={group: [(1, CPU2, CPU2)]}))
