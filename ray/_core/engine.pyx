@@ -376,6 +376,11 @@ cdef class Engine:
             error = exceptions.RaySystemError("ray was shut down")
         else:
             error = self.node_died()
+        if self.executor is not None:
+            # A worker ends with its node. Who calls it, or asks for what it owns, is to hear that it died, and to go on
+            # elsewhere: not what the node's death means in here.
+            for link in list(self.links.values()):
+                self.link_closed(link)
         for slot in list(self.rpcs.values()):
             if callable(slot):
                 slot(False, None)

@@ -44,12 +44,9 @@ ALLOWED: dict[str, dict[type[Exception], frozenset[str]]] = {
     # What a method returned isn't made again: it might be another value.
     "a large result of a method": {e.ObjectLostError: LOST_STORE},
     # What a task put, or submitted, is owned by its worker.
-    # LocalRayletDiedError is a known fault, rare: a worker whose node has just died may still answer with what that
-    # means to itself, where whoever asks should hear OwnerDiedError.
     "refs that a worker owns": {
         e.OwnerDiedError: LOST_WORKER,
         e.ObjectLostError: LOST_STORE,
-        e.LocalRayletDiedError: LOST_NODE,
     },
     # The call was on its way, or ran, as the actor died.
     "a call of an actor that is not repeated": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -235,3 +236,35 @@ while True: ray.put(np.ones(500_000))
         driver.kill()
         driver.communicate()
     wait_until(nothing_left(nodes, 0, 1))
+
+
+def test_what_the_death_of_its_node_means_to_an_owner_is_not_what_borrowers_hear(nodes: Nodes) -> None:
+    """Once, an owner that outlived its node for a moment answered them with its own LocalRayletDiedError."""
+    number = nodes.add_node({"CPU": 1})
+    head, node = (int(nodes.stats(n)["pids"]["node"]) for n in (0, number))
+
+    @ray.remote(num_cpus=0)
+    def slow() -> None:
+        time.sleep(600)
+
+    @ray.remote(num_cpus=0)
+    class Owner:
+        def begin(self) -> list[Any]:
+            return [slow.remote()]
+
+        def end(self) -> None:
+            ctypes.CDLL(None).prctl(1, 0)  # PR_SET_PDEATHSIG: the kernel doesn't end this process with its node
+            os.kill(head, signal.SIGSTOP)  # nobody else tells the driver first
+            kill(node)
+            time.sleep(1)
+
+    owner = Owner.options(**on(nodes, number)).remote()
+    (ref,) = ray.get(owner.begin.remote(), timeout=20)
+    assert not ray.wait([ref], timeout=0.1)[0]  # the owner has been asked
+    owner.end.remote()
+    go_on = threading.Timer(1.5, os.kill, (head, signal.SIGCONT))
+    go_on.start()
+    with pytest.raises(exceptions.OwnerDiedError):
+        ray.get(ref, timeout=20)
+    go_on.join()
+    nodes.kill(number)
