@@ -174,6 +174,12 @@ TABLE: tuple[Setting, ...] = (
         "The store of a session that has a port for other nodes fetches from and serves their stores anyway; this is "
         "for tests of that without other nodes.", "A thread that sleeps.",
     ),
+    Setting(
+        "tls", False, "yes or no", "node, driver, worker",
+        "Whether what nodes say to each other over TCP is encrypted (docs/security.md), not ray://. Who joins takes it "
+        "over from the head. It needs OpenSSL 3 or 1.1.1 on each machine.",
+        "Processor time for each byte between machines.",
+    ),
     # -- memory ---------------------------------------------------------------------------------------------------
     Setting(
         "object_store_memory_fraction", 0.3, "of available memory", "node",

@@ -131,7 +131,8 @@ class Cluster:
         if self.head_node is not None:
             host, port = self.head_node._address
             config["join"] = (host, port)
-            config["settings"] = {**admission.ask_head(host, port, self._token)["settings"], **config["settings"]}
+            info = admission.ask_head(host, port, self._token)
+            config["settings"] = admission.settings_of(host, port, info, config["settings"])
         session = sessions.create(given.get("_temp_dir"), self._token)
         if self.head_node is None:
             self._head_config = config

@@ -63,7 +63,7 @@ std::unique_ptr<Connection> Connection::Dial(const std::string& unix_path, const
   const int fd = ConnectUnix(unix_path, status);
   if (fd < 0) return nullptr;
   std::unique_ptr<Connection> connection(new Connection(fd));
-  if (!connection->Begin(self, Handshake::Side::kDialled)) {
+  if (!connection->Begin(self, Handshake::Side::kDialled, nullptr)) {
     *status = Status(StatusCode::kPermission, "won't talk to " + unix_path + ": " + connection->why_);
     return nullptr;
   }
@@ -79,15 +79,16 @@ std::unique_ptr<Connection> Connection::DialTcp(const std::string& host, uint16_
                                             ": no network_proof is configured, and the token must not travel in clear");
     return nullptr;
   }
+  if (self.tls && OpenSsl::Load(status) == nullptr) return nullptr;
   const int fd = ConnectTcp(host, port, status);
   if (fd < 0) return nullptr;
   std::unique_ptr<Connection> connection(new Connection(fd));
-  if (!connection->Begin(self, Handshake::Side::kDialled)) {
+  uint8_t preamble[kPreambleBytes];
+  WritePreamble(destination, tag, preamble);
+  if (!connection->Begin(self, Handshake::Side::kDialled, preamble)) {
     *status = Status(StatusCode::kPermission, "won't talk to " + host + ": " + connection->why_);
     return nullptr;
   }
-  uint8_t preamble[kPreambleBytes];
-  WritePreamble(destination, tag, preamble);
   connection->preamble_.assign(reinterpret_cast<const char*>(preamble), sizeof preamble);
   connection->Flush();
   return connection;
@@ -95,11 +96,15 @@ std::unique_ptr<Connection> Connection::DialTcp(const std::string& host, uint16_
 
 std::unique_ptr<Connection> Connection::Adopt(int fd, const Identity& self) {
   std::unique_ptr<Connection> connection(new Connection(fd));
-  connection->Begin(self, Handshake::Side::kAccepted);
+  // Whom it must have been meant for, if TLS says so: those who hand it on (the gate) can't vouch for what they read.
+  uint8_t preamble[kPreambleBytes];
+  const bool core = self.role == kRoleDriver || self.role == kRoleWorker;
+  WritePreamble(core ? Destination::kCore : Destination::kNode, core ? self.tag : nullptr, preamble);
+  connection->Begin(self, Handshake::Side::kAccepted, preamble);
   return connection;
 }
 
-bool Connection::Begin(const Identity& self, Handshake::Side side) {
+bool Connection::Begin(const Identity& self, Handshake::Side side, const uint8_t* preamble) {
   const bool is_unix = IsUnixSocket(fd_);
   std::unique_ptr<Proof> proof;
   if (is_unix) {
@@ -123,6 +128,14 @@ bool Connection::Begin(const Identity& self, Handshake::Side side) {
     if (!proof->answers()) {
       Refuse("a TCP connection with a network_proof that shows the token itself: it must not travel in clear");
       return false;
+    }
+    if (self.tls) {
+      Status status;
+      tls_ = Tls::Make(fd_, side == Handshake::Side::kDialled, self.token, preamble, &status);
+      if (!tls_) {
+        Refuse("TLS is asked for (the setting tls), and this machine has no OpenSSL that can do it");
+        return false;
+      }
     }
   }
   TuneSocket(fd_, is_unix);
@@ -191,9 +204,19 @@ int Connection::Flush() {
 int Connection::FlushGreeting() {
   if (!preamble_.empty() && !write_closed_) {
     size_t sent = 0;
-    if (!Send(reinterpret_cast<const uint8_t*>(preamble_.data()), preamble_.size(), &sent)) return -1;
+    if (!SendPlain(reinterpret_cast<const uint8_t*>(preamble_.data()), preamble_.size(), &sent)) return -1;
     preamble_.erase(0, sent);
     if (!preamble_.empty()) return 1;
+  }
+  if (tls_ && !write_closed_ && (!tls_->done() || tls_->wants_write())) {
+    if (!tls_->Drive()) {
+      WriteEnded(errno);
+      return -1;
+    }
+    full_ = tls_->wants_write();
+    handshake_held_ = true;
+    if (full_) return 1;
+    if (!tls_->done()) return 0;
   }
   const size_t unsent = handshake_->unsent_bytes();
   if (unsent > 0 && !write_closed_) {
@@ -209,6 +232,25 @@ int Connection::FlushGreeting() {
 
 // One send(). False: the connection is dead for sending.
 bool Connection::Send(const uint8_t* data, size_t bytes, size_t* sent) {
+  if (!tls_) return SendPlain(data, bytes, sent);
+  full_ = false;
+  while (*sent < bytes) {
+    const ssize_t n = tls_->Send(data + *sent, bytes - *sent);
+    if (n >= 0) {
+      *sent += static_cast<size_t>(n);
+      continue;
+    }
+    if (WouldBlock(errno)) {
+      full_ = true;
+      return true;
+    }
+    WriteEnded(errno);
+    return false;
+  }
+  return true;
+}
+
+bool Connection::SendPlain(const uint8_t* data, size_t bytes, size_t* sent) {
   for (;;) {
     const ssize_t n = send(fd_, data, bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (n >= 0) {
@@ -230,7 +272,9 @@ bool Connection::Send(const uint8_t* data, size_t bytes, size_t* sent) {
 
 int Connection::Fill() {
   if (read_closed_) return -1;
-  if (!MakeRoomToRead()) {
+  if (tls_) [[unlikely]]
+    return FillTls();
+  if (!MakeRoomToRead(1)) {
     if (read_closed_) return -1;
     return static_cast<int>(
         std::min<size_t>(in_tail_ - in_head_, INT32_MAX));  // whole frames wait, and the buffer is full
@@ -247,6 +291,45 @@ int Connection::Fill() {
   if (n < 0 && WouldBlock(errno)) return 0;
   if (n < 0) {
     ReadEnded(errno, WhyOf(errno));
+    return -1;
+  }
+  return Ended();
+}
+
+// The same through TLS. Whatever can be handed out is, of what was taken off the socket: the owner learns of more by
+// the socket alone.
+int Connection::FillTls() {
+  constexpr size_t kLeast = 2 * Tls::kRecordBytesMax;
+  if (!MakeRoomToRead(kLeast)) {
+    if (read_closed_) return -1;
+    return static_cast<int>(std::min<size_t>(in_tail_ - in_head_, INT32_MAX));
+  }
+  const size_t room = in_end_ - in_tail_;
+  const bool was_done = tls_->done();
+  const ssize_t n = tls_->Recv(in_ + in_tail_, room, room - Tls::kRecordBytesMax);
+  const int error = errno;
+  if (n > 0) {
+    in_tail_ += static_cast<size_t>(n);
+    if (!verified_ && !Greet()) return -1;
+    return static_cast<int>(n);
+  }
+  if (n < 0 && WouldBlock(error)) {
+    if (!was_done || tls_->wants_write()) Flush();  // our next step, or the hello now that it may go
+    return 0;
+  }
+  if (n == 0) return Ended();
+  if (error == EPROTO) {
+    verified_ ? CutOff(tls_->why()) : Refuse(tls_->why());
+  } else {
+    ReadEnded(error, WhyOf(error));
+  }
+  return -1;
+}
+
+// The peer's end came.
+int Connection::Ended() {
+  if (tls_ && !tls_->done()) {
+    ReadEnded(ECONNRESET, "the peer closed the connection before TLS was established (it has none, or died)");
   } else if (!verified_) {
     ReadEnded(ECONNRESET, "the peer closed the connection before its hello (it refused ours, or died)");
   } else if (in_tail_ > in_head_) {
@@ -257,9 +340,9 @@ int Connection::Fill() {
   return -1;
 }
 
-// Makes at least one byte of room behind in_tail_, with what waits at the front. False: the buffer is full of frames
+// Makes at least that much room behind in_tail_, with what waits at the front. False: the buffer is full of frames
 // that nobody has taken, or memory is out (then read_closed_ is set).
-bool Connection::MakeRoomToRead() {
+bool Connection::MakeRoomToRead(size_t least) {
   const size_t waiting = in_tail_ - in_head_;
   if (in_head_ > 0 && waiting > 0) std::memmove(in_, in_ + in_head_, waiting);
   in_head_ = 0;
@@ -270,7 +353,7 @@ bool Connection::MakeRoomToRead() {
     in_ = nullptr;
     in_end_ = 0;
     wanted = kBufferBytes;
-  } else if (waiting == in_end_) {
+  } else if (in_end_ - waiting < least) {
     Frame announced;
     const bool valid = LoadHeader(in_, &announced);
     const size_t whole = FrameBytes(announced.size);
@@ -326,6 +409,10 @@ bool Connection::JudgeGreeting() {
 bool Connection::Greet() {
   in_head_ += handshake_->Receive(in_ + in_head_, in_tail_ - in_head_);
   if (handshake_->refused() != nullptr) {
+    // Told in its own language, so that it can say what is wrong. Whether it arrives changes nothing here.
+    if (handshake_->refused() == kPeerWithTls && !tls_) {
+      (void)!send(fd_, kTlsOtherSetting, sizeof kTlsOtherSetting, MSG_NOSIGNAL | MSG_DONTWAIT);
+    }
     Refuse(handshake_->refused());
     return false;
   }

@@ -27,6 +27,7 @@
 #include "channel/handshake.h"
 #include "channel/limits.h"
 #include "channel/network_proof.h"
+#include "channel/tls.h"
 #include "common/status.h"
 
 namespace ray::channel {
@@ -41,11 +42,13 @@ class Connection {
   // The same over TCP, to the gate of a node; host is a numeric address, since names may take seconds to resolve. The
   // preamble, which says for whom it is (tag: 16 bytes, of the process if it is for a core; else null), goes first.
   // Returns while the connection is still being made: a refusal shows in Fill or Flush, an address that doesn't answer
-  // at hello_deadline_ns(). kPermission without self.network_proof.
+  // at hello_deadline_ns(). kPermission without self.network_proof; kNotFound with self.tls and no OpenSSL.
   static std::unique_ptr<Connection> DialTcp(const std::string& host, uint16_t port, Destination destination,
                                              const uint8_t* tag, const Identity& self, Status* status);
   // Takes over an accepted socket of either kind (of a TCP one the preamble has been read). Never null: a socket that
   // can't be used (another user's process, TCP without a network_proof) comes back closed, and why_closed() says so.
+  // With self.tls a TCP connection must have been meant for this process: for the node's if self.role is a node's, else
+  // for the core self.tag.
   // Says nothing to the peer before the peer's hello.
   static std::unique_ptr<Connection> Adopt(int fd, const Identity& self);
 
@@ -131,13 +134,16 @@ class Connection {
  private:
   explicit Connection(int fd);
 
-  bool Begin(const Identity& self, Handshake::Side side);
+  bool Begin(const Identity& self, Handshake::Side side, const uint8_t* preamble);
   bool MakeRoom(size_t bytes);
-  bool MakeRoomToRead();
+  bool MakeRoomToRead(size_t least);
   int FlushGreeting();
   ssize_t ReceiveGreeting();
   bool JudgeGreeting();
   bool Send(const uint8_t* data, size_t bytes, size_t* sent);
+  bool SendPlain(const uint8_t* data, size_t bytes, size_t* sent);
+  int FillTls();
+  int Ended();
   bool Greet();
   bool Malformed();
   void Refuse(const char* why);
@@ -164,6 +170,7 @@ class Connection {
   bool handshake_held_ = false;           // frames wait in out_ until the peer has proved itself
   std::unique_ptr<Handshake> handshake_;  // until verified and its last byte sent
   std::string preamble_;                  // what of it is still to be sent, before the hello
+  std::unique_ptr<Tls> tls_;              // between the socket and everything but the preamble; null without TLS
   int passed_fd_ = -1;                    // came with the hello
 
   Tag peer_tag_{};

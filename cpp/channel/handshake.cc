@@ -5,6 +5,8 @@
 #include <cstring>
 #include <utility>
 
+#include "channel/tls.h"
+
 namespace ray::channel {
 
 Handshake::Handshake(const Identity& self, std::unique_ptr<Proof> proof, Side side)
@@ -29,6 +31,10 @@ size_t Handshake::Receive(const uint8_t* data, size_t bytes) {
     received_ += used;
     // A stranger is shown the door at its first wrong byte: it may never send 64.
     if (std::memcmp(theirs_, kHelloMagic, std::min(received_, sizeof kHelloMagic)) != 0) {
+      if (theirs_[0] == kTlsHandshakeRecord || theirs_[0] == kTlsAlertRecord) {
+        Refuse(kPeerWithTls);
+        return used;
+      }
       Refuse("the peer's first bytes are not this channel's hello (another program, or another protocol?)");
       return used;
     }

@@ -25,14 +25,17 @@ namespace ray::channel {
 
 constexpr uint8_t kHelloMagic[8] = {0x8f, 'r', 'a', 'y', '\r', '\n', 0x1a, '\n'};
 constexpr uint16_t kHelloVersion = 2;
+constexpr uint8_t kRoleDriver = 0, kRoleWorker = 1;
 constexpr uint8_t kRoleHandoff = 4;
 constexpr uint8_t kRoleMax = kRoleHandoff;  // 0 driver, 1 worker, 2 node, 3 tool, 4 brings a descriptor (handoff.h)
 
 // Who this process says it is. network_proof makes the proof for TCP connections; without it they are refused.
+// tls: over TCP everything, the greeting too, goes through TLS (tls.h), and a peer without it is refused.
 struct Identity {
   uint8_t token[kTokenBytes];
   uint8_t tag[16];
   uint8_t role;
+  bool tls = false;
   ProofMaker network_proof;
 };
 

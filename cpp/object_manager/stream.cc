@@ -22,14 +22,16 @@ channel::Handshake::Side SideOf(bool dialled) {
 }
 }  // namespace
 
-Stream::Stream(uint64_t id, int fd, const channel::Identity& self, bool dialled, Handler* handler,
-               std::string first_bytes)
-    : id_(id),
-      fd_(fd),
-      dialled_(dialled),
-      handler_(handler),
-      handshake_(self, self.network_proof(), SideOf(dialled)),
-      first_(std::move(first_bytes)) {}
+Stream::Stream(uint64_t id, int fd, const channel::Identity& self, bool dialled, Handler* handler)
+    : id_(id), fd_(fd), dialled_(dialled), handler_(handler), handshake_(self, self.network_proof(), SideOf(dialled)) {
+  uint8_t preamble[channel::kPreambleBytes];
+  channel::WritePreamble(channel::Destination::kStore, nullptr, preamble);
+  if (dialled) first_.assign(reinterpret_cast<const char*>(preamble), sizeof preamble);
+  if (!self.tls) return;
+  Status status;
+  tls_ = channel::Tls::Make(fd, dialled, self.token, preamble, &status);
+  if (!tls_) End(status.message());
+}
 
 Stream::~Stream() { close(fd_); }
 
@@ -64,7 +66,9 @@ void Stream::Send(Peer type, uint64_t request, const void* body, size_t bytes) {
 bool Stream::Readable() {
   would_block_ = false;
   size_t budget = kTurnBytes;
-  while (!ended_ && !would_block_ && budget > 0) {
+  // What TLS holds back makes no descriptor readable: it is taken even when the turn's share of the socket is spent.
+  while (!ended_ && !would_block_ && (budget > 0 || (tls_ && tls_->hidden()))) {
+    fetch_ = budget > 0 ? channel::Tls::kBatchBytes : 0;
     if (!handshake_.verified()) {
       if (!ReadGreeting()) return false;
     } else if (header_got_ < sizeof(header_)) {
@@ -75,15 +79,38 @@ bool Stream::Readable() {
       return false;
     }
   }
+  if (tls_ && (tls_->wants_write() || !proved_)) idle_ = false;  // the handshake's next step
   return !ended_;
+}
+
+ssize_t Stream::Recv(void* to, size_t bytes) { return tls_ ? tls_->Recv(to, bytes, fetch_) : recv(fd_, to, bytes, 0); }
+
+// As Recv, and the front of the header behind the chunk with it: one system call a chunk less.
+ssize_t Stream::RecvChunk(uint8_t* to, size_t bytes, FrameHeader* next) {
+  if (tls_) {
+    const ssize_t n = tls_->Recv(to, bytes, fetch_);
+    if (n < static_cast<ssize_t>(bytes) || next == nullptr) return n;
+    const ssize_t behind = tls_->Recv(next, sizeof(*next), 0);
+    return n + std::max<ssize_t>(behind, 0);  // what is wrong shows again in the next read
+  }
+  std::array<iovec, 2> parts{{{to, bytes}, {next, sizeof(*next)}}};
+  msghdr message{};
+  message.msg_iov = parts.data();
+  message.msg_iovlen = next != nullptr ? 2 : 1;
+  return recvmsg(fd_, &message, 0);
+}
+
+bool Stream::Failed() {
+  const bool tls = tls_ && errno == EPROTO;
+  return End(tls ? tls_->why() : std::strerror(errno), tls);
 }
 
 // At most what the greeting still lacks is taken off the socket, so what follows it stays there for the frames.
 bool Stream::ReadGreeting() {
   uint8_t byte[16];
-  const ssize_t n = recv(fd_, byte, sizeof(byte), 0);
+  const ssize_t n = Recv(byte, sizeof(byte));
   if (n < 0 && (errno == EAGAIN || errno == EINTR)) return would_block_ = true;
-  if (n < 0) return End(std::strerror(errno));
+  if (n < 0) return Failed();
   if (n == 0) return End("it closed the connection before it had proved itself (another token?)");
   const size_t used = handshake_.Receive(byte, static_cast<size_t>(n));
   if (handshake_.refused() != nullptr) return End(handshake_.refused(), true);
@@ -98,9 +125,9 @@ bool Stream::ReadGreeting() {
 }
 
 bool Stream::ReadHeader() {
-  const ssize_t n = recv(fd_, reinterpret_cast<uint8_t*>(&header_) + header_got_, sizeof(header_) - header_got_, 0);
+  const ssize_t n = Recv(reinterpret_cast<uint8_t*>(&header_) + header_got_, sizeof(header_) - header_got_);
   if (n < 0 && (errno == EAGAIN || errno == EINTR)) return would_block_ = true;
-  if (n < 0) return End(std::strerror(errno));
+  if (n < 0) return Failed();
   if (n == 0) return End("it closed the connection");
   header_got_ += static_cast<size_t>(n);
   return header_got_ < sizeof(header_) || HeaderCame();
@@ -120,9 +147,9 @@ bool Stream::HeaderCame() {
 
 bool Stream::ReadControl() {
   if (payload_got_ < header_.payload_bytes) {
-    const ssize_t n = recv(fd_, control_ + payload_got_, header_.payload_bytes - payload_got_, 0);
+    const ssize_t n = Recv(control_ + payload_got_, header_.payload_bytes - payload_got_);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return would_block_ = true;
-    if (n < 0) return End(std::strerror(errno));
+    if (n < 0) return Failed();
     if (n == 0) return End("it closed the connection");
     payload_got_ += static_cast<size_t>(n);
     if (payload_got_ < header_.payload_bytes) return true;
@@ -141,15 +168,10 @@ bool Stream::ReadChunk(size_t* budget) {
   uint8_t* to = handler_->ChunkRoom(*this, header_.request, &room);
   const bool wanted = to != nullptr && room != 0;
   const size_t take = wanted ? std::min<uint64_t>(left, room) : std::min(left, sizeof(nowhere));
-  // The header behind the chunk comes with it: one system call a chunk less.
   FrameHeader next{};
-  std::array<iovec, 2> parts{{{wanted ? to : nowhere, take}, {&next, sizeof(next)}}};
-  msghdr message{};
-  message.msg_iov = parts.data();
-  message.msg_iovlen = take == left ? 2 : 1;
-  const ssize_t n = recvmsg(fd_, &message, 0);
+  const ssize_t n = RecvChunk(wanted ? to : nowhere, take, take == left ? &next : nullptr);
   if (n < 0 && (errno == EAGAIN || errno == EINTR)) return would_block_ = true;
-  if (n < 0) return End(std::strerror(errno));
+  if (n < 0) return Failed();
   if (n == 0) return End("it closed the connection in the middle of an object");
   const size_t got = std::min(static_cast<size_t>(n), take);
   const size_t behind = static_cast<size_t>(n) - got;
@@ -172,7 +194,13 @@ bool Stream::Writable() {
   while (!ended_ && budget > 0) {
     std::array<iovec, 2> parts{};
     size_t count = 0;
-    if (first_sent_ < first_.size()) {
+    const bool plain = first_sent_ < first_.size();
+    if (tls_ && !plain && !tls_->done()) {
+      if (!tls_->Drive()) return Failed();
+      if (tls_->wants_write()) return true;
+      if (!tls_->done()) return idle_ = true;  // until the peer has said more
+    }
+    if (plain) {
       parts[count++] = {first_.data() + first_sent_, first_.size() - first_sent_};
     } else if (handshake_.unsent_bytes() > 0) {
       parts[count++] = {const_cast<uint8_t*>(handshake_.unsent()), handshake_.unsent_bytes()};
@@ -199,12 +227,12 @@ bool Stream::Writable() {
     msghdr message{};
     message.msg_iov = parts.data();
     message.msg_iovlen = count;
-    const ssize_t n = sendmsg(fd_, &message, MSG_NOSIGNAL);
+    const ssize_t n = tls_ && !plain ? tls_->Send(parts.data(), count) : sendmsg(fd_, &message, MSG_NOSIGNAL);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return true;
-    if (n < 0) return End(std::strerror(errno));
+    if (n < 0) return Failed();
     size_t sent = static_cast<size_t>(n);
     budget -= std::min(budget, sent);
-    if (first_sent_ < first_.size()) {
+    if (plain) {
       first_sent_ += sent;
     } else if (handshake_.unsent_bytes() > 0) {
       handshake_.Sent(sent);

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "channel/handshake.h"
+#include "channel/tls.h"
 #include "object_manager/wire.h"
 
 namespace ray::objects {
@@ -34,8 +35,9 @@ class Stream {
     virtual void Proved(Stream& stream) = 0;
   };
 
-  // fd: taken over. Dialled streams pull, accepted ones serve. first_bytes: sent ahead of the greeting (the preamble).
-  Stream(uint64_t id, int fd, const channel::Identity& self, bool dialled, Handler* handler, std::string first_bytes);
+  // fd: taken over. Dialled streams pull, accepted ones serve. With self.tls all but the preamble, which a dialling
+  // side sends first, goes through TLS.
+  Stream(uint64_t id, int fd, const channel::Identity& self, bool dialled, Handler* handler);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
@@ -71,6 +73,9 @@ class Stream {
   bool ReadControl();
   bool ReadChunk(size_t* budget);
   bool HeaderCame();
+  ssize_t Recv(void* to, size_t bytes);
+  ssize_t RecvChunk(uint8_t* to, size_t bytes, FrameHeader* next);
+  bool Failed();
 
   const uint64_t id_;
   const int fd_;
@@ -86,6 +91,8 @@ class Stream {
   size_t payload_got_ = 0;  // of header_.payload_bytes
   uint8_t control_[kControlBytesMax];
   bool would_block_ = false;
+  size_t fetch_ = 0;  // of TLS: what the next read may take off the socket
+  std::unique_ptr<channel::Tls> tls_;
 
   // out: first_bytes and greeting, then frames and chunks; a chunk that has begun is finished first
   std::string first_;

@@ -7,7 +7,6 @@
 #include <cstring>
 
 #include "channel/limits.h"
-#include "channel/network_proof.h"
 #include "channel/sockets.h"
 #include "common/clock.h"
 #include "object_manager/transfer_loop.h"
@@ -16,14 +15,6 @@ namespace ray::objects {
 
 using plasma::kNoSlot;
 using plasma::Place;
-
-namespace {
-std::string StorePreamble() {
-  uint8_t bytes[channel::kPreambleBytes];
-  channel::WritePreamble(channel::Destination::kStore, nullptr, bytes);
-  return std::string(reinterpret_cast<const char*>(bytes), sizeof(bytes));
-}
-}  // namespace
 
 // ---- connections
 
@@ -36,7 +27,7 @@ TransferLoop::PeerConn* TransferLoop::Dial(const Address& address) {
   channel::TuneSocket(fd, false);
   const uint64_t id = next_id_++;
   PeerConn& peer = peers_[id];
-  peer.stream = std::make_unique<Stream>(id, fd, options_.identity, true, this, StorePreamble());
+  peer.stream = std::make_unique<Stream>(id, fd, options_.identity, true, this);
   peer.where = address;
   peer.hello_deadline_ns = NowNs() + channel::kHelloDeadlineNs;
   peer.watched_write = true;
@@ -53,7 +44,7 @@ void TransferLoop::Adopt(int fd) {
   channel::TuneSocket(fd, false);
   const uint64_t id = next_id_++;
   PeerConn& peer = peers_[id];
-  peer.stream = std::make_unique<Stream>(id, fd, options_.identity, false, this, "");
+  peer.stream = std::make_unique<Stream>(id, fd, options_.identity, false, this);
   peer.hello_deadline_ns = NowNs() + channel::kHelloDeadlineNs;
   Watch(fd, id, false, true);
 }

@@ -136,6 +136,7 @@ int main(int argc, char** argv) {
     kHelp,
     kObjectsSocket,
     kTokenFile,
+    kTls,
     kSpillDirectory,
     kSpillMax,
     kSpillBatch,
@@ -150,6 +151,7 @@ int main(int argc, char** argv) {
                           {"ready-fd", required_argument, nullptr, kReady},
                           {"objects-socket", required_argument, nullptr, kObjectsSocket},
                           {"token-file", required_argument, nullptr, kTokenFile},
+                          {"tls", no_argument, nullptr, kTls},
                           {"spill-directory", required_argument, nullptr, kSpillDirectory},
                           {"spill-bytes-max", required_argument, nullptr, kSpillMax},
                           {"spill-batch", required_argument, nullptr, kSpillBatch},
@@ -191,6 +193,9 @@ int main(int argc, char** argv) {
         break;
       case kObjectsSocket:
         transfers.socket_path = optarg;
+        break;
+      case kTls:
+        transfers.identity.tls = true;
         break;
       case kTokenFile:
         if (!ReadToken(optarg, transfers.identity.token)) {

@@ -266,6 +266,7 @@ cdef class Engine:
         try:
             self.info = self.rpc("register", dict(info, tag=self.tag, pid=os.getpid()))
             learn_nodes(self, self.info)
+            self.identity.tls = bool(self.info.get("settings", {}).get("tls", False))
             references.begin_session(self.info.get("settings", {}).get("record_ref_creation_sites", False))
             set_store_full_timeout(self.info.get("settings", {}).get("store_full_timeout_s", 10.0))
             try:

@@ -18,22 +18,29 @@ NAME = "nodes"
 
 
 def write(
-    folder: str, number: int, head: tuple[str, int], rows: Iterable[Mapping[str, Any]], next_number: int = 0
+    folder: str,
+    number: int,
+    head: tuple[str, int],
+    rows: Iterable[Mapping[str, Any]],
+    next_number: int = 0,
+    tls: bool = False,
 ) -> None:
     """rows: of the other nodes that live: number, node_id, host, port. next_number: on the head's own node: the number
-    that the next newcomer gets, for a head that takes over. Raises: OSError: the disk is full."""
+    that the next newcomer gets, for a head that takes over. tls: how they are to be dialled.
+
+    Raises: OSError: the disk is full."""
     others = [
         {"number": row["number"], "node_id": row["node_id"].hex(), "host": row["host"], "port": row["port"]}
         for row in rows
     ]
     draft = f"{folder}/{NAME}.new"
     with open(draft, "w") as file:
-        json.dump({"number": number, "head": list(head), "next": next_number, "nodes": others}, file)
+        json.dump({"number": number, "head": list(head), "next": next_number, "tls": tls, "nodes": others}, file)
     os.replace(draft, f"{folder}/{NAME}")
 
 
 def read(folder: str) -> dict[str, Any] | None:
-    """{"number", "head": (host, port), "next", "nodes": rows as for `write`}. None: it is no part of a cluster."""
+    """{"number", "head": (host, port), "next", "tls", "nodes": rows as for `write`}. None: it is in no cluster."""
     try:
         with open(f"{folder}/{NAME}") as file:
             said = json.load(file)
@@ -41,7 +48,8 @@ def read(folder: str) -> dict[str, Any] | None:
         return None
     rows = [{**row, "node_id": bytes.fromhex(row["node_id"])} for row in said["nodes"]]
     head = (said["head"][0], said["head"][1])
-    return {"number": said["number"], "head": head, "next": said.get("next", 0), "nodes": rows}
+    next_number, tls = said.get("next", 0), said.get("tls", False)
+    return {"number": said["number"], "head": head, "next": next_number, "tls": tls, "nodes": rows}
 
 
 def find(host: str, port: int) -> str | None:

@@ -57,6 +57,7 @@ cdef extern from "channel/handshake.h" namespace "ray::channel" nogil:
         uint8_t token[32]
         uint8_t tag[16]
         uint8_t role
+        cbool tls  # over TCP
 
     const uint8_t kRoleHandoff
 
@@ -66,6 +67,17 @@ cdef extern from "channel/network_proof.h" namespace "ray::channel" nogil:
         kNode
         kCore
         kStore
+
+
+cdef extern from "channel/tls.h" namespace "ray::channel" nogil:
+    const char* kPeerWithoutTls
+    const char* kPeerWithTls
+
+
+cdef extern from "channel/openssl.h" namespace "ray::channel" nogil:
+    cdef cppclass OpenSsl:
+        @staticmethod
+        const OpenSsl* Load(Status* status)
 
 
 cdef extern from "channel/handoff.h" namespace "ray::channel" nogil:

@@ -13,6 +13,9 @@ import os
 
 FRAME_BYTES_MAX = kFrameBytesMax
 HELLO_DEADLINE_S = kHelloDeadlineNs / 1e9
+# What ConnectionClosed.why says if one side speaks TLS and the other doesn't: that it is the peer who does not, or does.
+WHY_WITHOUT_TLS = (<bytes>kPeerWithoutTls).decode()
+WHY_WITH_TLS = (<bytes>kPeerWithTls).decode()
 
 cdef enum:
     TOKEN_BYTES = 32
@@ -101,14 +104,16 @@ cdef class Connection:
         return self
 
     @staticmethod
-    def dial_tcp(host, port, destination, token, tag, role, core_tag=None):
+    def dial_tcp(host, port, destination, token, tag, role, core_tag=None, *, tls=False):
         """Connects to the gate of a node. Frames may be sent at once: they leave when both sides have proved themselves.
 
         Args:
             host: a numeric address.
             destination: whose the connection is to become: 0 the node process, 1 its core `core_tag`, 2 its plasma_store.
+            tls: through TLS; a peer without it is refused (`WHY_WITHOUT_TLS`).
         Raises:
             ValueError: an argument of the wrong size or kind.
+            FileNotFoundError: tls, and this machine has no OpenSSL.
             ConnectionRefusedError, OSError: refused at once. Later refusals, and no answer by `hello_deadline_s`, are the
                 connection's end.
         Blocks: no.
@@ -125,19 +130,21 @@ cdef class Connection:
             if not isinstance(core_tag, bytes) or len(core_tag) != TAG_BYTES:
                 raise ValueError(f"core_tag must be {TAG_BYTES} bytes, not {_shape(core_tag)}")
             to = <const uint8_t*><const char*><bytes>core_tag
+        identity.tls = tls
         self._c = CConnection.DialTcp(host.encode(), _port(port), <Destination><int>destination, to, identity, &status)
         if not self._c:
             _raise(status)
         return self
 
     @staticmethod
-    def adopt(int fd, token, tag, role):
+    def adopt(int fd, token, tag, role, *, tls=False):
         """Goes on with a connected socket that another part accepted (its preamble read); closes fd itself, now or later.
 
         Never raises for what the socket is: one that can't be used comes back closed, see `is_alive` and `why_closed`.
         """
         cdef Identity identity = _identity(token, tag, role)
         cdef Connection self = Connection.__new__(Connection)
+        identity.tls = tls
         self._c = CConnection.Adopt(fd, identity)
         return self
 
@@ -352,6 +359,13 @@ def hand_over(path, int fd, token, tag):
     """
     cdef Status status = HandOver(os.fsencode(path), fd, _identity(token, tag, 2))
     if not status.ok():
+        _raise(status)
+
+
+def check_tls():
+    """Raises FileNotFoundError, saying what to do, if this machine has no OpenSSL that TLS can use."""
+    cdef Status status
+    if OpenSsl.Load(&status) == NULL:
         _raise(status)
 
 

@@ -12,8 +12,10 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
+from ray._native.channel import WHY_WITH_TLS, check_tls
 from ray._protocol.frames import ROLE_TOOL
 from ray._transport import ConnectionClosed, connect_tcp
 
@@ -73,13 +75,42 @@ def ask_head(host: str, port: int, token: bytes) -> dict[str, Any]:
     return info
 
 
+def settings_of(host: str, port: int, info: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a node that joins: the cluster's (info: what `ask_head` returned), and what is its own.
+
+    Raises: ValueError: it is asked to speak TLS to a cluster that doesn't, or the reverse.  FileNotFoundError: the
+        cluster speaks TLS, and this machine can't.
+    """
+    theirs = bool(info["settings"].get("tls", False))
+    if bool(own.get("tls", theirs)) != theirs:
+        speaks, wanted = ("speaks TLS", "off") if theirs else ("does not speak TLS", "on")
+        raise ValueError(
+            f"the cluster at {host}:{port} {speaks}, and this machine is told to have it {wanted} (--tls, "
+            "--system-config or RAY_TLS): leave that out, since the head decides, or start the head otherwise"
+        )
+    if theirs:
+        check_tls()
+    return {**info["settings"], **own}
+
+
 # What it would log is in the error that the asker raises; a person's shell need not show it twice.
 logging.getLogger("ray._transport").addHandler(logging.NullHandler())
 
 
 async def _ask(host: str, port: int, token: bytes) -> Any:
-    dialled = connect_tcp(host, port, token, os.urandom(16), role=ROLE_TOOL)
-    peer = await asyncio.wait_for(dialled, TIMEOUT_S)
+    """Whether the cluster speaks TLS is known only by asking. Without it first: a head that has it answers nobody but
+    to say so, and proves itself to nobody; so whoever makes this side try it the other way has gained nothing."""
+
+    async def dial(tls: bool) -> Any:
+        dialled = connect_tcp(host, port, token, os.urandom(16), role=ROLE_TOOL, tls=tls)
+        return await asyncio.wait_for(dialled, TIMEOUT_S)
+
+    try:
+        peer = await dial(False)
+    except ConnectionClosed as refused:
+        if refused.why != WHY_WITH_TLS:
+            raise
+        peer = await dial(True)
     try:
         return await peer.rpc("cluster_info", timeout_s=TIMEOUT_S)
     finally:

@@ -18,10 +18,10 @@ def open_gate(node: Node, host: str, port: int) -> Gate:
 
     Raises: FileExistsError: the port is in use. ValueError: host is no numeric address. OSError.
     """
-    token, node_id = node.session.token, node.node_id
+    token, node_id, tls = node.session.token, node.node_id, bool(node.settings.tls)
 
     def to_node(fd: int) -> None:
-        node.server.adopt(Connection.adopt(fd, token, node_id, ROLE_NODE))
+        node.server.adopt(Connection.adopt(fd, token, node_id, ROLE_NODE, tls=tls))
 
     def to_store(fd: int) -> bool:
         transfers = getattr(node, "transfers", None)  # None: built without an object manager

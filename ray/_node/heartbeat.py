@@ -36,6 +36,7 @@ class Heartbeat:
         """cut_off(why): called on the node's loop, once, after silence_s."""
         self._node_id = node.node_id
         self._token = node.session.token
+        self._tls = bool(node.settings.tls)
         self._head = head
         self._period_s, self._silence_s = period_s, silence_s
         self._cut_off = cut_off
@@ -63,7 +64,7 @@ class Heartbeat:
                 if connection is None:
                     dialled_s = now
                     connection = Connection.dial_tcp(
-                        *self._head, DESTINATION_NODE, self._token, self._node_id, ROLE_NODE
+                        *self._head, DESTINATION_NODE, self._token, self._node_id, ROLE_NODE, tls=self._tls
                     )
                 connection.append(FRAME_EVENT, messages.encode_event("heartbeat", ()))
                 if self._answered(connection, next_s):

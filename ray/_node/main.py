@@ -93,6 +93,7 @@ def _run(control: socket.socket, config: dict[str, Any]) -> int:
         bool(config.get("huge_pages")),
         (session.objects_socket, session.token_file) if config.get("cluster_port") or settings.object_manager else None,
         spill_options.arguments(settings, session.folder),
+        bool(settings.tls),
     )
     store.spawn()
     pool, logs, job, expected = _first_workers(session, settings, config, total, fork_control)

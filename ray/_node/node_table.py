@@ -70,8 +70,8 @@ class NodeTable:
     def _changed(self) -> None:
         self._node.nodes = list(self._rows.values())
         try:
-            cluster_file.write(
-                self._node.session.folder, self._node.number, self._head, self._node.nodes, self._next_number()
-            )
+            node = self._node
+            tls = bool(node.settings.tls)
+            cluster_file.write(node.session.folder, node.number, self._head, node.nodes, self._next_number(), tls)
         except OSError as error:
             logger.error("the table of nodes could not be written: %s", error)

@@ -35,9 +35,10 @@ class StoreProcess:
         huge_pages: bool,
         objects: tuple[str, str] | None = None,
         spill: Sequence[str] = (),
+        tls: bool = False,
     ) -> None:
         """objects: the object manager's socket, and the file with the token that other nodes' stores must know.
-        spill: arguments of plasma_store, see spill_options."""
+        spill: arguments of plasma_store, see spill_options. tls: for what goes to other stores and comes from them."""
         self._socket_path = socket_path
         self._log = log
         self._arguments = ["--memory", str(memory_bytes), "--socket", socket_path]
@@ -47,6 +48,7 @@ class StoreProcess:
             self._arguments.append("--huge-pages")
         if objects is not None:
             self._arguments += ["--objects-socket", objects[0], "--token-file", objects[1]]
+            self._arguments += ["--tls"] if tls else []
         self._arguments += spill
         self.memory_bytes = memory_bytes
         self.pid = 0

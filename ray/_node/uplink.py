@@ -123,8 +123,7 @@ class Uplink:
         node = self._node
         # Before the first message can come: the view may arrive with the answer to `join`.
         node.cluster_view = ClusterView(node, lambda report: self.event("resources", report))
-        host, port = self.head_address
-        peer = await connect_tcp(host, port, node.session.token, node.node_id, self._greeted, role=ROLE_NODE)
+        peer = await self._dial()
         self.peer = peer
         answer = await peer.rpc("join", about(node), timeout_s=timeout_s)
         self._cluster_id = answer["cluster_id"]
@@ -167,16 +166,20 @@ class Uplink:
         self._returning = self._node.loop.create_task(self._look_for_head(why))
         self._returning.add_done_callback(_say_bug)
 
+    async def _dial(self) -> Peer:
+        node = self._node
+        tls = bool(node.settings.tls)
+        return await connect_tcp(
+            *self.head_address, node.session.token, node.node_id, self._greeted, role=ROLE_NODE, tls=tls
+        )
+
     async def _look_for_head(self, why: str) -> None:
         wait_s = self._node.settings.head_restart_wait_s
         until_s = time.monotonic() + wait_s
         pause_s = DIAL_FIRST_S
         while True:
             try:
-                dialling = connect_tcp(
-                    *self.head_address, self._node.session.token, self._node.node_id, self._greeted, role=ROLE_NODE
-                )
-                peer = await asyncio.wait_for(dialling, max(0.1, until_s - time.monotonic()))
+                peer = await asyncio.wait_for(self._dial(), max(0.1, until_s - time.monotonic()))
                 try:
                     self._early = []
                     said = presence(self._node, self._cluster_id)

@@ -116,20 +116,23 @@ async def connect_tcp(
     role: int = ROLE_NODE,
     destination: int = DESTINATION_NODE,
     core_tag: bytes | None = None,
+    tls: bool = False,
 ) -> Peer:
     """Dials the gate of a node and waits until both sides have proved that they know the token; `on_peer` as above.
 
     Args:
         host: a numeric address.
         destination: whose the connection becomes: the node process's, or that of its core `core_tag`.
+        tls: through TLS, as the cluster's setting says; a peer that has it otherwise is refused.
     Raises:
         ConnectionRefusedError, ConnectionClosed: nobody listens there; it refused our token, or we its; no gate at all;
             no answer within 5 s. `why` says which.
+        FileNotFoundError: tls, and there is no OpenSSL here.
         ValueError: an argument of the wrong size or kind. OSError.
     """
 
     def dial() -> Connection:
-        return Connection.dial_tcp(host, port, destination, token, tag, role, core_tag)
+        return Connection.dial_tcp(host, port, destination, token, tag, role, core_tag, tls=tls)
 
     return await _greeted(dial, on_peer, f"{host}:{port}")
 

@@ -67,6 +67,11 @@ def add(commands: Any) -> None:
         action="store_true",
         help="stay, and end the cluster on Ctrl-C or SIGTERM; a container's first process does so in any case",
     )
+    command.add_argument(
+        "--tls",
+        action="store_true",
+        help="encrypt what the cluster's nodes say to each other; who joins takes it over from the head",
+    )
     command.add_argument("--huge-pages", action="store_true", help="shared memory from the hugetlbfs of that folder")
     command.add_argument(
         "--ray-client-server-port",
@@ -114,6 +119,8 @@ def run(options: argparse.Namespace) -> int:
     try:
         _refuse_what_makes_no_sense(options)
         config, temp_dir = _config(options)
+        if options.tls:
+            config["settings"]["tls"] = True
         token: bytes | None
         if options.address is not None:
             token = _join(options, config)
@@ -195,10 +202,25 @@ def _lead(options: argparse.Namespace, config: dict[str, Any]) -> bytes | None:
     from ray._launch import address as addresses
     from ray._launch import token
 
+    if config["settings"].get("tls"):
+        _check_tls(options)
     host = addresses.numeric("--node-ip-address", config.get("node_ip") or "127.0.0.1")
     config["cluster_port"] = (host, options.port)
     config["lasts"] = True
     return token.find_or_make()
+
+
+def _check_tls(options: argparse.Namespace) -> None:
+    """Raises: FileNotFoundError: this machine can't speak it.  ValueError: something would go without it."""
+    from ray._native.channel import check_tls
+
+    check_tls()
+    where = options.ray_client_server_host
+    if options.ray_client_server_port is not None and where not in ("127.0.0.1", "::1", "localhost"):
+        raise ValueError(
+            f"--ray-client-server-host {where}: ray:// clients don't speak TLS yet, and this cluster is to (tls): "
+            "leave it out, and let clients come through a tunnel (ssh -L)"
+        )
 
 
 def _join(options: argparse.Namespace, config: dict[str, Any]) -> bytes:
@@ -215,7 +237,7 @@ def _join(options: argparse.Namespace, config: dict[str, Any]) -> bytes:
     info = admission.ask_head(host, port, found)
     own = config.get("node_ip")
     own = admission.own_address(host, port) if own is None else addresses.numeric("--node-ip-address", own)
-    config["settings"] = {**info["settings"], **config["settings"]}
+    config["settings"] = admission.settings_of(host, port, info, config["settings"])
     config["join"] = (host, port)
     config["cluster_port"] = (own, options.node_manager_port or 0)
     return found

@@ -167,7 +167,7 @@ def dial(
     said = cluster_file.read(session.folder)
     rows = said["nodes"] if said is not None else ()
     row = next((row for row in rows if row["number"] == node_number(target)), None)
-    if row is None:
+    if said is None or row is None:
         raise ConnectionError(f"node {node_number(target)} is gone")
     core = None if target == node_tag(row["number"]) else target
     far = Connection.dial_tcp(
@@ -178,6 +178,7 @@ def dial(
         client_tag,
         ROLE_DRIVER,
         core,
+        tls=said["tls"],
     )
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     near = Connection.adopt(theirs.detach(), session.token, target, ROLE_WORKER)
@@ -199,7 +200,9 @@ class Taking:
         self._session = session
         self._opened, self._ended = opened, ended
         self._loop = asyncio.get_running_loop()
-        self._far = Connection.adopt(fd, session.token, client_tag, ROLE_DRIVER)
+        said = cluster_file.read(session.folder)
+        tls = said is not None and said["tls"]
+        self._far = Connection.adopt(fd, session.token, client_tag, ROLE_DRIVER, tls=tls)
         self._fd = self._far.fileno()
         deadline_s = self._far.hello_deadline_s
         self._late = self._loop.call_at(deadline_s if deadline_s is not None else 0, self._hello_late)

@@ -31,6 +31,7 @@ def test_a_silent_head_is_noticed(others: int) -> None:
     node: Any = SimpleNamespace(
         node_id=os.urandom(16),
         session=SimpleNamespace(token=os.urandom(32)),
+        settings=SimpleNamespace(tls=False),
         loop=SimpleNamespace(call_soon_threadsafe=call),
     )
     with socket.socket() as deaf:
