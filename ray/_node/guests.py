@@ -88,6 +88,14 @@ class Guests:
             if self._node.ending is None:
                 self._node.transfers.owner_died(core.tag)  # large results that our store holds for it
 
+    def job_over(self, job_id: bytes) -> None:
+        """Its processes end, but the news of it may be lost on its way from their node: what they had asked for, and got,
+        is given up at once."""
+        for core in list(self._node.cores.guests.values()):
+            if core.job_id == job_id:
+                self.left(core)
+                core.peer.close("its job is over")
+
     def node_down(self, number: int, cause: str) -> None:
         """Nobody of that node lives any more, whatever their connections look like."""
         for core in list(self._node.cores.guests.values()):

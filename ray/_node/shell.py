@@ -396,6 +396,7 @@ class Node:
         """Nothing needs the job any more: its driver is gone, and so is its last actor, detached ones included."""
         if self.cores.jobs.pop(job_id, None) is not None:
             self.envs.withdraw(("job", job_id))
+            self.guests.job_over(job_id)
             self.feed(self.pool, wm.JobEnded(job_id))
 
     async def leave_after_answer(self, peer: Any) -> None:

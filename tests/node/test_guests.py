@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ray._native.channel import ConnectionClosed
 from ray._node import lease_messages as lm
 from ray._node.cluster_view import ClusterView
 from ray._node.guests import Guests
@@ -54,6 +55,22 @@ def test_a_guests_leases_end_when_it_goes(start: Start) -> None:
     waiting = driver.ask(CPU1)
     guest.close()
     driver.event("lease_grant", lambda req_id, *_: req_id == waiting)
+
+
+def test_what_the_guests_of_a_job_had_asked_for_ends_with_the_job_even_if_their_end_is_not_heard(start: Start) -> None:
+    driver = start({"CPU": 1})
+    other = Talk(driver.session.node_socket, driver.session.token, 0)
+    job_id = driver.register(other)["job_id"]
+    guest = guest_of(driver)
+    guest.rpc("register_guest", about(guest, job_id))
+    _, _lease, _ = driver.lease()
+    guest.tell("lease_request", 1, CPU1, {"name": "f"})
+    guest.rpc("worker_exit_cause", b"x" * 16)  # behind the request
+    assert driver.stats()["scheduler"]["leases"]["QUEUED"] == 1
+    other.close()
+    with pytest.raises(ConnectionClosed):
+        guest.event("lease_grant")
+    assert driver.stats()["scheduler"]["leases"]["QUEUED"] == 0
 
 
 def test_a_guest_may_do_nothing_but_lease(start: Start) -> None:
