@@ -46,3 +46,34 @@ want() {
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >/dev/null; } ||
     echo "$2 could not be installed: those tests are skipped" >&2
 }
+
+# The newest clang here that links a libFuzzer program; nothing if there is none. CLANG names another.
+fuzzing_clang() {
+  local clang
+  for clang in ${CLANG:-} clang-19 clang-18 clang-16 clang-14 clang; do
+    command -v "$clang" >/dev/null && command -v "${clang/clang/clang++}" >/dev/null || continue
+    echo 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }' |
+      "${clang/clang/clang++}" -x c++ -fsanitize=fuzzer,address,undefined -o /dev/null - 2>/dev/null || continue
+    echo "$clang"
+    return
+  done
+}
+
+# Debian 12 and 13 have clang 19, Ubuntu 24.04 clang 18, Ubuntu 22.04 clang 14. libFuzzer comes with the runtime.
+need_fuzzing_clang() {
+  [ -z "$(fuzzing_clang)" ] || return 0
+  local version sudo=
+  if [ "$(id -u)" != 0 ]; then sudo="sudo -n"; fi
+  if command -v apt-get >/dev/null && $sudo true 2>/dev/null; then
+    $sudo apt-get update -qq
+    for version in 19 18 14; do
+      echo "Installing clang-$version, for fuzzing"
+      local packages="clang-$version libclang-rt-$version-dev llvm-$version"  # llvm: names in stack traces
+      [ $version = 14 ] && packages="clang-14 libclang-common-14-dev libfuzzer-14-dev llvm-14"
+      $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null 2>&1 && break
+    done
+  fi
+  [ -z "$(fuzzing_clang)" ] || return 0
+  echo "Fuzzing needs clang with libFuzzer. As root: apt-get install clang-19 libclang-rt-19-dev" >&2
+  exit 1
+}
