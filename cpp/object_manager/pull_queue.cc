@@ -75,7 +75,12 @@ void PullQueue::Leave(Pull& pull, bool tell_source) {
 void PullQueue::Drop(const ObjectId& key, Pull& pull) {
   Leave(pull, true);
   if (pull.state == State::kQueued) --queued_;
-  if (pull.state == State::kRoom || pull.has_extent) actions_.emplace_back(DropRoom{key});
+  // A room that nobody has begun to ask for isn't: it would be made for a new pull of this key, and undone under that.
+  const size_t not_begun = std::erase_if(actions_, [&](const PullAction& action) {
+    const auto* room = std::get_if<MakeRoom>(&action);
+    return room != nullptr && room->key == key;
+  });
+  if (not_begun == 0 && (pull.state == State::kRoom || pull.has_extent)) actions_.emplace_back(DropRoom{key});
   pulls_.erase(key);
   Admit();
 }
@@ -171,7 +176,8 @@ void PullQueue::Admit() {
 
 void PullQueue::RoomMade(const ObjectId& key, int64_t now_ns) {
   const auto at = pulls_.find(key);
-  if (at == pulls_.end()) return;
+  // Not in ROOM: it was made for an earlier pull of this key, whose DropRoom is still to be done and undoes it.
+  if (at == pulls_.end() || at->second.state != State::kRoom) return;
   Pull& pull = at->second;
   pull.has_extent = true;
   pull.state = State::kAsking;
@@ -192,7 +198,7 @@ void PullQueue::Go(Pull& pull, int64_t now_ns) {
 
 void PullQueue::RoomRefused(const ObjectId& key, const std::string& why) {
   const auto at = pulls_.find(key);
-  if (at != pulls_.end()) Fail(key, at->second, Outcome::kNoRoom, why);
+  if (at != pulls_.end() && at->second.state == State::kRoom) Fail(key, at->second, Outcome::kNoRoom, why);
 }
 
 void PullQueue::Freed(const ObjectId& key) {

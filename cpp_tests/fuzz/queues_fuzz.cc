@@ -28,15 +28,45 @@ void Pull(Input* in) {
   PullQueue q;
   int64_t now = 0;
   TransferId newest = 0;
-  std::set<uint8_t> rooms;  // asked for: our own store answers nothing else
+  std::set<uint8_t> rooms;    // asked for: our own store answers nothing else
+  std::set<uint8_t> extents;  // made
+  // As TransferLoop::Act does it: what several events have brought is done in order, and the store may answer at once.
+  const auto act = [&](bool at_once) {
+    for (auto actions = q.TakeActions(); !actions.empty(); actions = q.TakeActions()) {
+      for (const PullAction& action : actions) {
+        if (const auto* ask = std::get_if<SendAsk>(&action)) newest = std::max(newest, ask->transfer);
+        if (const auto* seal = std::get_if<Seal>(&action)) {
+          Require(extents.erase(seal->key.bytes[0]) == 1, "what is sealed is there");
+        }
+        if (const auto* drop = std::get_if<DropRoom>(&action)) {
+          rooms.erase(drop->key.bytes[0]);
+          extents.erase(drop->key.bytes[0]);
+        }
+        if (const auto* room = std::get_if<MakeRoom>(&action)) {
+          if (at_once) {
+            extents.insert(room->key.bytes[0]);
+            q.RoomMade(room->key, now);
+          } else {
+            rooms.insert(room->key.bytes[0]);
+          }
+        }
+      }
+    }
+    for (uint8_t n = 0; n < 5; ++n) {
+      Require(q.Received(Key(n)).has_value() == (extents.count(n) != 0), "an extent is there if the pull has one");
+    }
+  };
   while (!in->empty()) {
     const uint8_t op = in->Byte() % 14, key = in->Byte();
     const TransferId transfer = newest < 4 ? newest : newest - in->Byte() % 4;
+    PullBody wanted;
     switch (op) {
       case 0:
       case 1:
-        q.Want({uint64_t{key} % 3, in->Byte()}, {op ? Urgency::kGet : Urgency::kPrefetch, Key(key), Addresses(in)},
-               now);
+        wanted.urgency = op == 1 ? Urgency::kGet : Urgency::kPrefetch;
+        wanted.key = Key(key);
+        wanted.sources = Addresses(in);
+        q.Want({uint64_t{key} % 3, in->Byte()}, wanted, now);
         break;
       case 2:
         q.LetGo({uint64_t{key} % 3, in->Byte()});
@@ -65,13 +95,19 @@ void Pull(Input* in) {
         break;
       }
       case 10:
-        if (rooms.erase(key % 5) > 0) q.RoomMade(Key(key), now);
+        if (rooms.erase(key % 5) > 0) {
+          extents.insert(key % 5);
+          q.RoomMade(Key(key), now);
+        }
+        act(false);
         break;
       case 11:
         if (rooms.erase(key % 5) > 0) q.RoomRefused(Key(key), "no");
+        act(false);
         break;
       case 12:
         if (key & 128) {
+          act(false);
           if (rooms.erase(key % 5) > 0) q.CameOtherwise(Key(key));
         } else {
           q.Freed(Key(key));
@@ -81,11 +117,8 @@ void Pull(Input* in) {
         now += key * ray::kNsPerS / 16;
         q.Tick(now);
     }
-    for (const PullAction& action : q.TakeActions()) {
-      if (const auto* ask = std::get_if<SendAsk>(&action)) newest = std::max(newest, ask->transfer);
-      if (const auto* room = std::get_if<MakeRoom>(&action)) rooms.insert(room->key.bytes[0]);
-      if (const auto* room = std::get_if<DropRoom>(&action)) rooms.erase(room->key.bytes[0]);
-    }
+    // The frames that one read from a local process brings are followed by one Act.
+    if (op > 3 || !(key & 64)) act(key & 32);
     const std::string wrong = q.Check();
     Require(wrong.empty(), wrong.c_str());
   }

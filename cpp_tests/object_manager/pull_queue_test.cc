@@ -87,6 +87,40 @@ TEST(PullQueue, NobodyIsAskedAtAnAddressThatIsDown) {
   EXPECT_EQ(q.Check(), "");
 }
 
+// All in one read of a local socket: the room must not be made for the new pull and then undone under it.
+TEST(PullQueue, ARoomGivenUpBeforeItWasAskedForIsNotAskedForAnyMore) {
+  PullQueue q;
+  q.Want({1, 1}, Body(1, {At(1)}), 0);
+  q.Sizes(Take<SendAsk>(&q).at(0).transfer, kWhole, 0);
+  ASSERT_EQ(Take<MakeRoom>(&q).size(), 1u);
+  q.Want({1, 2}, Body(2, {At(1)}, Urgency::kPrefetch), 0);
+  q.Sizes(Take<SendAsk>(&q).at(0).transfer, kWhole, 0);
+  q.LetGo({1, 1});  // now there would be room for the other
+  q.LetGo({1, 2});
+  q.Want({1, 3}, Body(2, {At(1)}), 0);
+  for (const PullAction& action : q.TakeActions()) {
+    EXPECT_FALSE(std::holds_alternative<MakeRoom>(action));
+    if (const auto* drop = std::get_if<DropRoom>(&action)) EXPECT_TRUE(drop->key == Key(1));
+  }
+  EXPECT_FALSE(q.Received(Key(2)).has_value());
+  EXPECT_EQ(q.Check(), "");
+}
+
+TEST(PullQueue, ARoomMadeForAnEarlierPullIsNotTheNewOnes) {
+  PullQueue q;
+  q.Want({1, 1}, Body(1, {At(1)}), 0);
+  q.Sizes(Take<SendAsk>(&q).at(0).transfer, kWhole, 0);
+  ASSERT_EQ(Take<MakeRoom>(&q).size(), 1u);
+  q.LetGo({1, 1});
+  q.Want({1, 2}, Body(1, {At(1)}), 0);
+  q.RoomMade(Key(1), 0);  // the answer was on its way; DropRoom, which undoes it, is still to be done
+  size_t told = 0;
+  for (const PullAction& action : q.TakeActions()) told += std::holds_alternative<Tell>(action);
+  EXPECT_EQ(told, 0u);
+  EXPECT_FALSE(q.Received(Key(1)).has_value());
+  EXPECT_EQ(q.Check(), "");
+}
+
 TEST(PullQueue, GoesOnFromAnotherSourceAtTheOffsetReached) {
   PullQueue q;
   const TransferId t = Flow(&q, 1, {At(1), At(2)});
