@@ -89,8 +89,7 @@ class Guests:
                 self._node.transfers.owner_died(core.tag)  # large results that our store holds for it
 
     def job_over(self, job_id: bytes) -> None:
-        """Its processes end, but the news of it may be lost on its way from their node: what they had asked for, and got,
-        is given up at once."""
+        """Its processes end, but news of that may get lost: what they had asked for here is given up at once."""
         for core in list(self._node.cores.guests.values()):
             if core.job_id == job_id:
                 self.left(core)
