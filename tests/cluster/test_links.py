@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from tests.wait import wait_until
 
 from . import netns
 from .hosts import Hosts
@@ -188,6 +190,115 @@ def test_a_transfer_that_a_cut_link_interrupts_is_made_good(hosts: Hosts) -> Non
     assert ray.get([there, fetching], timeout=30) == [expected] * 2
     hosts.wait_dead(1)
     hosts.wait_gone(1)
+
+
+class Gate:
+    """Stops the first that comes by until it is let through; others may be on any host: the files are one machine's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+        os.mkfifo(f"{self.folder}/begun")
+        os.mkfifo(f"{self.folder}/go")
+
+    def pass_by(self) -> None:
+        with open(f"{self.folder}/passed", "a") as file:
+            first = file.tell() == 0
+            file.write("x")
+        if first:
+            with open(f"{self.folder}/begun", "w"), open(f"{self.folder}/go") as go:
+                go.read()
+
+    def wait_begun(self) -> None:
+        with open(f"{self.folder}/begun"):
+            return
+
+    def let_through(self) -> None:
+        with open(f"{self.folder}/go", "w"):
+            return
+
+    def count(self) -> int:
+        """How many have come by."""
+        with open(f"{self.folder}/passed") as file:
+            return len(file.read())
+
+
+class Slow:
+    """Takes as long to be written as the gate says."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+
+    def __reduce__(self) -> Any:
+        self.gate.pass_by()
+        return str, ("written",)
+
+
+@ray.remote(num_cpus=0, max_retries=-1)
+def make_slowly(gate: Gate, n: int) -> tuple[Any, np.ndarray, str]:
+    return Slow(gate), np.arange(n), str(ray.get_runtime_context().get_node_id())
+
+
+@ray.remote(num_cpus=0, max_restarts=1, max_task_retries=-1)
+class MadeSlowly:
+    def __init__(self, gate: Gate) -> None:
+        gate.pass_by()
+
+    def where(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
+
+
+def cut_at(hosts: Hosts, gate: Gate, *, for_good: bool) -> None:
+    """Cuts host 1 off when it is at the gate, and lets it go on."""
+    gate.wait_begun()
+    hosts.network.unplug(1)
+    gate.let_through()
+    if not for_good:
+        time.sleep(SILENCE_S / 3)  # for so long nothing travels
+        hosts.network.plug(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("for_good", [False, True])
+def test_a_link_is_cut_while_a_worker_behind_it_writes_its_result(hosts: Hosts, tmp_path: Path, for_good: bool) -> None:
+    gate = Gate(tmp_path)
+    made = make_slowly.options(**hosts.on(1, soft=True)).remote(gate, BIG)
+    cut_at(hosts, gate, for_good=for_good)
+    written, array, place = ray.get(made, timeout=30)
+    assert written == "written" and (array == np.arange(BIG)).all()
+    assert (place == hosts.node_id(0)) is for_good and gate.count() == 1 + for_good
+    if for_good:
+        hosts.wait_gone(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("for_good", [False, True])
+def test_a_link_is_cut_while_an_actor_is_made_behind_it(hosts: Hosts, tmp_path: Path, for_good: bool) -> None:
+    gate = Gate(tmp_path)
+    actor = MadeSlowly.options(**hosts.on(1, soft=True)).remote(gate)
+    there = hosts.node_id(1)
+    cut_at(hosts, gate, for_good=for_good)
+    assert (ray.get(actor.where.remote(), timeout=30) == there) is not for_good
+    assert gate.count() == 1 + for_good
+    if for_good:
+        hosts.wait_gone(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("for_good", [False, True])
+def test_a_link_is_cut_while_a_group_reserves_what_is_behind_it(hosts: Hosts, for_good: bool) -> None:
+    hosts.network.unplug(1)
+    group = placement_group([{"CPU": 1}] * 2, strategy="STRICT_SPREAD")
+    assert not group.wait(SILENCE_S / 3)
+    if for_good:
+        hosts.wait_gone(1)
+        hosts.network.plug(1)
+        hosts.join(1)
+    else:
+        hosts.network.plug(1)
+    assert group.wait(20)
+    assert [hosts.stats(i)["scheduler"]["bundles"] for i in (0, 1)] == [1, 1]
+    remove_placement_group(group)
+    wait_until(lambda: [hosts.stats(i)["scheduler"]["bundles"] for i in (0, 1)] == [0, 0])
 
 
 @pytest.mark.slow
