@@ -61,7 +61,9 @@ cdef int drop_line(Engine self) except -1:
     if self.poller != NULL:
         self.poller.Remove(line.fd)
     line.close()
-    self.holding.clear()
+    pins, self.holding = self.holding, {}
+    for pin in pins.values():
+        let_pin_go(pin)
     pulls, self.pulls = self.pulls, {}
     for ref in pulls.values():
         ref.pull = 0
@@ -277,8 +279,30 @@ cdef int hold_for_owner(Engine self, bytes key) except -1:
     until that has happened, whatever the caller says meanwhile."""
     cdef PlasmaClient store = self.store
     store.pin(key)
-    self.holding[transfer_line(self).hold(key)] = (store, key)
+    try:
+        self.holding[transfer_line(self).hold(key)] = (store, key)
+    except BaseException:
+        let_pin_go((store, key))
+        raise
     return 0
+
+
+cdef int to_store_held(Engine self, bytes key, Encoded e) except -1:
+    """to_store, of a result whose owner is on another node. If the store, or the line to its object manager, ends between the two
+    steps, what is gone is done again."""
+    cdef bint written = False
+    while True:
+        if not written:
+            to_store(self, key, e)
+        store, had_line = self.store, self.transfers is not None
+        try:
+            return hold_for_owner(self, key)
+        except (PlasmaStoreDied, FileNotFoundError) as error:
+            drop_line(self)
+            written = store.alive
+            if written and not had_line:
+                let_pin_go((store, key))
+                raise exceptions.RaySystemError(f"a result for another node can't be held here: {error}") from None
 
 
 cdef int own_elsewhere(Engine self, ObjectRef ref) except -1:

@@ -162,13 +162,14 @@ cdef Given given_to(Link link, uint64_t seq, uint32_t index, Encoded e, _HeldPin
         id.seq, id.index = seq, index
         key = PyBytes_FromStringAndSize(NULL, 28)
         store_id(<uint8_t*>PyBytes_AS_STRING(key), id)
-        to_store(link.engine, key, e)
+        if number_of(id.tag0) != link.engine.number:
+            held.elsewhere = True
+            to_store_held(link.engine, key, e)
+        else:
+            to_store(link.engine, key, e)
         if held.keys is None:
             held.keys, held.store = [], link.engine.store
         held.keys.append(key)
-        if number_of(id.tag0) != link.engine.number:
-            held.elsewhere = True
-            hold_for_owner(link.engine, key)
         g.how, g.size, g.home = G_PLASMA, e.nbytes, link.engine.number
     if g.refs is not None and hand_over(link, g.refs):
         held.refs = (held.refs or []) + g.refs

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -268,3 +270,37 @@ def test_what_the_death_of_its_node_means_to_an_owner_is_not_what_borrowers_hear
         ray.get(ref, timeout=20)
     go_on.join()
     nodes.kill(number)
+
+
+def line_to_the_object_manager() -> socket.socket:
+    """This process' connection to its node's object manager (a second descriptor of it)."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            if "socket" in os.readlink(f"/proc/self/fd/{fd}"):
+                found = socket.socket(fileno=os.dup(fd))
+                with contextlib.suppress(OSError):
+                    if str(found.getpeername()).endswith("objects.sock"):
+                        return found
+                found.close()
+    raise AssertionError("there is none")
+
+
+class BreaksTheLine:
+    def __reduce__(self) -> Any:
+        with line_to_the_object_manager() as line:
+            line.shutdown(socket.SHUT_RDWR)
+        return str, ("broken",)
+
+
+def test_a_result_for_another_node_is_held_though_the_line_to_the_object_manager_breaks_as_it_is_written(
+    nodes: Nodes,
+) -> None:
+    """Mostly the receiving thread sees it first; else the hold does, between the result's seal and its answer."""
+    nodes.add_node({"CPU": 1})
+
+    @ray.remote(max_retries=0, **on(nodes, 1))
+    def make(how: str) -> Any:
+        return BreaksTheLine() if how == "break" else "whole", np.arange(20_000)
+
+    for how in ("begin", *["break"] * 10, "end"):
+        assert (ray.get(make.remote(how), timeout=20)[1] == np.arange(20_000)).all()
