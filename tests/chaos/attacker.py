@@ -35,12 +35,13 @@ PROGRAM_SHARE = 0.4  # of the joined hosts have a driver of their own
 
 
 class Attacker(threading.Thread):
-    def __init__(self, field: Field, faults: f.Faults, seed: int, silence_s: float, ledger: str) -> None:
+    def __init__(self, field: Field, faults: f.Faults, seed: int, silence_s: float, ledger: str, links: bool) -> None:
         super().__init__(name="attacker", daemon=True)
         self.errors: list[str] = []
         self.lost: list[str] = []  # why the head gave nodes up
         self.programs: dict[int, tuple[subprocess.Popen[str], IO[str]]] = {}
         self._field, self._faults, self._silence_s, self._ledger = field, faults, silence_s, ledger
+        self._links = links and field.network is not None
         self._random = random.Random(seed)
         self._seed = seed
         self._ending = threading.Event()
@@ -54,7 +55,7 @@ class Attacker(threading.Thread):
 
     def run(self) -> None:
         attacks = [attack for attack, weight in ATTACKS.items() for _ in range(weight)]
-        if self._field.network is None:
+        if not self._links:
             attacks = [attack for attack in attacks if attack not in NEED_LINKS]
         try:
             for host in range(1, self._field.hosts):

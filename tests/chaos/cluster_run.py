@@ -32,8 +32,10 @@ THREADS = 4
 HANGS_S = 300.0  # after so long, whatever it is, all threads' stacks are printed, and the process ends
 
 
-def round_nodes(seed: int, seconds: float, nodes: int = 4) -> str:
-    """Raises: AssertionError: a result, a count or an order was wrong, work hung, or something is left."""
+def round_nodes(seed: int, seconds: float, nodes: int = 4, links: bool = True) -> str:
+    """links: they are attacked too, where there are any.
+
+    Raises: AssertionError: a result, a count or an order was wrong, work hung, or something is left."""
     before_all = Snapshot.take()
     faulthandler.dump_traceback_later(seconds + HANGS_S, exit=True)
     try:
@@ -46,7 +48,7 @@ def round_nodes(seed: int, seconds: float, nodes: int = 4) -> str:
             assert ray.get([double.remote(i) for i in range(4)], timeout=30) == [0, 2, 4, 6]
             before, of_driver_before = held(), of_driver()
             load = Load(seed, THREADS, World(faults, ledger, 0), KINDS, functools.partial(look, field))
-            attacker = Attacker(field, faults, seed, SILENCE_S, ledger)
+            attacker = Attacker(field, faults, seed, SILENCE_S, ledger, links)
             attacker.start()
             try:
                 deadline = time.monotonic() + seconds
