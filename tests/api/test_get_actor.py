@@ -151,6 +151,7 @@ def test_a_name_is_free_again_when_its_actor_is_dead(ray_shared, end):
         with pytest.raises(ActorDiedError):
             ray.get(fails.f.remote())
         assert gone("fails")
+    assert gone("again")  # the last of that name had no handle left: the next test may have it
 
 
 def test_a_restarting_actor_keeps_its_name(ray_shared):

@@ -56,7 +56,7 @@ def processes(machine: Machine) -> dict[str, int]:
             if mark in (entry / "environ").read_bytes().split(b"\0"):
                 title = (entry / "cmdline").read_bytes().split(b"\0")[0].decode()
                 found.setdefault(title.removeprefix("ray "), int(entry.name))
-        except (FileNotFoundError, ProcessLookupError):
+        except (FileNotFoundError, ProcessLookupError, PermissionError):  # gone; or none of ours, as process 1 may be
             continue
     return found
 
