@@ -130,10 +130,12 @@ def test_a_name_is_free_again_when_its_actor_is_dead(ray_shared, end):
     if end == "kill":
         ray.kill(actor)
         Counter.options(name="again").remote()  # the node hears of one after the other
+        assert gone("again")
     elif end == "terminate":
         with pytest.raises(ActorDiedError):
             ray.get(actor.__ray_terminate__.remote())
         Counter.options(name="again").remote()
+        assert gone("again")  # it had no handle left: the next test may have its name
     elif end == "scope":
         ray.get(actor.add.remote())
         del actor
@@ -151,7 +153,6 @@ def test_a_name_is_free_again_when_its_actor_is_dead(ray_shared, end):
         with pytest.raises(ActorDiedError):
             ray.get(fails.f.remote())
         assert gone("fails")
-    assert gone("again")  # the last of that name had no handle left: the next test may have it
 
 
 def test_a_restarting_actor_keeps_its_name(ray_shared):
