@@ -172,11 +172,11 @@ def round_driver(seed: int, seconds: float) -> str:
     return "killed"
 
 
-def round_nodes(seed: int, seconds: float, nodes: int = 4) -> str:
+def round_nodes(seed: int, seconds: float, nodes: int = 4, links: bool = True) -> str:
     """Several nodes: see cluster_run.py."""
     from tests.chaos import cluster_run
 
-    return cluster_run.round_nodes(seed, seconds, nodes)
+    return cluster_run.round_nodes(seed, seconds, nodes, links)
 
 
 ROUNDS = {"all": round_all, "node": round_node, "driver": round_driver, "nodes": round_nodes}

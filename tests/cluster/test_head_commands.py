@@ -62,7 +62,7 @@ def processes(machine: Machine) -> dict[str, int]:
 
 
 def kill_node(machine: Machine) -> int:
-    pid = processes(machine)["node"]
+    pid: int = wait_until(lambda: processes(machine).get("node"))
     os.kill(pid, signal.SIGKILL)
     return pid
 
