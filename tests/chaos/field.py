@@ -8,6 +8,7 @@ LIBRARY; the process that uses it is a driver on host 0, which has the head.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import subprocess
@@ -39,7 +40,7 @@ def open_field(nodes: int, silence_s: float) -> Field:
     return ClusterField(nodes, settings) if netns.why_not() else HostsField(nodes, settings)
 
 
-class Field:
+class Field(abc.ABC):
     """hosts: how many, 0 the head's. node_pids: of the node processes, by host."""
 
     kind = ""  # in words
@@ -52,19 +53,19 @@ class Field:
 
     # what the two kinds of fields do each in its way
 
-    def join(self, host: int) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def join(self, host: int) -> None: ...
 
+    @abc.abstractmethod
     def folder(self, host: int) -> str:
         """Of the host's session that lives."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def files(self, host: int) -> list[str]:
         """Session folders of the host that there are, whether a node lives in them or not."""
-        raise NotImplementedError
 
-    def command(self, host: int, command: list[str]) -> list[str]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def command(self, host: int, command: list[str]) -> list[str]: ...
 
     # what they share
 
