@@ -74,6 +74,7 @@ from ray._protocol.ids import node_number
 from ray._scheduling.machine import InvalidTransition
 
 DEAD_KEPT = 2048  # dead actors that are remembered with their cause; a later question hears that it is long dead
+EARLY_KEPT = 1000  # kills of actors that are not known; the oldest is dropped first
 PLACEMENTS_LOST_MAX = 10  # in a row, before an actor is given up: its workers die before they could be told anything
 
 LONG_DEAD = "the actor is not known (any more): it died long ago, or its job has ended"
@@ -95,6 +96,8 @@ class ActorDirectory:
         self._by_owner: dict[bytes, set[bytes]] = {}  # of actors that are not DEAD and not detached
         self._by_subscriber: dict[bytes, set[bytes]] = {}
         self._dead: collections.OrderedDict[bytes, None] = collections.OrderedDict()
+        # Kills that have overtaken the creation, which another process sent over a connection of its own.
+        self._early: collections.OrderedDict[bytes, Kill] = collections.OrderedDict()
 
     # -- questions ----------------------------------------------------------------------------------------------------
 
@@ -155,6 +158,10 @@ class ActorDirectory:
                 return [Publish(event.core_tag, event.actor_id, "DEAD", b"", 0, LONG_DEAD)]
             if isinstance(event, WorkerStarted):
                 return [KillWorker(event.worker_tag, LONG_DEAD)]
+            if isinstance(event, Kill) and event.no_restart:
+                self._early[event.actor_id] = event
+                if len(self._early) > EARLY_KEPT:
+                    self._early.popitem(last=False)
             return []
         if isinstance(event, (Ready, InitFailed, Exiting)) and event.worker_tag != actor.worker_tag:
             self.late += 1  # from an earlier incarnation, or from a process that has no say in this actor
@@ -201,9 +208,10 @@ class ActorDirectory:
         self._actors[actor.actor_id] = actor
         if event.owner_tag:
             self._subscribe(actor, event.owner_tag)
-        if refusal is not None:
+        early = self._early.pop(actor.actor_id, None)
+        if refusal is not None or early is not None:
             actor.spec["name"] = ""  # it never had it
-            return self._step(actor, Kill(actor.actor_id, True, refusal), now)
+            return self._step(actor, early or Kill(actor.actor_id, True, refusal or ""), now)
         if not actor.detached:
             self._by_owner.setdefault(event.owner_tag, set()).add(actor.actor_id)
         actions: list[Action] = [SaveRow(actor.row()), SaveCreation(actor.row(), actor.creation)]

@@ -38,6 +38,7 @@ STATES = (PENDING, RESERVING, CREATED, RESCHEDULING, REMOVED)
 
 REMOVED_KEPT = 1000  # that the table still shows
 FORGOTTEN_KEPT = 20_000  # ids of older ones: who asks for one of these need not wait for it
+EARLY_KEPT = 1000  # removals of groups that are not known; the oldest is dropped first
 
 
 class Create(NamedTuple):
@@ -240,6 +241,8 @@ class PlacementGroups:
         self._by_name: dict[tuple[str, str], bytes] = {}
         self._removed: collections.deque[bytes] = collections.deque()
         self._forgotten: collections.OrderedDict[bytes, None] = collections.OrderedDict()
+        # Removals that have overtaken the creation, which another process sent over a connection of its own: id -> why.
+        self._early: collections.OrderedDict[bytes, str] = collections.OrderedDict()
 
     # -- questions ----------------------------------------------------------------------------------------------------
 
@@ -303,6 +306,10 @@ class PlacementGroups:
         group = self._groups.get(event.group_id)
         if group is None:
             self.late += 1
+            if isinstance(event, Remove) and event.group_id not in self._forgotten:
+                self._early[event.group_id] = event.why
+                if len(self._early) > EARLY_KEPT:
+                    self._early.popitem(last=False)
             return []
         if isinstance(event, (Prepared, Refused)) and (event.attempt != group.attempt or group.state != RESERVING):
             self.late += 1  # the node was told since to give them back
@@ -339,6 +346,9 @@ class PlacementGroups:
             self._by_name[group.namespace, group.name] = group.group_id
         group.story.add(now, "-", "Create", PENDING)
         self._waiting[group.group_id] = None
+        early = self._early.pop(event.group_id, None)
+        if early is not None:
+            return self._step(group, Remove(group.group_id, early), now)
         return [SaveGroup(group.group_id), *self._try(group, now)]
 
     def _try_waiting(self, now: float) -> list[Action]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ray._head import actor_messages as am
-from ray._head.actor_directory import DEAD_KEPT, LONG_DEAD, PLACEMENTS_LOST_MAX, TRANSITIONS, ActorDirectory
+from ray._head.actor_directory import DEAD_KEPT, EARLY_KEPT, LONG_DEAD, PLACEMENTS_LOST_MAX, TRANSITIONS, ActorDirectory
 from ray._head.actor_record import ALIVE, DEAD, PENDING_CREATION, PENDING_PLACEMENT, RESTARTING, STATES
 from ray._protocol.frames import RUNTIME_ENV_FAILED
 from ray._scheduling.machine import InvalidTransition
@@ -158,6 +158,22 @@ def test_kill_ends_the_worker_and_restarts_only_if_asked(no_restart: bool) -> No
     actions = head(am.WorkerDied(worker(1), "killed by SIGKILL"))
     assert bool(of_kind(actions, am.Place)) is not no_restart
     assert head.cause() == "it was killed by ray.kill"
+
+
+def test_a_kill_that_overtakes_the_creation_is_not_lost() -> None:
+    head = Head()
+    assert head(am.Kill(A, True)) == []
+    actions = head.create(name="n")
+    assert head.state() == DEAD and "ray.kill" in str(head.cause())
+    assert not of_kind(actions, am.Place) and not of_kind(actions, am.SaveName)
+    assert [a.state for a in of_kind(actions, am.Publish)] == ["DEAD"]
+    assert head.directory.named("n", "") is None
+    for n in range(EARLY_KEPT + 1):  # but bounded is what is kept of them
+        head(am.Kill(worker(n), True))
+    head.create(worker(0))
+    assert head.state(worker(0)) == PENDING_PLACEMENT
+    head.create(worker(1))
+    assert head.state(worker(1)) == DEAD
 
 
 def test_kill_before_it_has_a_place_cancels_it() -> None:

@@ -75,6 +75,20 @@ def of_kind(actions: list[Any], kind: type) -> list[Any]:
 # --- the head ----------------------------------------------------------------------------------------------------
 
 
+def test_a_removal_that_overtakes_the_creation_is_not_lost() -> None:
+    head = Head(A)
+    assert head(pg.Remove(G)) == []
+    actions = head.create(CPU)
+    assert head.state() == pg.REMOVED and head.groups.was_removed(G)
+    assert any(isinstance(a, pg.GroupRemoved) for a in actions) and not asked(actions)
+    for n in range(pg.EARLY_KEPT + 1):  # but bounded is what is kept of them
+        head(pg.Remove(b"%016d" % n))
+    head.create(CPU, id=b"%016d" % 0)
+    assert head.state(b"%016d" % 0) == pg.RESERVING
+    head.create(CPU, id=b"%016d" % 1)
+    assert head.state(b"%016d" % 1) == pg.REMOVED
+
+
 def test_all_nodes_prepare_before_any_is_told_to_commit() -> None:
     head = Head(A, B)
     assert asked(head.create(CPU, CPU, strategy="STRICT_SPREAD")) == {A: [0], B: [1]}
