@@ -28,7 +28,7 @@ MACHINES = (
     ("Memory watch", "ray/_node/memory_watch.py", None),
     ("Bundle", "ray/_node/bundles.py", None),
     ("Actor", "ray/_head/actor_directory.py", "ray/_head/actor_record.py"),
-    ("Placement group", "ray/_head/placement_groups.py", None),
+    ("Placement group", "ray/_head/placement_groups.py", "ray/_head/group_record.py"),
 )
 HEADER = """# States
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray import exceptions
 from ray._head import actor_messages as am
+from ray._head import group_messages as gm
+from ray._head import group_record as gr
 from ray._head import placement_groups as pg
 from ray._scheduling.bundle_policies import STRATEGIES, Limits
 from ray._scheduling.strategy import GROUP_ID_BYTES, InGroup
@@ -58,17 +60,17 @@ class GroupService:
         detached = bool(spec.get("detached"))
         self._makers[group_id] = caller.tag
         limits = _limits(spec, len(bundles))
-        self.handle(pg.Create(group_id, caller.job_id, bundles, strategy, name, namespace, detached, limits))
+        self.handle(gm.Create(group_id, caller.job_id, bundles, strategy, name, namespace, detached, limits))
 
     def remove(self, caller: Caller, group_id: bytes) -> None:
         if self._makers.get(group_id) == caller.tag:
             del self._makers[group_id]  # it knows
-        self.handle(pg.Remove(group_id))
+        self.handle(gm.Remove(group_id))
 
     async def wait(self, group_id: bytes, timeout_s: float | None) -> bool:
         """Whether every bundle has its place before timeout_s have passed. False at once if the group is removed."""
         group = self.groups.get(group_id)
-        if group is not None and group.state == pg.CREATED:
+        if group is not None and group.state == gr.CREATED:
             return True
         if self.groups.was_removed(group_id):
             return False
@@ -103,12 +105,12 @@ class GroupService:
         found = self.groups.all() if group_id is None else [self.groups.get(group_id)]
         return [self._plain(group) for group in found if group is not None]
 
-    def _plain(self, group: pg.Group) -> dict[str, Any]:
+    def _plain(self, group: gr.Group) -> dict[str, Any]:
         row = group.row()._asdict()
         return {**row, "attempts": group.attempt, "why": group.why or self._why_pending(group)}
 
-    def _why_pending(self, group: pg.Group) -> str:
-        return self.groups.why_waiting(group) if group.state in (pg.PENDING, pg.RESCHEDULING) else ""
+    def _why_pending(self, group: gr.Group) -> str:
+        return self.groups.why_waiting(group) if group.state in (gr.PENDING, gr.RESCHEDULING) else ""
 
     # -- actors in groups ---------------------------------------------------------------------------------------------
 
@@ -119,7 +121,7 @@ class GroupService:
             self._refuse_actor(action.actor_id, place.group_id)
             return
         nodes = []
-        if group is not None and group.state in (pg.CREATED, pg.RESCHEDULING):
+        if group is not None and group.state in (gr.CREATED, gr.RESCHEDULING):
             hold = action.spec.get("resources") or {}
             wanted = range(len(group.bundles)) if place.bundle < 0 else [place.bundle]
             nodes = [group.nodes[i] for i in wanted if i in group.nodes and _holds(group.bundles[i], hold)]
@@ -146,29 +148,29 @@ class GroupService:
 
     # -- the machine --------------------------------------------------------------------------------------------------
 
-    def handle(self, event: pg.Event) -> None:
+    def handle(self, event: gm.Event) -> None:
         self._head.run(lambda: self.groups.handle(event, self._head.now()))
 
     def carry_out(self, action: Any) -> None:
         port = self._head.port
-        if isinstance(action, pg.PrepareBundles):
+        if isinstance(action, gm.PrepareBundles):
             port.prepare_bundles(action)
-        elif isinstance(action, pg.CommitBundles):
+        elif isinstance(action, gm.CommitBundles):
             port.commit_bundles(action.node_id, action.group_id)
-        elif isinstance(action, pg.ReturnBundles):
+        elif isinstance(action, gm.ReturnBundles):
             port.return_bundles(action.node_id, action.group_id, action.indexes, action.why)
-        elif isinstance(action, pg.GroupInfeasible):
+        elif isinstance(action, gm.GroupInfeasible):
             group = self.groups.get(action.group_id)
             assert group is not None
             extra = {"placement_group_id": group.group_id.hex()}
             self._head.report_error(group.job_id, "placement_group_infeasible", action.message, extra)
-        elif isinstance(action, pg.GroupCreated):
+        elif isinstance(action, gm.GroupCreated):
             self._wake(action.group_id, True)
             self._tell_maker(action.group_id, True)
             for place in list(self._actors.get(action.group_id, {}).values()):
                 self.drop_actor(place.actor_id)
                 self._head.place(place)
-        elif isinstance(action, pg.GroupRemoved):
+        elif isinstance(action, gm.GroupRemoved):
             port.group_removed(action.group_id, action.why)
             self._wake(action.group_id, False)
             self._tell_maker(action.group_id, False)
@@ -176,7 +178,7 @@ class GroupService:
             for actor_id in list(self._actors.get(action.group_id, ())):
                 self.drop_actor(actor_id)
                 self._refuse_actor(actor_id, action.group_id)
-        elif isinstance(action, pg.GroupLost):
+        elif isinstance(action, gm.GroupLost):
             self._tell_maker(action.group_id, False)
         else:  # SaveGroup, DropGroup
             self._unsaved[action.group_id] = None
@@ -205,7 +207,7 @@ class GroupService:
         gone = []
         for group_id in unsaved:
             group = self.groups.get(group_id)
-            if group is not None and group.state != pg.REMOVED:
+            if group is not None and group.state != gr.REMOVED:
                 tables.placement_groups.put(group.row()._replace(maker=self._makers.get(group_id, b"")))
                 self._saved.add(group_id)
             elif group_id in self._saved:
@@ -215,7 +217,7 @@ class GroupService:
 
     def write_anew(self) -> None:
         for group in self.groups.all():
-            if group.state != pg.REMOVED:
+            if group.state != gr.REMOVED:
                 self._unsaved[group.group_id] = None
         self.flush()
 
@@ -226,7 +228,7 @@ class GroupService:
         self._makers.update((row.group_id, row.maker) for row in saved if row.maker)
         self._head.run(lambda: self.groups.restore(saved, self._head.now(), found))
         for group in self.groups.all():
-            self._tell_maker(group.group_id, group.state == pg.CREATED)
+            self._tell_maker(group.group_id, group.state == gr.CREATED)
 
 
 def _settle(waiter: asyncio.Future[bool], value: bool) -> None:

@@ -23,69 +23,39 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple
 
 from ray._control.rows import PlacementGroupRow
 from ray._head.global_scheduler import GlobalScheduler
+from ray._head.group_messages import (
+    Action,
+    CommitBundles,
+    Create,
+    DropGroup,
+    Event,
+    GroupCreated,
+    GroupInfeasible,
+    GroupLost,
+    GroupRemoved,
+    JobEnded,
+    NodeDied,
+    NodesChanged,
+    PrepareBundles,
+    Prepared,
+    Refused,
+    Remove,
+    ReturnBundles,
+    SaveGroup,
+)
+from ray._head.group_record import CREATED, PENDING, REMOVED, RESCHEDULING, RESERVING, STATES, Group
 from ray._protocol.resources import describe
 from ray._scheduling import bundle_policies, labels
-from ray._scheduling.machine import InvalidTransition, Story
+from ray._scheduling.machine import InvalidTransition
 from ray._scheduling.nearest import nearest
-
-PENDING, RESERVING, CREATED = "PENDING", "RESERVING", "CREATED"
-RESCHEDULING, REMOVED = "RESCHEDULING", "REMOVED"
-STATES = (PENDING, RESERVING, CREATED, RESCHEDULING, REMOVED)
 
 REMOVED_KEPT = 1000  # that the table still shows
 FORGOTTEN_KEPT = 20_000  # ids of older ones: who asks for one of these need not wait for it
 EARLY_KEPT = 1000  # removals of groups that are not known; the oldest is dropped first
-
-
-class Create(NamedTuple):
-    group_id: bytes
-    job_id: bytes
-    bundles: list[dict[str, int]]
-    strategy: str = bundle_policies.PACK
-    name: str = ""
-    namespace: str = ""
-    detached: bool = False
-    limits: bundle_policies.Limits = bundle_policies.ANYWHERE
-
-
-class Prepared(NamedTuple):
-    """A node holds the bundles that it was asked for."""
-
-    group_id: bytes
-    node_id: bytes
-    attempt: int
-
-
-class Refused(NamedTuple):
-    """A node has no room for them, and holds nothing."""
-
-    group_id: bytes
-    node_id: bytes
-    attempt: int
-    available: Mapping[str, int]
-
-
-class Remove(NamedTuple):
-    group_id: bytes
-    why: str = "remove_placement_group() was called"
-
-
-class JobEnded(NamedTuple):
-    job_id: bytes
-
-
-class NodeDied(NamedTuple):
-    """The nodes of the global scheduler no longer have it."""
-
-    node_id: bytes
-
-
-class NodesChanged(NamedTuple):
-    """A node has joined, or has more free than before: groups that wait may fit now."""
 
 
 class _Placed(NamedTuple):
@@ -93,133 +63,6 @@ class _Placed(NamedTuple):
 
     nodes: bundle_policies.Placement
     may_wait: bool
-
-
-class PrepareBundles(NamedTuple):
-    group_id: bytes
-    node_id: bytes
-    attempt: int
-    bundles: dict[int, dict[str, int]]
-    job_id: bytes
-    name: str
-    may_wait: bool  # in the node's line, until there is room; else it refuses
-
-
-class CommitBundles(NamedTuple):
-    group_id: bytes
-    node_id: bytes
-
-
-class ReturnBundles(NamedTuple):
-    """What the node holds or prepares of them comes back; leases inside end, with this cause."""
-
-    group_id: bytes
-    node_id: bytes
-    indexes: list[int]
-    why: str
-
-
-class GroupRemoved(NamedTuple):
-    """Whoever waits for it, or for a place in it, waits for nothing."""
-
-    group_id: bytes
-    why: str
-
-
-class GroupCreated(NamedTuple):
-    group_id: bytes
-
-
-class GroupLost(NamedTuple):
-    """Some of its bundles are gone with their node: it is CREATED no more, until they have a new place."""
-
-    group_id: bytes
-
-
-class GroupInfeasible(NamedTuple):
-    """It waits for a node that may never come; said once per group."""
-
-    group_id: bytes
-    message: str
-
-
-class SaveGroup(NamedTuple):
-    group_id: bytes
-
-
-class DropGroup(NamedTuple):
-    group_id: bytes
-
-
-Event = Union[Create, Prepared, Refused, Remove, JobEnded, NodeDied, NodesChanged]
-Action = Union[
-    PrepareBundles,
-    CommitBundles,
-    ReturnBundles,
-    GroupRemoved,
-    GroupCreated,
-    GroupLost,
-    GroupInfeasible,
-    SaveGroup,
-    DropGroup,
-]
-
-
-class Group:
-    """One placement group. Written by PlacementGroups only."""
-
-    __slots__ = (
-        "asked", "attempt", "bundles", "created_s", "detached", "group_id", "job_id", "limits", "name", "namespace",
-        "nodes", "placed_s", "prepared", "said_infeasible", "state", "story", "strategy", "why",
-    )  # fmt: skip
-
-    def __init__(self, event: Create, now: float) -> None:
-        self.group_id = event.group_id
-        self.job_id = event.job_id
-        self.bundles = event.bundles
-        self.strategy = event.strategy
-        self.name = event.name
-        self.namespace = event.namespace
-        self.detached = event.detached
-        self.limits = event.limits
-        self.state = PENDING
-        self.nodes: dict[int, bytes] = {}  # bundle -> node that holds it, committed
-        self.asked: dict[bytes, list[int]] = {}  # node -> bundles it is asked to prepare, while RESERVING
-        self.prepared: set[bytes] = set()
-        self.attempt = 0
-        self.said_infeasible = False
-        self.created_s = now
-        self.placed_s = 0.0
-        self.why = ""  # it was removed
-        self.story = Story()
-
-    def missing(self) -> dict[int, dict[str, int]]:
-        return {i: bundle for i, bundle in enumerate(self.bundles) if i not in self.nodes}
-
-    def title(self) -> str:
-        name = f" {self.name!r}" if self.name else ""
-        return f"placement group{name} ({self.group_id.hex()})"
-
-    def row(self) -> PlacementGroupRow:
-        return PlacementGroupRow(
-            group_id=self.group_id,
-            state=self.state,
-            job_id=self.job_id,
-            name=self.name,
-            namespace=self.namespace,
-            strategy=self.strategy,
-            detached=self.detached,
-            bundles=self.bundles,
-            nodes=[self.nodes.get(i, b"").hex() for i in range(len(self.bundles))],
-            created_s=self.created_s,
-            placed_s=self.placed_s,
-            selectors=[list(selector) for selector in self.limits.selectors],
-            first=self.limits.first.hex(),
-            cpu_fraction=self.limits.cpu_fraction,
-        )
-
-    def __repr__(self) -> str:
-        return f"<Group {self.group_id.hex()} {self.strategy} {self.state} bundles={len(self.bundles)}>"
 
 
 Step = tuple[str, list[Action]]  # the next state and what to do

@@ -19,85 +19,25 @@ import collections
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
-from ray._control.rows import ActorRow, JobRow, NodeRow
+from ray._control.rows import NodeRow
 from ray._control.store import Store
 from ray._control.tables import Tables
 from ray._head import actor_messages as am
-from ray._head import events, global_scheduler, jobs, monitor, resumption
-from ray._head import placement_groups as pg
+from ray._head import events, global_scheduler, jobs, monitor, resumption, row_writer
+from ray._head import group_messages as gm
 from ray._head.actor_directory import ActorDirectory, Claims
 from ray._head.actor_record import DEAD, Actor
 from ray._head.errors import ErrorLog
 from ray._head.function_cache import FunctionCache
 from ray._head.group_service import GroupService
+from ray._head.port import Port
 from ray._head.requests import EVENTS, RPCS, Caller, Requests
 from ray._scheduling.strategy import InGroup, NodeAffinity, parse_strategy
 from ray.exceptions import ActorUnschedulableError
 
 logger = logging.getLogger(__name__)
-
-
-class Port(Protocol):
-    """What the shell does for the head. No method blocks or raises; what concerns a dead process is ignored: its death
-    is reported anyway."""
-
-    def place_actor(self, actor_id: bytes, spec: dict[str, Any], incarnation: int) -> None:
-        """Hold spec["resources"] (spec["placement_resources"] must be free at that moment) and find a worker of its
-        own.
-
-        Answered, now or later, by `actor_placed`, then `actor_worker_started`; or by `actor_placement_lost`, and it is
-        asked again. spec is the creator's, with "job_id" and "node_id" added."""
-
-    def cancel_placement(self, actor_id: bytes) -> None:
-        """It needs no place any more. Also said of actors that never asked for one."""
-
-    def become_actor(
-        self, worker_tag: bytes, actor_id: bytes, creation: bytes, incarnation: int, gpu_ids: list[int | str]
-    ) -> None:
-        """The event of that name, to that worker."""
-
-    def actor_state(
-        self, core_tag: bytes, actor_id: bytes, state: str, worker_tag: bytes, incarnation: int, cause: str | bytes
-    ) -> None:
-        """The event of that name, to that core."""
-
-    def kill_worker(self, worker_tag: bytes, why: str) -> None:
-        """SIGKILL; `worker_died` follows as always."""
-
-    def ask_to_exit(self, worker_tag: bytes, why: str) -> None:
-        """The event `exit`; SIGKILL if it has not gone within a grace."""
-
-    def expect_exit(self, worker_tag: bytes, why: str) -> None:
-        """It leaves by itself (exit_actor): SIGKILL if it has not gone within the same grace."""
-
-    def release_actor(self, actor_id: bytes) -> None:
-        """Its worker is dead, or was never there: its resources come back."""
-
-    def job_over(self, job_id: bytes) -> None:
-        """Its driver is gone and its last actor dead: its workers have nothing to do any more."""
-
-    def prepare_bundles(self, order: pg.PrepareBundles) -> None:
-        """Have that node hold these together. Answered by `bundles_prepared` or `bundles_refused`."""
-
-    def commit_bundles(self, node_id: bytes, group_id: bytes) -> None:
-        """What that node has prepared for the group may be used."""
-
-    def return_bundles(self, node_id: bytes, group_id: bytes, indexes: list[int], why: str) -> None:
-        """These come back, whatever state they are in; what runs inside ends."""
-
-    def group_removed(self, group_id: bytes, why: str) -> None:
-        """To every node: a request that names the group is refused."""
-
-    def group_state(self, core_tag: bytes, group_id: bytes, created: bool) -> None:
-        """The event of that name, to that core."""
-
-    def error(self, job_id: bytes, kind: str, message: str, extra: dict[str, Any]) -> None:
-        """The event `error`, to the drivers of that job."""
-
-    def node_dead(self, node_id: bytes, cause: str) -> None:
-        """It was declared dead: the others hear of it, and it is heard no more."""
 
 
 class HeadService:
@@ -136,7 +76,7 @@ class HeadService:
         self.bugs = 0  # events that met a bug of ours; 0 for ever
         self._requests = Requests(self)
         if store is not None:
-            store.on_gap = self._write_anew
+            store.on_gap = lambda shard: row_writer.write_anew(self, shard)
             store.on_problem = self.control_plane_problem
 
     # -- what the shell tells -----------------------------------------------------------------------------------------
@@ -163,7 +103,7 @@ class HeadService:
         )
         self.run(lambda: self.monitor.handle(monitor.NodeUp(row, watched), self._steady()))
         self.run(lambda: self.placing.handle(global_scheduler.NodeJoined(node_id, row.resources, row.labels)))
-        self.groups.handle(pg.NodesChanged())
+        self.groups.handle(gm.NodesChanged())
 
     def node_down(self, node_id: bytes, cause: str) -> None:
         """Its process said goodbye or died: its actors restart elsewhere."""
@@ -182,7 +122,7 @@ class HeadService:
 
     def resources_reported(self, node_id: bytes, available: Mapping[str, int]) -> None:
         self.run(lambda: self.placing.handle(global_scheduler.ResourcesReported(node_id, available)))
-        self.groups.handle(pg.NodesChanged())  # one that waits may have room now
+        self.groups.handle(gm.NodesChanged())  # one that waits may have room now
 
     def cores_of_node_gone(self, number: int, cause: str) -> None:
         """Everything that lived on a node is dead: owners of actors, and who follows them."""
@@ -250,10 +190,10 @@ class HeadService:
         self.actor_event(am.Unplaceable(actor_id, blob))
 
     def bundles_prepared(self, node_id: bytes, group_id: bytes, attempt: int) -> None:
-        self.groups.handle(pg.Prepared(group_id, node_id, attempt))
+        self.groups.handle(gm.Prepared(group_id, node_id, attempt))
 
     def bundles_refused(self, node_id: bytes, group_id: bytes, attempt: int, available: Mapping[str, int]) -> None:
-        self.groups.handle(pg.Refused(group_id, node_id, attempt, available))
+        self.groups.handle(gm.Refused(group_id, node_id, attempt, available))
 
     def report_error(self, job_id: bytes, kind: str, message: str, extra: Mapping[str, Any], pid: int = 0) -> None:
         """Keeps an error and shows it to the job's driver."""
@@ -342,6 +282,10 @@ class HeadService:
     def now(self) -> float:
         return self._clock()
 
+    def _write(self, action: Any) -> None:
+        if self.tables is not None:
+            row_writer.WRITERS[type(action)](self, self.tables, action)
+
     def _do_group(self, action: Any) -> None:
         self.groups.carry_out(action)
 
@@ -416,43 +360,9 @@ class HeadService:
         self.port.release_actor(action.actor_id)
         self._look_at_job(self.actors.get(action.actor_id))
 
-    def _do_save_row(self, action: am.SaveRow) -> None:
-        if self.tables is not None:
-            self.tables.actors.put(action.row)
-            if action.row.state == DEAD:
-                self.tables.actors.remove_creation(action.row)
-
-    def _do_save_creation(self, action: am.SaveCreation) -> None:
-        if self.tables is not None:
-            self.tables.actors.put_creation(action.row, action.creation)
-
-    def _do_save_name(self, action: am.SaveName) -> None:
-        if self.tables is not None:
-            self.tables.actors.put_name(*action)
-
-    def _do_drop_name(self, action: am.DropName) -> None:
-        if self.tables is not None:
-            self.tables.actors.remove_name(*action)
-
-    def _do_drop_row(self, action: am.DropRow) -> None:
-        if self.tables is not None:
-            self.tables.actors.remove(action.row)
-
-    def _do_save_job(self, action: jobs.SaveJob) -> None:
-        if self.tables is not None:
-            self.tables.jobs.put(self._lasting(action.row))
-
-    def _lasting(self, row: JobRow) -> JobRow:
-        """What is written of a job: a driver's environment only where a head may come back, and need it."""
-        return row if self.lasts else row._replace(surroundings={})
-
-    def _do_drop_job_row(self, action: jobs.DropJobRow) -> None:
-        if self.tables is not None:
-            self.tables.jobs.remove(action.job_id)
-
     def _do_end_actors(self, action: jobs.EndActors) -> None:
         self.actor_event(am.JobEnded(action.job_id, action.cause))
-        self.groups.handle(pg.JobEnded(action.job_id))
+        self.groups.handle(gm.JobEnded(action.job_id))
         self.run(lambda: self._emptied(action.job_id))
 
     def _look_at_job(self, actor: Actor | None) -> None:
@@ -495,19 +405,14 @@ class HeadService:
         for waiter in self._node_waiters:
             if not waiter.done():
                 waiter.set_result(None)
-        if self.tables is not None:
-            self.tables.nodes.put(action.row)
-
-    def _do_drop_node(self, action: monitor.DropNode) -> None:
-        if self.tables is not None:
-            self.tables.nodes.remove(action.node_id)
+        self._write(action)
 
     def _do_restart(self, action: monitor.TellRestart) -> None:
         """It has no connection to us any more by which it could be told; a heartbeat is refused by the Port's owner."""
 
     def _do_node_dead(self, action: monitor.NodeDead) -> None:
         self.run(lambda: self.placing.handle(global_scheduler.NodeLeft(action.node_id, action.cause)))
-        self.groups.handle(pg.NodeDied(action.node_id))
+        self.groups.handle(gm.NodeDied(action.node_id))
         self.actor_event(am.NodeDied(action.node_id, f"its node died: {action.cause}"))
         self.port.node_dead(action.node_id, action.cause)
 
@@ -550,28 +455,6 @@ class HeadService:
         for job_id in self.jobs.in_state(jobs.ENDING):
             self.run(lambda job_id=job_id: self._emptied(job_id))  # type: ignore[misc]
 
-    def _write_anew(self, shard: int) -> None:
-        """Redis is back, and writes were dropped while it was away: everything that memory holds is written again."""
-        logger.warning(
-            "control plane: writes were dropped while server %d was away; its tables are written anew", shard
-        )
-        tables = self.need_tables()
-        self.functions.write_anew()
-        if shard != 0:
-            return
-        for node in self.monitor.all():
-            tables.nodes.put(node)
-        for job in self.jobs.all():
-            tables.jobs.put(self._lasting(job))
-        self.groups.write_anew()
-        for actor in self.actors.all():
-            row: ActorRow = actor.row()
-            tables.actors.put(row)
-            if actor.state != DEAD:
-                tables.actors.put_creation(row, actor.creation)
-                if actor.name:
-                    tables.actors.put_name(actor.namespace, actor.name, actor.actor_id)
-
     async def close(self, drain_s: float = 0.0) -> None:
         """Ends the connection to Redis. On one machine the tables go with the session: nothing is waited for."""
         self.flush_events()
@@ -611,6 +494,7 @@ class HeadService:
 
 _H = HeadService
 _ACTION_HANDLERS: dict[type, Callable[[HeadService, Any], None]] = {
+    **dict.fromkeys(row_writer.WRITERS, _H._write),
     am.Place: _H.place,
     am.CancelPlacement: _H._do_cancel_placement,
     am.Become: _H._do_become,
@@ -619,24 +503,16 @@ _ACTION_HANDLERS: dict[type, Callable[[HeadService, Any], None]] = {
     am.AskToExit: _H._do_ask_to_exit,
     am.ExpectExit: _H._do_expect_exit,
     am.Release: _H._do_release,
-    am.SaveRow: _H._do_save_row,
-    am.SaveCreation: _H._do_save_creation,
-    am.SaveName: _H._do_save_name,
-    am.DropName: _H._do_drop_name,
-    am.DropRow: _H._do_drop_row,
-    jobs.SaveJob: _H._do_save_job,
-    jobs.DropJobRow: _H._do_drop_job_row,
     jobs.EndActors: _H._do_end_actors,
     jobs.ForgetJob: _H._do_forget_job,
     monitor.SaveNode: _H._do_save_node,
-    monitor.DropNode: _H._do_drop_node,
     monitor.NodeDead: _H._do_node_dead,
     monitor.TellRestart: _H._do_restart,
     global_scheduler.Assign: _H._do_assign,
     global_scheduler.Infeasible: _H._do_infeasible,
     global_scheduler.Unassign: _H._do_unassign,
-    **dict.fromkeys([pg.PrepareBundles, pg.CommitBundles, pg.ReturnBundles, pg.GroupInfeasible], _H._do_group),
-    **dict.fromkeys([pg.GroupCreated, pg.GroupLost, pg.GroupRemoved, pg.SaveGroup, pg.DropGroup], _H._do_group),
+    **dict.fromkeys([gm.PrepareBundles, gm.CommitBundles, gm.ReturnBundles, gm.GroupInfeasible], _H._do_group),
+    **dict.fromkeys([gm.GroupCreated, gm.GroupLost, gm.GroupRemoved, gm.SaveGroup, gm.DropGroup], _H._do_group),
 }
 
 

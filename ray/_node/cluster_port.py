@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ray._protocol.ids import node_number
 
 if TYPE_CHECKING:
-    from ray._head.placement_groups import PrepareBundles
+    from ray._head.group_messages import PrepareBundles
 
     from .cluster_head import ClusterHead
     from .head_port import HeadPort

@@ -13,7 +13,7 @@ from . import lease_messages as lm
 from . import worker_messages as wm
 
 if TYPE_CHECKING:
-    from ray._head.placement_groups import PrepareBundles
+    from ray._head.group_messages import PrepareBundles
 
     from .shell import Node
 

@@ -1,7 +1,7 @@
 """The connection of a joined node to the head: joins, tells, hears and carries out. Node's main thread; no decisions.
 
 In place of the HeadService that a head's own node has beside it. What this node's machines tell the head goes through
-`RemoteHead`; what the head wants of this node (its Port, see ray/_head/service.py) comes as events of the same names,
+`RemoteHead`; what the head wants of this node (its Port, see ray/_head/port.py) comes as events of the same names,
 in the head's order. It is in exactly one of
 
     joining  until the head has told everybody of this node

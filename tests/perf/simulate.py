@@ -22,6 +22,7 @@ import math
 import time
 
 from ray._head import global_scheduler as gs
+from ray._head import group_messages as gm
 from ray._head import placement_groups as pg
 from ray._node import lease_messages as lm
 from ray._node.local_scheduler import LocalScheduler
@@ -71,10 +72,10 @@ def head(nodes: int) -> tuple[float, float]:
     began = time.perf_counter()
     for number in range(TRIES):
         group_id = node_id(number)
-        for action in groups.handle(pg.Create(group_id, b"job\0", [ONE, ONE], "SPREAD"), 0.0):
-            if isinstance(action, pg.PrepareBundles):
-                groups.handle(pg.Prepared(group_id, action.node_id, action.attempt), 0.0)
-        groups.handle(pg.Remove(group_id), 0.0)
+        for action in groups.handle(gm.Create(group_id, b"job\0", [ONE, ONE], "SPREAD"), 0.0):
+            if isinstance(action, gm.PrepareBundles):
+                groups.handle(gm.Prepared(group_id, action.node_id, action.attempt), 0.0)
+        groups.handle(gm.Remove(group_id), 0.0)
     a_group = (time.perf_counter() - began) / TRIES
     actors = nodes * 20
     began = time.perf_counter()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ray._control.rows import NodeRow
 from ray._head import actor_messages as am
 from ray._head import global_scheduler as gs
+from ray._head import group_messages as gm
 from ray._head import monitor
-from ray._head import placement_groups as pg
 from ray._head.membership import GONE, Acknowledged, Admit, Joined, Left, Membership, Reported
 from ray._head.service import HeadService
 from ray._node import lease_messages as lm
@@ -80,7 +80,7 @@ class Head:
                 row = self.members._nodes[tell.to].row
                 joined = gs.NodeJoined(row["node_id"], row["total"], row["labels"])
                 self.service.run(lambda joined=joined: self.service.placing.handle(joined))  # type: ignore[misc]
-                self.service.groups.handle(pg.NodesChanged())
+                self.service.groups.handle(gm.NodesChanged())
                 for gone in self.service.groups.groups.removed():
                     self.tell(tell.to, "group_removed", lm.GroupRemoved(*gone), method="on_bundles")
             self.tell(tell.to, tell.name, *tell.args)
@@ -220,7 +220,7 @@ class Port:
         for number in self._head.members.living():
             self._head.tell(number, "job_over", job_id)
 
-    def prepare_bundles(self, order: pg.PrepareBundles) -> None:
+    def prepare_bundles(self, order: gm.PrepareBundles) -> None:
         event = lm.PrepareBundles(
             order.group_id, order.attempt, order.bundles, order.job_id, order.name, order.may_wait
         )  # fmt: skip

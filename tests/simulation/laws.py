@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ray._head import actor_record, jobs
-from ray._head import placement_groups as pg
+from ray._head import group_record as gr
 from ray._head.membership import MEMBER
 from ray._node.cluster_view import report_of
 from ray._node.lease_messages import GROUP_REMOVED
@@ -185,9 +185,9 @@ class Laws:
             group = self.cluster.head.service.groups.groups.get(task.strategy.group_id)
             if keepers or group is None:
                 return ""  # whoever wanted to make the group has died before he could say so
-            if group.state in (pg.PENDING, pg.RESERVING, pg.RESCHEDULING):
+            if group.state in (gr.PENDING, gr.RESERVING, gr.RESCHEDULING):
                 return ""
-            if group.state == pg.CREATED and not self._has_room(task, task.strategy):
+            if group.state == gr.CREATED and not self._has_room(task, task.strategy):
                 return ""
             return f"{task} waits, and its group is {group}"
         queue = next(q for q in driver.queues.values() if task in q.tasks or task.state == "running")
@@ -240,9 +240,9 @@ class Laws:
                 found.append(f"{actor} was last said to be {state} {incarnation}")
         for group_id, state in driver.groups.items():
             group = service.groups.groups.get(group_id)
-            if group is None or (group.state == pg.CREATED) != (state == "CREATED"):
+            if group is None or (group.state == gr.CREATED) != (state == "CREATED"):
                 found.append(f"{group} was last said to be {state}")
-            elif group_id in self.cluster.removed and group.state != pg.REMOVED:
+            elif group_id in self.cluster.removed and group.state != gr.REMOVED:
                 found.append(f"{group} was removed")
         return found
 
@@ -251,16 +251,16 @@ class Laws:
         living = self.cluster.living()
         views = [NodeView(n.node_id, n.total, n.scheduler.resources.available) for n in living]
         for group in self.cluster.head.service.groups.groups.all():
-            if group.state in (pg.PENDING, pg.RESCHEDULING):
+            if group.state in (gr.PENDING, gr.RESCHEDULING):
                 nodes = bundle_policies.place(views, group.missing(), group.strategy, group.nodes)
                 if nodes is not None and all(_takes(n, [group.bundles[i] for i in nodes if nodes[i] == n.node_id])
                                              for n in living):  # fmt: skip
                     found.append(f"{group} waits, and there is room: {group.story}")
-            elif group.state == pg.RESERVING:
+            elif group.state == gr.RESERVING:
                 waits = [n for n in living if (g := n.scheduler.bundles.groups.get(group.group_id)) and g.reservation]
                 if not waits or len(group.asked) > 1:
                     found.append(f"{group} is being reserved, and nobody knows of it: {group.story}")
-            elif group.state == pg.CREATED:
+            elif group.state == gr.CREATED:
                 lying = {(i, n.node_id) for n in living for i in n.place_of(group.group_id)}
                 if lying != set(group.nodes.items()):
                     found.append(f"{group} lies on {lying}, the head says {group.nodes}")
@@ -338,7 +338,7 @@ class Laws:
         service = self.cluster.head.service
         found += [f"{a} lives on" for a in service.actors.all() if a.state != actor_record.DEAD or a.worker_tag]
         found += [f"job {j.job_id.hex()} is {j.state}" for j in service.jobs.all() if j.state in _LIVING_JOBS]
-        found += [f"{g} lives on" for g in service.groups.groups.all() if g.state != pg.REMOVED]
+        found += [f"{g} lives on" for g in service.groups.groups.all() if g.state != gr.REMOVED]
         if service.placing._assigned or service.placing._waiting:
             found.append(f"the head has assigned {service.placing._assigned}")
         return found

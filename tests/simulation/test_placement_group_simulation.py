@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from ray._head import global_scheduler as gs
+from ray._head import group_messages as gm
+from ray._head import group_record as gr
 from ray._head import placement_groups as pg
 from ray._node import lease_messages as lm
 from ray._node.local_scheduler import LocalScheduler
@@ -61,14 +63,14 @@ class Cluster:
 
     # -- the head
 
-    def head(self, event: pg.Event) -> None:
+    def head(self, event: gm.Event) -> None:
         for action in self.groups.handle(event, self.now):
             self.seen[type(action).__name__] += 1
-            if isinstance(action, (pg.PrepareBundles, pg.CommitBundles, pg.ReturnBundles)):
+            if isinstance(action, (gm.PrepareBundles, gm.CommitBundles, gm.ReturnBundles)):
                 node = self.nodes.get(action.node_id)
                 if node is not None:
                     node.to_node.append(action)
-            elif isinstance(action, pg.GroupRemoved):
+            elif isinstance(action, gm.GroupRemoved):
                 for node in self.nodes.values():
                     node.to_node.append(action)
         self.groups.check()
@@ -82,13 +84,13 @@ class Cluster:
         node = self.nodes[node_id] = SimulatedNode(node_id, total)
         node.scheduler.handle(lm.CoreJoined(b"core", JOBS[0]), self.now)
         self.placing.handle(gs.NodeJoined(node_id, total))
-        self.head(pg.NodesChanged())
+        self.head(gm.NodesChanged())
 
     def kill_node(self) -> None:
         node_id = self.random.choice(sorted(self.nodes))
         del self.nodes[node_id]
         self.placing.handle(gs.NodeLeft(node_id, "killed"))
-        self.head(pg.NodeDied(node_id))
+        self.head(gm.NodeDied(node_id))
 
     def create(self) -> None:
         group_id = self.number().to_bytes(16, "little")
@@ -98,11 +100,11 @@ class Cluster:
         self.known.append(group_id)
         job = self.random.choice(JOBS)
         self.head(
-            pg.Create(group_id, job, bundles, self.random.choice(STRATEGIES), detached=self.random.random() < 0.2)
+            gm.Create(group_id, job, bundles, self.random.choice(STRATEGIES), detached=self.random.random() < 0.2)
         )
 
     def remove(self) -> None:
-        self.head(pg.Remove(self.random.choice(self.known)))
+        self.head(gm.Remove(self.random.choice(self.known)))
 
     # -- nodes
 
@@ -113,10 +115,10 @@ class Cluster:
         node.scheduler.check()
 
     def do_BundlesPrepared(self, node: SimulatedNode, a: lm.BundlesPrepared) -> None:
-        node.to_head.append(pg.Prepared(a.group_id, node.node_id, a.attempt))
+        node.to_head.append(gm.Prepared(a.group_id, node.node_id, a.attempt))
 
     def do_BundlesRefused(self, node: SimulatedNode, a: lm.BundlesRefused) -> None:
-        node.to_head.append(pg.Refused(a.group_id, node.node_id, a.attempt, a.available))
+        node.to_head.append(gm.Refused(a.group_id, node.node_id, a.attempt, a.available))
 
     def do_AcquireWorker(self, node: SimulatedNode, a: lm.AcquireWorker) -> None:
         node.acquiring.append(a.ticket)
@@ -144,13 +146,13 @@ class Cluster:
 
     def node_hears(self, node: SimulatedNode) -> None:
         action = node.to_node.popleft()
-        if isinstance(action, pg.PrepareBundles):
+        if isinstance(action, gm.PrepareBundles):
             event: Any = lm.PrepareBundles(
                 action.group_id, action.attempt, action.bundles, action.job_id, action.name, action.may_wait
             )
-        elif isinstance(action, pg.CommitBundles):
+        elif isinstance(action, gm.CommitBundles):
             event = lm.CommitBundles(action.group_id)
-        elif isinstance(action, pg.ReturnBundles):
+        elif isinstance(action, gm.ReturnBundles):
             event = lm.ReturnBundles(action.group_id, action.indexes, action.why)
         else:
             event = lm.GroupRemoved(action.group_id, action.why)
@@ -160,7 +162,7 @@ class Cluster:
         """What is free, as far as the head may believe it: what it has assigned since is not in there yet."""
         if not node.to_node and not node.to_head:
             self.placing.handle(gs.ResourcesReported(node.node_id, dict(node.scheduler.resources.available)))
-            self.head(pg.NodesChanged())
+            self.head(gm.NodesChanged())
 
     def request(self, node: SimulatedNode) -> None:
         req_id = self.number()
@@ -201,7 +203,7 @@ class Cluster:
         elif pick < 0.19 and len(self.nodes) < 8:
             self.join_node()
         elif pick < 0.193:
-            self.head(pg.JobEnded(self.random.choice(JOBS)))
+            self.head(gm.JobEnded(self.random.choice(JOBS)))
         elif pick < 0.45 and node.to_node:
             self.node_hears(node)
         elif pick < 0.60 and node.to_head:
@@ -250,7 +252,7 @@ class Cluster:
 
     def finish(self) -> None:
         for group in self.groups.all():
-            self.head(pg.Remove(group.group_id))
+            self.head(gm.Remove(group.group_id))
         self.deliver_all()
         for node in self.nodes.values():
             self.feed(node, lm.CoreLeft(b"core"))
@@ -312,5 +314,5 @@ def test_every_transition_of_groups_and_bundles_is_met(monkeypatch: pytest.Monke
             cluster.step()
         seen += cluster.seen
     assert all(seen[name] for name in ("LeaseRefused", "LeaseLost", "GroupLost", "GroupInfeasible", "BundlesRefused"))
-    by_hand = {(pg.RESCHEDULING, pg.NodeDied)}  # tests/unit/test_placement_groups.py
+    by_hand = {(gr.RESCHEDULING, gm.NodeDied)}  # tests/unit/test_placement_groups.py
     assert {key for table in tables for key in table} - met <= by_hand

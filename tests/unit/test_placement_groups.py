@@ -8,6 +8,8 @@ import pytest
 
 from ray._control import rows
 from ray._head import global_scheduler as gs
+from ray._head import group_messages as gm
+from ray._head import group_record as gr
 from ray._head import placement_groups as pg
 from ray._node import lease_messages as lm
 from ray._node.local_scheduler import LocalScheduler
@@ -37,22 +39,22 @@ class Head:
         for node in nodes:
             self.join(node, cpus)
 
-    def join(self, node: bytes, cpus: int = 4) -> list[pg.Action]:
+    def join(self, node: bytes, cpus: int = 4) -> list[gm.Action]:
         self.placing.handle(gs.NodeJoined(node, {"CPU": cpus * UNITS}))
-        return self(pg.NodesChanged())
+        return self(gm.NodesChanged())
 
-    def die(self, node: bytes) -> list[pg.Action]:
+    def die(self, node: bytes) -> list[gm.Action]:
         self.placing.handle(gs.NodeLeft(node, "killed"))
-        return self(pg.NodeDied(node))
+        return self(gm.NodeDied(node))
 
-    def __call__(self, event: pg.Event) -> list[pg.Action]:
+    def __call__(self, event: gm.Event) -> list[gm.Action]:
         actions = self.groups.handle(event, 1.0)
         self.groups.check()
         self.placing.check()
         return actions
 
-    def create(self, *bundles: dict[str, int], strategy: str = "PACK", **more: Any) -> list[pg.Action]:
-        return self(pg.Create(more.pop("id", G), more.pop("job", JOB), list(bundles), strategy, **more))
+    def create(self, *bundles: dict[str, int], strategy: str = "PACK", **more: Any) -> list[gm.Action]:
+        return self(gm.Create(more.pop("id", G), more.pop("job", JOB), list(bundles), strategy, **more))
 
     def state(self, group_id: bytes = G) -> str:
         group = self.groups.get(group_id)
@@ -60,12 +62,12 @@ class Head:
         return group.state
 
 
-def asked(actions: list[pg.Action]) -> dict[bytes, list[int]]:
-    return {a.node_id: sorted(a.bundles) for a in actions if isinstance(a, pg.PrepareBundles)}
+def asked(actions: list[gm.Action]) -> dict[bytes, list[int]]:
+    return {a.node_id: sorted(a.bundles) for a in actions if isinstance(a, gm.PrepareBundles)}
 
 
-def returned(actions: list[pg.Action]) -> set[bytes]:
-    return {a.node_id for a in actions if isinstance(a, pg.ReturnBundles)}
+def returned(actions: list[gm.Action]) -> set[bytes]:
+    return {a.node_id for a in actions if isinstance(a, gm.ReturnBundles)}
 
 
 def of_kind(actions: list[Any], kind: type) -> list[Any]:
@@ -77,36 +79,36 @@ def of_kind(actions: list[Any], kind: type) -> list[Any]:
 
 def test_a_removal_that_overtakes_the_creation_is_not_lost() -> None:
     head = Head(A)
-    assert head(pg.Remove(G)) == []
+    assert head(gm.Remove(G)) == []
     actions = head.create(CPU)
-    assert head.state() == pg.REMOVED and head.groups.was_removed(G)
-    assert any(isinstance(a, pg.GroupRemoved) for a in actions) and not asked(actions)
+    assert head.state() == gr.REMOVED and head.groups.was_removed(G)
+    assert any(isinstance(a, gm.GroupRemoved) for a in actions) and not asked(actions)
     for n in range(pg.EARLY_KEPT + 1):  # but bounded is what is kept of them
-        head(pg.Remove(b"%016d" % n))
+        head(gm.Remove(b"%016d" % n))
     head.create(CPU, id=b"%016d" % 0)
-    assert head.state(b"%016d" % 0) == pg.RESERVING
+    assert head.state(b"%016d" % 0) == gr.RESERVING
     head.create(CPU, id=b"%016d" % 1)
-    assert head.state(b"%016d" % 1) == pg.REMOVED
+    assert head.state(b"%016d" % 1) == gr.REMOVED
 
 
 def test_all_nodes_prepare_before_any_is_told_to_commit() -> None:
     head = Head(A, B)
     assert asked(head.create(CPU, CPU, strategy="STRICT_SPREAD")) == {A: [0], B: [1]}
     assert head.state() == "RESERVING"
-    assert head(pg.Prepared(G, A, 1)) == []
-    actions = head(pg.Prepared(G, B, 1))
-    assert {a.node_id for a in of_kind(actions, pg.CommitBundles)} == {A, B}
-    assert of_kind(actions, pg.GroupCreated) and head.state() == "CREATED"
+    assert head(gm.Prepared(G, A, 1)) == []
+    actions = head(gm.Prepared(G, B, 1))
+    assert {a.node_id for a in of_kind(actions, gm.CommitBundles)} == {A, B}
+    assert of_kind(actions, gm.GroupCreated) and head.state() == "CREATED"
 
 
 def test_a_node_without_room_ends_the_attempt_everywhere() -> None:
     head = Head(A, B)
     head.create(CPU, CPU, strategy="STRICT_SPREAD")
-    head(pg.Prepared(G, A, 1))
-    actions = head(pg.Refused(G, B, 1, {"CPU": 0}))
+    head(gm.Prepared(G, A, 1))
+    actions = head(gm.Refused(G, B, 1, {"CPU": 0}))
     assert returned(actions) == {A} and head.state() == "PENDING"
-    assert asked(head(pg.NodesChanged())) == {A: [0], B: [1]}
-    assert head(pg.Prepared(G, A, 1)) == [] and head.groups.late == 1  # of the first attempt
+    assert asked(head(gm.NodesChanged())) == {A: [0], B: [1]}
+    assert head(gm.Prepared(G, A, 1)) == [] and head.groups.late == 1  # of the first attempt
 
 
 def test_a_node_that_dies_while_it_is_asked_ends_the_attempt_too() -> None:
@@ -121,12 +123,12 @@ def test_a_node_that_dies_while_it_is_asked_ends_the_attempt_too() -> None:
 def test_only_what_was_lost_with_a_node_is_placed_anew() -> None:
     head = Head(A, B)
     head.create(CPU, CPU, strategy="STRICT_SPREAD")
-    head(pg.Prepared(G, A, 1))
-    head(pg.Prepared(G, B, 1))
+    head(gm.Prepared(G, A, 1))
+    head(gm.Prepared(G, B, 1))
     actions = head.die(B)
-    assert of_kind(actions, pg.GroupLost) and not returned(actions) and head.state() == "RESCHEDULING"
+    assert of_kind(actions, gm.GroupLost) and not returned(actions) and head.state() == "RESCHEDULING"
     assert asked(head.join(C)) == {C: [1]}
-    head(pg.Prepared(G, C, 2))
+    head(gm.Prepared(G, C, 2))
     assert head.state() == "CREATED"
 
 
@@ -134,10 +136,10 @@ def test_a_second_node_may_die_while_the_group_is_rescheduled() -> None:
     head = Head(A, B, C)
     head.create(CPU, CPU, CPU, strategy="STRICT_SPREAD")
     for node in (A, B, C):
-        head(pg.Prepared(G, node, 1))
+        head(gm.Prepared(G, node, 1))
     head.die(A)
     assert head.state() == "RESCHEDULING"
-    assert head.die(B) == [pg.SaveGroup(G)] or head.state() == "RESCHEDULING"
+    assert head.die(B) == [gm.SaveGroup(G)] or head.state() == "RESCHEDULING"
     assert not head.groups.get(G).missing().keys() & {2}  # type: ignore[union-attr]
     head.join(A)
     actions = head.join(B)
@@ -147,42 +149,42 @@ def test_a_second_node_may_die_while_the_group_is_rescheduled() -> None:
 def test_strict_pack_moves_as_a_whole() -> None:
     head = Head(A, B)
     head.create(CPU, CPU, strategy="STRICT_PACK")
-    head(pg.Prepared(G, A, 1))
+    head(gm.Prepared(G, A, 1))
     assert asked(head.die(A)) == {B: [0, 1]}
 
 
 def test_removal_while_nodes_are_asked_takes_everything_back() -> None:
     head = Head(A, B)
     head.create(CPU, CPU, strategy="STRICT_SPREAD")
-    head(pg.Prepared(G, A, 1))
-    actions = head(pg.Remove(G))
-    assert returned(actions) == {A, B} and of_kind(actions, pg.GroupRemoved) and head.state() == "REMOVED"
-    assert head(pg.Prepared(G, B, 1)) == []
-    assert head(pg.Remove(G)) == []
+    head(gm.Prepared(G, A, 1))
+    actions = head(gm.Remove(G))
+    assert returned(actions) == {A, B} and of_kind(actions, gm.GroupRemoved) and head.state() == "REMOVED"
+    assert head(gm.Prepared(G, B, 1)) == []
+    assert head(gm.Remove(G)) == []
 
 
 def test_a_removed_group_makes_room_for_one_that_waits() -> None:
     head = Head(A, B, cpus=1)
     head.create(CPU, CPU, strategy="STRICT_SPREAD")
-    head(pg.Prepared(G, A, 1))
-    head(pg.Prepared(G, B, 1))
+    head(gm.Prepared(G, A, 1))
+    head(gm.Prepared(G, B, 1))
     assert asked(head.create(CPU, CPU, strategy="STRICT_SPREAD", id=H)) == {}
     assert head.state(H) == "PENDING"
-    assert asked(head(pg.Remove(G))) == {A: [0], B: [1]}
+    assert asked(head(gm.Remove(G))) == {A: [0], B: [1]}
 
 
 def test_on_one_node_the_request_may_wait_in_the_nodes_own_line() -> None:
     head = Head(A, cpus=1)
     head.create(CPU)
-    (order,) = of_kind(head.create(CPU, id=H), pg.PrepareBundles)
+    (order,) = of_kind(head.create(CPU, id=H), gm.PrepareBundles)
     assert order.may_wait and head.state(H) == "RESERVING"
 
 
 def test_a_group_that_can_never_be_placed_says_so_once() -> None:
     head = Head(A)
-    (said,) = of_kind(head.create(CPU, CPU, strategy="STRICT_SPREAD"), pg.GroupInfeasible)
+    (said,) = of_kind(head.create(CPU, CPU, strategy="STRICT_SPREAD"), gm.GroupInfeasible)
     assert "each on a node of its own, and the cluster has 1" in said.message
-    assert head(pg.NodesChanged()) == [] and head.state() == "PENDING"
+    assert head(gm.NodesChanged()) == [] and head.state() == "PENDING"
     assert asked(head.join(B)) == {A: [0], B: [1]}
 
 
@@ -190,9 +192,9 @@ def test_a_group_with_a_bundle_too_large_for_any_node_hears_which_node_comes_nea
     head = Head()
     head.join(A, 2)
     head.join(B, 4)
-    (said,) = of_kind(head.create(CPU, {"CPU": 6 * UNITS}), pg.GroupInfeasible)
+    (said,) = of_kind(head.create(CPU, {"CPU": 6 * UNITS}), gm.GroupInfeasible)
     assert f"node {B.hex()}, with CPU: 4, comes nearest: CPU: 6 is asked for" in said.message
-    (said,) = of_kind(head.create(*[CPU] * 5, strategy="STRICT_PACK", id=H), pg.GroupInfeasible)
+    (said,) = of_kind(head.create(*[CPU] * 5, strategy="STRICT_PACK", id=H), gm.GroupInfeasible)
     assert f"node {B.hex()}, with CPU: 4, comes nearest: CPU: 5 is asked for" in said.message
 
 
@@ -201,7 +203,7 @@ def test_the_end_of_a_job_removes_its_groups_but_for_detached_ones() -> None:
     head.create(CPU)
     head.create(CPU, id=H, detached=True)
     head.create(CPU, id=b"i" * 16, job=OTHER_JOB)
-    head(pg.JobEnded(JOB))
+    head(gm.JobEnded(JOB))
     assert [head.state(i) for i in (G, H, b"i" * 16)] == ["REMOVED", "RESERVING", "RESERVING"]
 
 
@@ -209,9 +211,9 @@ def test_a_group_that_was_removed_long_ago_is_still_known_as_that(monkeypatch: p
     monkeypatch.setattr(pg, "REMOVED_KEPT", 1)
     head = Head(A)
     head.create(CPU)
-    head(pg.Remove(G))
+    head(gm.Remove(G))
     head.create(CPU, id=H)
-    head(pg.Remove(H))
+    head(gm.Remove(H))
     assert head.groups.get(G) is None and head.groups.was_removed(G) and head.groups.was_removed(H)
     assert not head.groups.was_removed(b"i" * 16)
 
@@ -220,15 +222,15 @@ def test_a_name_is_free_again_when_its_group_is_removed() -> None:
     head = Head(A)
     head.create(CPU, name="mine", namespace="n")
     assert head.groups.named("mine", "n") is head.groups.get(G) and head.groups.named("mine", "m") is None
-    head(pg.Remove(G))
+    head(gm.Remove(G))
     assert head.groups.named("mine", "n") is None
 
 
 def test_a_head_that_restarts_reads_its_groups_back() -> None:
     head = Head(A, B)
     head.create(CPU, CPU, strategy="STRICT_SPREAD", name="mine")
-    head(pg.Prepared(G, A, 1))
-    head(pg.Prepared(G, B, 1))
+    head(gm.Prepared(G, A, 1))
+    head(gm.Prepared(G, B, 1))
     head.create(CPU, id=H)
     rows = [group.row() for group in head.groups.all()]
     after = Head(A, B)
@@ -242,7 +244,7 @@ def test_a_head_that_restarts_reads_its_groups_back() -> None:
     assert asked(lost.join(C)) == {C: [1]}
 
 
-def resumed(head: Head, found: pg.Found, *nodes: bytes) -> tuple[Head, list[pg.Action]]:
+def resumed(head: Head, found: pg.Found, *nodes: bytes) -> tuple[Head, list[gm.Action]]:
     """The head that takes over from this one, told by nodes what they hold."""
     after = Head(*nodes)
     actions = after.groups.restore([group.row() for group in head.groups.all()], 1.0, found)
@@ -254,8 +256,8 @@ def test_a_reservation_that_some_node_was_told_to_commit_is_adopted_by_the_next_
     head = Head(A, B)
     head.create(CPU, CPU, strategy="STRICT_SPREAD")
     after, actions = resumed(head, {G: {A: {0: "COMMITTED"}, B: {1: "PREPARED"}}}, A, B)
-    assert after.state() == "CREATED" and pg.CommitBundles(G, B) in actions
-    assert not returned(actions) and not asked(actions) and pg.SaveGroup(G) in actions
+    assert after.state() == "CREATED" and gm.CommitBundles(G, B) in actions
+    assert not returned(actions) and not asked(actions) and gm.SaveGroup(G) in actions
 
 
 def test_one_that_nobody_was_told_to_commit_begins_anew_and_what_was_held_comes_back_first() -> None:
@@ -263,14 +265,14 @@ def test_one_that_nobody_was_told_to_commit_begins_anew_and_what_was_held_comes_
     head.create(CPU, CPU, strategy="STRICT_SPREAD")
     after, actions = resumed(head, {G: {A: {0: "PREPARED"}, B: {1: "WAITING"}}}, A, B)
     assert returned(actions) == {A, B} and set(asked(actions)) == {A, B}
-    kinds = [type(action) for action in actions if isinstance(action, (pg.ReturnBundles, pg.PrepareBundles))]
-    assert kinds == [pg.ReturnBundles] * 2 + [pg.PrepareBundles] * 2
+    kinds = [type(action) for action in actions if isinstance(action, (gm.ReturnBundles, gm.PrepareBundles))]
+    assert kinds == [gm.ReturnBundles] * 2 + [gm.PrepareBundles] * 2
     assert after.state() == "RESERVING"
 
 
 def test_what_a_node_holds_for_a_group_that_the_next_head_does_not_know_comes_back() -> None:
     after, actions = resumed(Head(A), {H: {A: {0: "COMMITTED", 1: "PREPARED"}}}, A)
-    assert [(a.group_id, a.node_id, a.indexes) for a in actions if isinstance(a, pg.ReturnBundles)] == [(H, A, [0, 1])]
+    assert [(a.group_id, a.node_id, a.indexes) for a in actions if isinstance(a, gm.ReturnBundles)] == [(H, A, [0, 1])]
     assert after.groups.get(H) is None
 
 
