@@ -10,6 +10,7 @@ There is one session at a time in a process, so a test with `ray_start` ends the
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ os.environ["RAY_ADDRESS"] = "local"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 at_start = Snapshot.take()
+# What ends by itself may be slow on a busy machine; what is left behind stays. A test of this file itself is quicker.
+at_end_s = float(os.environ.get("RAY_TEST_LEFT_AFTER_S", "30"))
 left_by_the_run = pytest.StashKey[list[str]]()
 
 
@@ -54,7 +57,7 @@ class Engine:
         ray.shutdown()
         before, self._before = self._before, None
         if before is not None:
-            lines = before.wait_until_clean(10.0)
+            lines = before.wait_until_clean(60.0)
             assert not lines, "left behind after ray.shutdown():\n  " + "\n  ".join(lines)
 
     def watch(self) -> None:
@@ -91,8 +94,17 @@ def ray_shared(engine: Engine) -> None:
     engine.share()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def level_of_the_log() -> Iterator[None]:
+    """A session that was told to be quiet (`logging_level=`) leaves the logger so: not for the next file's tests."""
+    logger = logging.getLogger("ray")
+    level = logger.level
+    yield
+    logger.setLevel(level)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    lines = at_start.wait_until_clean(5.0, inside=False)
+    lines = at_start.wait_until_clean(at_end_s, inside=False)
     if lines:
         session.config.stash[left_by_the_run] = lines
         session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED

@@ -261,7 +261,7 @@ class Snapshot:
             if t.ident not in self.threads and t.is_alive() and not t.name.startswith("pytest_timeout")
         ]
 
-    def wait_until_clean(self, timeout_s: float = 5.0, *, inside: bool = True) -> list[str]:
+    def wait_until_clean(self, timeout_s: float = 30.0, *, inside: bool = True) -> list[str]:
         """leftovers(), asked again until it is empty or the time is up.
 
         Blocks: yes. There is no event for "the kernel has finished tearing down a process", hence the asking again.
@@ -280,7 +280,7 @@ class Snapshot:
 
 
 @contextlib.contextmanager
-def nothing_left(timeout_s: float = 5.0) -> Iterator[Snapshot]:
+def nothing_left(timeout_s: float = 30.0) -> Iterator[Snapshot]:
     """Raises AssertionError, with the list, if the block leaves anything behind."""
     before = Snapshot.take()
     yield before
@@ -291,7 +291,7 @@ def nothing_left(timeout_s: float = 5.0) -> Iterator[Snapshot]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Runs a command and fails if it leaves anything behind.")
     parser.add_argument("--watch", action="store_true", required=True)
-    parser.add_argument("--grace", type=float, default=5.0, help="seconds that leftovers may need to go by themselves")
+    parser.add_argument("--grace", type=float, default=30.0, help="seconds that leftovers may need to go by themselves")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args(arguments)
     before = Snapshot.take()

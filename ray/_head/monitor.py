@@ -125,6 +125,14 @@ class NodeMonitor:
         return min((self._due(node) for node in self._nodes.values() if self._watched_by_time(node)), default=None)
 
     def tick(self, now: float) -> list[Action]:
+        """To be called at `deadline()`. Called much later, the head itself stood still, and often so did its nodes, on
+        the same machine or on the same host under it: that time does not count as their silence, and each has a period
+        more to be heard in."""
+        deadline = self.deadline()
+        if deadline is not None and (late_s := now - deadline) > self._period_s:
+            for node in self._nodes.values():
+                if self._watched_by_time(node):
+                    node.heard_s = min(now, node.heard_s + late_s + self._period_s)
         due = [n for n in self._nodes.values() if self._watched_by_time(n) and self._due(n) <= now]
         return [a for n in due for a in self.handle(Silent(n.row.node_id, now - n.heard_s), now)]
 

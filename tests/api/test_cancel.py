@@ -31,7 +31,7 @@ def test_a_queued_task_never_runs(ray_start, tmp_path):
     queued = spin.remote(tmp_path / "queued")
     ray.cancel(queued)
     with pytest.raises(TaskCancelledError):
-        ray.get(queued, timeout=10)
+        ray.get(queued, timeout=60)
     for ref in blockers:
         ray.cancel(ref)
         with pytest.raises(TaskCancelledError):
@@ -95,7 +95,7 @@ def test_a_task_that_waits_for_its_argument_is_cancelled(ray_shared, tmp_path):
     waiting = spin.remote(blocker)
     ray.cancel(waiting)
     with pytest.raises(TaskCancelledError):
-        ray.get(waiting, timeout=10)
+        ray.get(waiting, timeout=60)
     ray.cancel(blocker)
     with pytest.raises(TaskCancelledError):
         ray.get(blocker, timeout=30)

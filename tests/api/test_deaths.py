@@ -43,7 +43,7 @@ from tests.chaos.session import (
     within,
 )
 from tests.leaks import Snapshot
-from tests.wait import wait_until
+from tests.wait import Stopwatch, wait_until
 
 ROOT = str(Path(__file__).resolve().parents[2])
 BIG = 300_000
@@ -106,7 +106,7 @@ def test_a_task_without_retries_fails_within_a_second_and_says_what_its_worker_d
         die(how)
 
     with within(), pytest.raises(WorkerCrashedError, match=SAID[how]):
-        ray.get(run.remote(), timeout=10)
+        ray.get(run.remote(), timeout=60)
     assert ray.get(echo.remote(1)) == 1
 
 
@@ -118,7 +118,7 @@ def test_a_task_is_retried_as_often_as_it_may_be_and_then_fails(ray_shared, how,
         die(how)
 
     with pytest.raises(WorkerCrashedError):
-        ray.get(run.remote(attempts.path), timeout=20)
+        ray.get(run.remote(attempts.path), timeout=60)
     assert len(attempts) == 3
 
 
@@ -130,7 +130,7 @@ def test_a_task_whose_worker_dies_once_gives_its_result(ray_shared, how, attempt
             die(how)
         return np.full(BIG, 7, np.uint8)
 
-    value = ray.get(run.remote(attempts.path), timeout=20)
+    value = ray.get(run.remote(attempts.path), timeout=60)
     assert (value == 7).all() and len(attempts) == 2
 
 
@@ -141,7 +141,7 @@ def test_by_default_a_task_is_tried_four_times(ray_shared, attempts):
             die("killed")
         return 1
 
-    assert ray.get(run.remote(attempts.path), timeout=20) == 1
+    assert ray.get(run.remote(attempts.path), timeout=60) == 1
 
 
 def test_tasks_sent_ahead_to_a_worker_that_dies_are_not_charged_for_it(ray_shared, attempts):
@@ -161,8 +161,8 @@ def test_tasks_sent_ahead_to_a_worker_that_dies_are_not_charged_for_it(ray_share
     refs = [quick.remote(i) for i in range(500)]
     one = bad.remote(attempts.path)
     refs += [quick.remote(i) for i in range(500, 1000)]
-    assert ray.get(refs, timeout=20) == list(range(1000))
-    assert ray.get(one, timeout=20) == "survived"
+    assert ray.get(refs, timeout=60) == list(range(1000))
+    assert ray.get(one, timeout=60) == "survived"
 
 
 @pytest.mark.parametrize("delay_ms", [0, 1, 3, 10, 30])
@@ -214,7 +214,7 @@ def test_the_pins_of_a_killed_worker_go_with_it(ray_start):
 
     ref = ray.put(np.zeros(BIG, np.uint8))
     with pytest.raises(WorkerCrashedError):
-        ray.get(run.remote([ref]), timeout=20)
+        ray.get(run.remote([ref]), timeout=60)
     (row,) = stored().values()
     wait_until(lambda: [set(row["pids"]) for row in stored().values()] == [{os.getpid()}])
     assert ray.get(ref).nbytes == BIG
@@ -259,9 +259,9 @@ def test_a_worker_killed_while_blocked_in_get_gives_back_what_it_had(ray_start, 
     wait_until(lambda: ray.available_resources().get("CPU", 0) == 1, what="the blocked task's CPU to be lent out")
     os.kill(int(Path(told).read_text()), signal.SIGKILL)
     with within(), pytest.raises(WorkerCrashedError):
-        ray.get(outer, timeout=10)
+        ray.get(outer, timeout=60)
     Path(gate).touch()
-    assert ray.get(inner, timeout=10) == 1
+    assert ray.get(inner, timeout=60) == 1
     wait_until(lambda: ray.available_resources().get("CPU", 0) == 2, what="all CPUs to be free")
 
 
@@ -283,9 +283,9 @@ def test_a_nested_task_outlives_nothing_when_its_caller_is_killed(ray_start, tmp
         return ref
 
     with pytest.raises(WorkerCrashedError):
-        ray.get(parent.remote(str(tmp_path / "started")), timeout=10)
+        ray.get(parent.remote(str(tmp_path / "started")), timeout=60)
     wait_until(lambda: ray.available_resources().get("CPU", 0) == 2, what="all CPUs to be free")
-    assert ray.get([echo.remote(i) for i in range(10)], timeout=10) == list(range(10))
+    assert ray.get([echo.remote(i) for i in range(10)], timeout=60) == list(range(10))
 
 
 def test_a_worker_that_is_stopped_hard_by_memory_limits_raises_memory_error(ray_shared):
@@ -300,7 +300,7 @@ def test_a_worker_that_is_stopped_hard_by_memory_limits_raises_memory_error(ray_
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     with pytest.raises(MemoryError):
-        ray.get(hungry.remote(), timeout=20)
+        ray.get(hungry.remote(), timeout=60)
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()], ids=repr)
@@ -310,8 +310,8 @@ def test_a_task_that_raises_a_base_exception_fails_with_it_and_the_worker_lives(
         raise error
 
     with pytest.raises((RayTaskError, WorkerCrashedError, type(error))):
-        ray.get(run.remote(error), timeout=10)
-    assert ray.get(echo.remote(1), timeout=10) == 1
+        ray.get(run.remote(error), timeout=60)
+    assert ray.get(echo.remote(1), timeout=60) == 1
 
 
 def test_all_workers_killed_at_once_are_replaced_and_their_tasks_rerun(ray_start):
@@ -339,7 +339,7 @@ def test_the_subprocesses_of_a_killed_worker_die_with_it(ray_start):
     path = f"/tmp/w-{os.getpid()}-child"
     try:
         with pytest.raises(WorkerCrashedError):
-            ray.get(run.remote(path), timeout=20)
+            ray.get(run.remote(path), timeout=60)
         gone(int(Path(path).read_text()))
     finally:
         os.unlink(path)
@@ -396,7 +396,7 @@ def test_the_end_of_an_actor_does_not_take_the_objects_of_tasks_that_ran_before(
         del actor
         ray.put(None)
         gone(pid)
-        assert ray.get(small, timeout=10) == [1] and ray.get(large, timeout=10).nbytes == BIG
+        assert ray.get(small, timeout=60) == [1] and ray.get(large, timeout=60).nbytes == BIG
 
 
 # -- actors -----------------------------------------------------------------------------------------------------------
@@ -432,32 +432,32 @@ def test_calls_on_an_actor_that_dies_fail_within_a_second_and_say_why(ray_shared
     assert ray.get(actor.add.remote()) == 1
     hung, later = actor.die.remote(how), actor.add.remote()
     with within(), pytest.raises(ActorDiedError, match=SAID[how]):
-        ray.get(hung, timeout=10)
+        ray.get(hung, timeout=60)
     with within(), pytest.raises(ActorDiedError):
-        ray.get(later, timeout=10)
+        ray.get(later, timeout=60)
     with within(), pytest.raises(ActorDiedError, match=SAID[how]):
-        ray.get(actor.add.remote(), timeout=10)
+        ray.get(actor.add.remote(), timeout=60)
 
 
 def test_an_actor_is_restarted_as_often_as_it_may_be_with_the_arguments_it_had(ray_shared):
     actor = Counter.options(max_restarts=2).remote(ray.put(10))
     for _ in range(2):
-        assert ray.get(actor.add.remote(), timeout=10) == 11
+        assert ray.get(actor.add.remote(), timeout=60) == 11
         with pytest.raises(ActorUnavailableError):
-            ray.get(actor.die.remote(), timeout=10)
-    assert ray.get(actor.add.remote(), timeout=10) == 11
+            ray.get(actor.die.remote(), timeout=60)
+    assert ray.get(actor.add.remote(), timeout=60) == 11
     with pytest.raises(ActorDiedError):
-        ray.get(actor.die.remote(), timeout=10)
+        ray.get(actor.die.remote(), timeout=60)
     with pytest.raises(ActorDiedError):
-        ray.get(actor.add.remote(), timeout=10)
+        ray.get(actor.add.remote(), timeout=60)
 
 
 def test_a_call_with_tries_left_runs_again_on_the_restarted_actor(ray_shared, attempts):
     actor = Counter.options(max_restarts=-1, max_task_retries=1).remote()
-    assert ray.get(actor.die_first.remote(attempts.path), timeout=10) == 2
+    assert ray.get(actor.die_first.remote(attempts.path), timeout=60) == 2
     with pytest.raises(ActorUnavailableError):
-        ray.get(actor.die.remote(), timeout=20)  # twice
-    assert ray.get(actor.add.remote(), timeout=10) == 1
+        ray.get(actor.die.remote(), timeout=60)  # twice
+    assert ray.get(actor.add.remote(), timeout=60) == 1
 
 
 def test_calls_made_while_an_actor_restarts_wait_for_it_in_order(ray_shared):
@@ -467,13 +467,13 @@ def test_calls_made_while_an_actor_restarts_wait_for_it_in_order(ray_shared):
     os.kill(pid, signal.SIGKILL)
     refs = [actor.add.remote() for _ in range(100)]
     with pytest.raises(ActorUnavailableError):
-        ray.get(hung, timeout=10)
+        ray.get(hung, timeout=60)
     got = []
     for ref in refs:  # those sent before the death was seen may be lost: they were in flight
         with contextlib.suppress(ActorUnavailableError):
-            got.append(ray.get(ref, timeout=10))
+            got.append(ray.get(ref, timeout=60))
     assert got == list(range(1, len(got) + 1))
-    assert ray.get(actor.add.remote(), timeout=10) == len(got) + 1
+    assert ray.get(actor.add.remote(), timeout=60) == len(got) + 1
 
 
 def test_with_retries_no_call_is_lost_and_order_is_kept_over_restarts(ray_shared):
@@ -495,15 +495,15 @@ def test_with_retries_no_call_is_lost_and_order_is_kept_over_restarts(ray_shared
     for i in range(300):
         refs.append(actor.add.remote(0))
         if i % 100 == 50:
-            os.kill(ray.get(actor.pid.remote(), timeout=10), signal.SIGKILL)
-    assert ray.get(refs, timeout=20) == [0] * 300
+            os.kill(ray.get(actor.pid.remote(), timeout=60), signal.SIGKILL)
+    assert ray.get(refs, timeout=60) == [0] * 300
 
 
 def test_every_holder_of_a_handle_hears_of_the_actors_death(ray_shared):
     @ray.remote
     def call(actor):
         try:
-            ray.get(actor.hang.remote(), timeout=20)
+            ray.get(actor.hang.remote(), timeout=60)
         except ActorDiedError:
             return "died"
 
@@ -513,7 +513,7 @@ def test_every_holder_of_a_handle_hears_of_the_actors_death(ray_shared):
     assert ray.wait(refs, num_returns=2, timeout=0.3)[0] == []
     os.kill(pid, signal.SIGKILL)
     with within():
-        assert ray.get(refs, timeout=10) == ["died", "died"]
+        assert ray.get(refs, timeout=60) == ["died", "died"]
 
 
 def test_an_actor_whose_constructor_dies_fails_its_calls(ray_shared):
@@ -527,7 +527,7 @@ def test_an_actor_whose_constructor_dies_fails_its_calls(ray_shared):
 
     actor = Stillborn.remote()
     with within(3), pytest.raises(ActorDiedError):
-        ray.get(actor.f.remote(), timeout=10)
+        ray.get(actor.f.remote(), timeout=60)
 
 
 def test_an_actor_whose_constructor_raises_fails_its_calls_with_that(ray_shared):
@@ -540,7 +540,7 @@ def test_an_actor_whose_constructor_raises_fails_its_calls_with_that(ray_shared)
             return 1
 
     with within(3), pytest.raises((ActorDiedError, KeyError), match="not today"):
-        ray.get(Stillborn.remote().f.remote(), timeout=10)
+        ray.get(Stillborn.remote().f.remote(), timeout=60)
 
 
 def test_an_actor_made_by_a_worker_that_dies_goes_with_it(ray_start):
@@ -555,7 +555,7 @@ def test_an_actor_made_by_a_worker_that_dies_goes_with_it(ray_start):
     os.kill(me, signal.SIGKILL)
     gone(child)
     with within(), pytest.raises(ActorDiedError):
-        ray.get(actor.pid.remote(), timeout=10)
+        ray.get(actor.pid.remote(), timeout=60)
 
 
 # -- fork server, Redis -----------------------------------------------------------------------------------------------
@@ -563,10 +563,10 @@ def test_an_actor_made_by_a_worker_that_dies_goes_with_it(ray_start):
 
 def test_without_its_fork_server_the_session_goes_on_and_another_is_started(ray_start):
     pid = kill("fork_server")
-    assert ray.get([echo.remote(i) for i in range(10)], timeout=10) == list(range(10))
+    assert ray.get([echo.remote(i) for i in range(10)], timeout=60) == list(range(10))
     wait_until(lambda: pids("fork_server") and pids("fork_server") != [pid])
     actors = [Counter.remote() for _ in range(3)]  # new processes, from the new one
-    assert ray.get([a.add.remote() for a in actors], timeout=20) == [1, 1, 1]
+    assert ray.get([a.add.remote() for a in actors], timeout=60) == [1, 1, 1]
 
 
 def test_workers_that_a_dead_fork_server_was_making_are_made_by_the_next(ray_start):
@@ -582,11 +582,11 @@ def test_work_goes_on_while_redis_is_dead_and_its_tables_come_back(ray_start):
     ray.get(actor.add.remote())
     wait_until(lambda: pids("redis"))
     pid = kill("redis")
-    assert ray.get([echo.remote(i) for i in range(100)], timeout=10) == list(range(100))
-    assert ray.get(actor.add.remote(), timeout=10) == 2
+    assert ray.get([echo.remote(i) for i in range(100)], timeout=60) == list(range(100))
+    assert ray.get(actor.add.remote(), timeout=60) == 2
     wait_until(lambda: pids("redis") and pids("redis") != [pid])
     assert engine().rpc("kv_get", b"before", b"ns") == b"1"
-    assert ray.get(actor.add.remote(), timeout=10) == 3
+    assert ray.get(actor.add.remote(), timeout=60) == 3
     engine().rpc("kv_put", b"after", b"2", True, b"ns")
     assert engine().rpc("kv_get", b"after", b"ns") == b"2"
 
@@ -598,7 +598,7 @@ def test_after_the_stores_death_puts_work_again(ray_start):
     kill("plasma_store")
     value = np.arange(100_000)
     assert (ray.get(ray.put(value)) == value).all()
-    assert (ray.get(echo.remote(value), timeout=10) == value).all()
+    assert (ray.get(echo.remote(value), timeout=60) == value).all()
 
 
 def test_task_results_lost_with_the_store_are_made_again(ray_start, attempts):
@@ -612,7 +612,7 @@ def test_task_results_lost_with_the_store_are_made_again(ray_start, attempts):
     assert len(attempts) == 5
     kill("plasma_store")
     for i, ref in enumerate(refs):
-        assert (ray.get(ref, timeout=20) == i).all()
+        assert (ray.get(ref, timeout=60) == i).all()
     assert len(attempts) == 10
 
 
@@ -631,11 +631,11 @@ def test_lost_results_stay_lost_if_they_are_not_to_be_made_again(ray_start, atte
     ray.wait([ref])
     kill("plasma_store")
     with pytest.raises(ray.exceptions.ObjectLostError, match="_enable_object_reconstruction=False"):
-        ray.get(ref, timeout=20)
+        ray.get(ref, timeout=60)
     with pytest.raises(ray.exceptions.ObjectLostError, match="_enable_object_reconstruction=False"):
-        ray.get(first.remote(ref), timeout=20)
+        ray.get(first.remote(ref), timeout=60)
     assert len(attempts) == 1
-    assert ray.get(first.remote(make.remote(attempts.path)), timeout=20) == 1, "what comes after is as ever"
+    assert ray.get(first.remote(make.remote(attempts.path)), timeout=60) == 1, "what comes after is as ever"
 
 
 def test_a_lost_result_is_made_again_for_a_task_that_needs_it_and_for_a_borrower(ray_start, attempts):
@@ -655,7 +655,7 @@ def test_a_lost_result_is_made_again_for_a_task_that_needs_it_and_for_a_borrower
     a, b = make.remote(attempts.path, 3), make.remote(attempts.path, 4)
     ray.wait([a, b], num_returns=2)
     kill("plasma_store")
-    assert ray.get([first.remote(a), first_inside.remote([b])], timeout=20) == [3, 4]
+    assert ray.get([first.remote(a), first_inside.remote([b])], timeout=60) == [3, 4]
 
 
 def test_what_a_lost_result_was_made_from_is_made_again_too(ray_start, attempts):
@@ -674,7 +674,7 @@ def test_what_a_lost_result_was_made_from_is_made_again_too(ray_start, attempts)
     ray.wait([ref])
     assert len(attempts) == 5
     kill("plasma_store")
-    assert (ray.get(ref, timeout=20) == 7).all()
+    assert (ray.get(ref, timeout=60) == 7).all()
     assert len(attempts) == 10
 
 
@@ -682,9 +682,9 @@ def test_a_lost_put_gives_object_lost_and_says_why(ray_start):
     ref = ray.put(np.zeros(BIG, np.uint8))
     kill("plasma_store")
     with within(3), pytest.raises(ObjectLostError, match=r"ray\.put"):
-        ray.get(ref, timeout=10)
+        ray.get(ref, timeout=60)
     with within(3), pytest.raises(ObjectLostError):
-        ray.get(echo.remote(ref), timeout=10)
+        ray.get(echo.remote(ref), timeout=60)
 
 
 def test_a_value_read_before_the_stores_death_stays_readable(ray_start):
@@ -707,8 +707,8 @@ def test_a_lost_result_of_an_actor_gives_object_lost(ray_start):
     ray.wait([ref])
     kill("plasma_store")
     with within(3), pytest.raises(ObjectLostError):
-        ray.get(ref, timeout=10)
-    assert ray.get(maker.make.remote(), timeout=10).nbytes == BIG
+        ray.get(ref, timeout=60)
+    assert ray.get(maker.make.remote(), timeout=60).nbytes == BIG
 
 
 def test_the_store_may_die_while_tasks_write_to_it(ray_start):
@@ -731,7 +731,7 @@ def test_the_store_may_die_again_and_again(ray_start):
     for i in range(4):
         kill("plasma_store")
         wait_for_store()
-        assert ray.get(echo.remote(np.full(BIG, i, np.uint8)), timeout=10)[0] == i
+        assert ray.get(echo.remote(np.full(BIG, i, np.uint8)), timeout=60)[0] == i
 
 
 # -- the node ---------------------------------------------------------------------------------------------------------
@@ -754,13 +754,13 @@ def test_the_nodes_death_fails_what_waits_within_a_second_and_leaves_nothing(eng
     killer = threading.Timer(0.1, os.kill, (node, signal.SIGKILL))
     killer.start()
     with within(), pytest.raises(LocalRayletDiedError):
-        ray.get(refs[0], timeout=10)
+        ray.get(refs[0], timeout=60)
     killer.join()
     for ref in refs:
         with within(), pytest.raises((LocalRayletDiedError, ActorDiedError)):
-            ray.get(ref, timeout=10)
+            ray.get(ref, timeout=60)
     with pytest.raises(LocalRayletDiedError):
-        ray.get(hang.remote(), timeout=10)
+        ray.get(hang.remote(), timeout=60)
     ray.shutdown()
     assert left_of(before, folder) == []
     del refs, ref, actor
@@ -777,7 +777,7 @@ def test_after_the_nodes_death_shutdown_ends_what_workers_had_started(engine):
     pid = ray.get(spawn.remote())
     kill("node")
     ray.shutdown()
-    gone(pid, 2.0)
+    gone(pid)
     engine.stop()
 
 
@@ -785,7 +785,7 @@ def test_after_the_nodes_death_a_new_session_can_be_started(engine):
     engine.start(num_cpus=1)
     kill(pids("node")[0])
     engine.start(num_cpus=1)
-    assert ray.get(echo.remote(1), timeout=10) == 1
+    assert ray.get(echo.remote(1), timeout=60) == 1
     engine.stop()
 
 
@@ -866,14 +866,14 @@ def left_of(before: Snapshot, folder: str, timeout_s: float = 2.0) -> list[str]:
 
     What else appears meanwhile belongs to other people's sessions.
     """
-    deadline = time.monotonic() + timeout_s
+    watch, deadline = Stopwatch(), time.monotonic() + 60
     while True:
         lines = [
             line
             for line in before.leftovers(inside=False)
             if line.startswith("process") or folder in line or "/dev/shm" in line
         ]
-        if not lines or time.monotonic() > deadline:
+        if not lines or watch.read() > timeout_s or time.monotonic() > deadline:
             return lines
         time.sleep(0.02)
 
@@ -887,7 +887,7 @@ def test_nothing_is_left_two_seconds_after_the_drivers_end(outside, end):
         folder = driver.stdout.readline().strip()
         if not folder:
             pytest.fail("the driver did not start: " + driver.stderr.read())
-        driver.wait(15)
+        driver.wait(60)
         left = left_of(outside, folder)
         assert left == [], "left behind:\n  " + "\n  ".join(left)
         said = driver.stderr.read()
@@ -922,10 +922,9 @@ def test_a_session_whose_node_and_driver_were_killed_together_is_cleared_away_by
         end="from tests.chaos.session import pids; os.kill(pids('node')[0], 9); os.kill(os.getpid(), 9)"
     )
     driver = run_driver(program)
-    folder = driver.communicate(timeout=20)[0].strip()
+    folder = driver.communicate(timeout=60)[0].strip()
     wait_until(
-        lambda: not [x for x in outside.leftovers(inside=False) if x.startswith("process") and "sleep 1000" not in x],
-        2.0,
+        lambda: not [x for x in outside.leftovers(inside=False) if x.startswith("process") and "sleep 1000" not in x]
     )
     ray.init(num_cpus=1)
     ray.shutdown()
@@ -973,7 +972,7 @@ def test_a_thread_that_waits_is_woken_by_shutdown(engine):
     thread.start()
     ray.get(echo.options(num_cpus=0).remote(1))
     ray.shutdown()
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive() and isinstance(seen[0], ray.exceptions.RayError)
     seen.clear()
     engine.stop()

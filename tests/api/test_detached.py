@@ -171,7 +171,7 @@ def test_a_detached_placement_group_outlives_its_driver_and_no_other_does(cluste
     from ray.util import placement_group
 
     stays = placement_group([{"CPU": 0.1}], name="stays", lifetime="detached")
-    assert stays.wait(10) and placement_group([{"CPU": 0.1}], name="goes").wait(10)
+    assert stays.wait(60) and placement_group([{"CPU": 0.1}], name="goes").wait(60)
     """
     )
     said = cluster.run(
@@ -181,7 +181,7 @@ def test_a_detached_placement_group_outlives_its_driver_and_no_other_does(cluste
 
     stays = get_placement_group("stays")
     where = ray.remote(num_cpus=0.1)(lambda: ray.get_runtime_context().get_placement_group_id())
-    inside = ray.get(where.options(placement_group=stays).remote(), timeout=10)
+    inside = ray.get(where.options(placement_group=stays).remote(), timeout=60)
     print(placement_group_table(stays)["state"], inside == stays.id.hex())
     remove_placement_group(stays)
     for name in ("stays", "goes"):

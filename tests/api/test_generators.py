@@ -134,7 +134,7 @@ def noted(path, n):
 
 
 def drain(generator):
-    return [ray.get(ref, timeout=20) for ref in generator]
+    return [ray.get(ref, timeout=60) for ref in generator]
 
 
 # -- taking items -----------------------------------------------------------------------------------------------------
@@ -160,13 +160,13 @@ def test_an_item_comes_while_the_task_still_runs(ray_shared, notes):
         yield "after"
 
     generator = wait_at_the_door.remote(notes.door)
-    assert ray.get(next(generator), timeout=10) == "before"
+    assert ray.get(next(generator), timeout=60) == "before"
     assert not generator.next_ready() and not generator.is_finished()
     with pytest.raises(GetTimeoutError):
         ray.get(generator.completed(), timeout=0)
     notes.open_door()
-    assert ray.get(next(generator), timeout=10) == "after"
-    assert ray.get(generator.completed(), timeout=10) is None
+    assert ray.get(next(generator), timeout=60) == "after"
+    assert ray.get(generator.completed(), timeout=60) is None
     assert list(generator) == []
 
 
@@ -231,12 +231,12 @@ def test_wait_sees_a_generator_as_ready_when_it_has_an_item_or_has_ended(ray_sha
         yield 1
 
     generator, other = at_door.remote(notes.door), echo.remote(2)
-    assert ray.wait([generator, other], timeout=10) == ([other], [generator])
+    assert ray.wait([generator, other], timeout=60) == ([other], [generator])
     assert ray.wait([generator], timeout=0) == ([], [generator])
     notes.open_door()
-    assert ray.wait([other, generator], num_returns=2, timeout=10) == ([other, generator], [])
+    assert ray.wait([other, generator], num_returns=2, timeout=60) == ([other, generator], [])
     assert ray.get(next(generator)) == 1
-    assert ray.wait([generator], timeout=10) == ([generator], [])
+    assert ray.wait([generator], timeout=60) == ([generator], [])
     assert list(generator) == []
     with pytest.raises(ValueError, match="twice"):
         ray.wait([generator_again := count_to.remote(1), generator_again])
@@ -302,7 +302,7 @@ def test_a_task_consumes_a_generator_of_its_own(ray_shared):
     def total(n):
         return sum(ray.get(ref) for ref in count_to.remote(n))
 
-    assert ray.get(total.remote(100), timeout=20) == 4950
+    assert ray.get(total.remote(100), timeout=60) == 4950
 
 
 def test_generators_that_are_not_taken_cost_what_their_items_do(ray_shared):
@@ -338,7 +338,7 @@ def test_the_producer_waits_until_its_items_are_taken(ray_shared, notes, kind):
 def test_a_producer_that_waits_lends_its_cpu(ray_start, notes):
     generator = noted.options(_generator_backpressure_num_objects=1, num_cpus=2).remote(notes.path, 3)
     notes.await_line("0")
-    assert ray.get(echo.options(num_cpus=2).remote(1), timeout=10) == 1
+    assert ray.get(echo.options(num_cpus=2).remote(1), timeout=60) == 1
     assert drain(generator) == [0, 1, 2]
 
 
@@ -349,12 +349,12 @@ def test_a_producer_that_waits_lends_its_cpu(ray_start, notes):
 def test_a_dropped_generator_is_closed_where_it_runs(ray_shared, notes, kind, window):
     actor, remote = producer(kind)
     generator = remote.options(_generator_backpressure_num_objects=window).remote(notes.path, 10**6)
-    assert ray.get(next(generator), timeout=10) == 0
+    assert ray.get(next(generator), timeout=60) == 0
     del generator
     notes.await_line("closed")
     assert len(notes.lines()) < 10**6
     if actor is not None:
-        ray.get(actor.ready.remote(), timeout=10)  # it lives on
+        ray.get(actor.ready.remote(), timeout=60)  # it lives on
 
 
 def test_a_dropped_generator_that_has_not_started_never_does(ray_start, notes):
@@ -377,7 +377,7 @@ def test_a_generator_goes_on_while_somebody_waits_for_its_end(ray_shared, notes)
     done = generator.completed()
     next(generator)
     del generator
-    assert ray.get(done, timeout=10) is None
+    assert ray.get(done, timeout=60) is None
     assert notes.lines() == [*map(str, range(20)), "closed"]
     generator = noted.remote(notes.path, 10**6)
     done = generator.completed()
@@ -393,7 +393,7 @@ def test_close_drops_what_was_not_taken(ray_shared, notes):
     generator.close()
     assert list(generator) == []
     notes.await_line("closed")
-    ray.get(generator.completed(), timeout=10)
+    ray.get(generator.completed(), timeout=60)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -422,7 +422,7 @@ def test_cancel_interrupts_a_task_between_two_yields(ray_shared):
     assert ray.get(next(generator)) == 1
     ray.cancel(generator)
     with pytest.raises(TaskCancelledError):
-        ray.get(next(generator), timeout=10)
+        ray.get(next(generator), timeout=60)
 
 
 def test_dropping_an_async_generator_cancels_it_where_it_waits(ray_shared, notes):
@@ -453,11 +453,11 @@ def test_the_consumers_death_closes_the_generator(ray_shared, notes, kind, windo
 
     actor, _remote = producer(kind)
     consumer = Consumer.remote()
-    assert ray.get(consumer.take_one.remote(actor, notes.path), timeout=20) == 0
+    assert ray.get(consumer.take_one.remote(actor, notes.path), timeout=60) == 0
     ray.kill(consumer)
     notes.await_line("closed")
     if actor is not None:
-        ray.get(actor.ready.remote(), timeout=10)
+        ray.get(actor.ready.remote(), timeout=60)
 
 
 @pytest.mark.parametrize("seconds, lines", [(0.5, ["cleaning", "closed"]), (3600, ["cleaning"])])
@@ -485,8 +485,8 @@ def test_an_interrupt_leaves_the_clean_up_of_a_closed_generator_its_time(ray_sha
             self.generator.close()
 
     consumer = Consumer.remote()
-    ray.get(consumer.take_one.remote(notes.path), timeout=20)
-    ray.get(consumer.close.remote(), timeout=20)
+    ray.get(consumer.take_one.remote(notes.path), timeout=60)
+    ray.get(consumer.close.remote(), timeout=60)
     notes.await_line("cleaning")
     ray.kill(consumer)  # its worker is reclaimed
     wait_until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
@@ -513,17 +513,19 @@ def test_after_its_workers_death_a_generator_goes_on_where_it_was(ray_shared, no
     assert notes.lines().count("started") == 3
 
 
-def test_without_retries_left_the_error_follows_the_items_that_came(ray_shared):
+def test_without_retries_left_the_error_follows_the_items_that_came(ray_shared, notes):
     @ray.remote(max_retries=0)
-    def dies():
+    def dies(door):
         yield 1
-        time.sleep(0.05)
+        while not os.path.exists(door):
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
         yield 2
 
-    generator = dies.remote()
-    first, second = list(generator)
-    assert ray.get(first) == 1
+    generator = dies.remote(notes.door)
+    assert ray.get(next(generator)) == 1
+    notes.open_door()
+    (second,) = list(generator)
     with pytest.raises(WorkerCrashedError, match="SIGKILL"):
         ray.get(second)
     with pytest.raises(WorkerCrashedError):
@@ -583,7 +585,7 @@ def test_items_lost_with_the_store_are_made_again(ray_start, notes):
     refs = list(arrays.remote(notes.path, 5))
     kill("plasma_store")
     del refs[1]
-    assert [int(ray.get(ref, timeout=20)[3]) for ref in refs] == [0, 2, 3, 4]
+    assert [int(ray.get(ref, timeout=60)[3]) for ref in refs] == [0, 2, 3, 4]
     assert notes.lines().count("started") == 2  # once for all of them
     del refs
     ray.put(None)
@@ -602,7 +604,7 @@ def test_one_get_waits_for_items_that_are_found_lost_while_it_reads(ray_start, n
 
     refs = list(slower_each_time.remote(notes.path))
     kill("plasma_store")
-    assert [int(value[0]) for value in ray.get(refs, timeout=20)] == [0, 1, 2, 3]
+    assert [int(value[0]) for value in ray.get(refs, timeout=60)] == [0, 1, 2, 3]
 
 
 def test_items_lost_while_their_generator_runs_are_made_again(ray_start, notes):
@@ -610,18 +612,18 @@ def test_items_lost_while_their_generator_runs_are_made_again(ray_start, notes):
     first = next(generator)
     ray.wait([generator])
     kill("plasma_store")
-    assert int(ray.get(first, timeout=20)[0]) == 0
-    assert [int(ray.get(ref, timeout=20)[0]) for ref in generator] == list(range(1, 8))
+    assert int(ray.get(first, timeout=60)[0]) == 0
+    assert [int(ray.get(ref, timeout=60)[0]) for ref in generator] == list(range(1, 8))
 
 
 def test_an_item_lost_from_a_generator_that_was_dropped_is_made_again(ray_start, notes):
     generator = arrays.remote(notes.path, 10**9)
     refs = [next(generator) for _ in range(3)]
     del generator
-    ray.get(echo.options(num_cpus=2).remote(1), timeout=20)  # it has stopped
+    ray.get(echo.options(num_cpus=2).remote(1), timeout=60)  # it has stopped
     kill("plasma_store")
-    assert [int(ray.get(ref, timeout=20)[0]) for ref in refs] == [0, 1, 2]
-    ray.get(echo.options(num_cpus=2).remote(1), timeout=20)  # and so has the second run
+    assert [int(ray.get(ref, timeout=60)[0]) for ref in refs] == [0, 1, 2]
+    ray.get(echo.options(num_cpus=2).remote(1), timeout=60)  # and so has the second run
 
 
 def test_an_item_that_is_not_yielded_again_is_lost_with_a_reason(ray_start, notes):
@@ -632,9 +634,9 @@ def test_an_item_that_is_not_yielded_again_is_lost_with_a_reason(ray_start, note
 
     refs = list(shrinks.remote(notes.path))
     kill("plasma_store")
-    assert int(ray.get(refs[1], timeout=20)[0]) == 1
+    assert int(ray.get(refs[1], timeout=60)[0]) == 1
     with pytest.raises(ObjectLostError, match="did not yield it again"):
-        ray.get(refs[2], timeout=20)
+        ray.get(refs[2], timeout=60)
 
 
 def test_nothing_is_left_of_generators(ray_shared, notes):
@@ -676,7 +678,7 @@ def test_dynamic_refs_may_be_passed_on_and_live_as_long_as_their_generator(ray_s
 
     before = held_at_rest()
     ref = arrays.options(num_returns="dynamic").remote(notes.path, 3)
-    assert ray.get(sums.remote(ref), timeout=20) == [0, 1, 2]
+    assert ray.get(sums.remote(ref), timeout=60) == [0, 1, 2]
     inner = list(ray.get(ref))
     del ref
     assert [int(ray.get(r)[0]) for r in inner] == [0, 1, 2]

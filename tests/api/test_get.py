@@ -11,11 +11,19 @@ import pytest
 
 import ray
 from ray.exceptions import GetTimeoutError
+from tests.wait import wait_until, within
 
 
 @ray.remote
 def echo(x):
     return x
+
+
+@ray.remote
+def when(path, value):
+    """value, once path is there"""
+    wait_until(path.exists)
+    return value
 
 
 @ray.remote
@@ -104,18 +112,17 @@ def test_a_bad_timeout_names_itself(ray_shared, timeout):
         ray.get(ray.put(1), timeout=timeout)
 
 
-def test_a_timeout_raises_and_the_task_goes_on(ray_shared):
-    ref = sleep.remote(0.3)
-    start = time.monotonic()
-    with pytest.raises(GetTimeoutError):
+def test_a_timeout_raises_and_the_task_goes_on(ray_shared, tmp_path):
+    ref = when.remote(tmp_path / "go", 0.3)
+    with within(0.25), pytest.raises(GetTimeoutError):
         ray.get(ref, timeout=0.02)
-    assert time.monotonic() - start < 0.25
     with pytest.raises(TimeoutError):
         ray.get([ref, ray.put(1)], timeout=0)
+    (tmp_path / "go").touch()
     assert ray.get(ref, timeout=30) == 0.3
 
 
-@pytest.mark.parametrize("timeout", [1, 0.5, np.float32(1), 1e18, math.inf])
+@pytest.mark.parametrize("timeout", [60, 60.5, np.float32(60), 1e18, math.inf])
 def test_a_timeout_is_any_number_of_seconds(ray_shared, timeout):
     assert ray.get(sleep.remote(0.05), timeout=timeout) == 0.05
     ref = sleep.remote(0.05)
@@ -126,17 +133,16 @@ def test_timeout_0_takes_what_is_there(ray_shared):
     assert ray.get(ray.put([1]), timeout=0) == [1]
 
 
-def test_get_of_a_list_raises_the_first_error_without_waiting_for_the_rest(ray_shared):
+def test_get_of_a_list_raises_the_first_error_without_waiting_for_the_rest(ray_shared, tmp_path):
     @ray.remote
     def fail():
         raise KeyError("early")
 
-    ref = sleep.remote(5)
-    start = time.monotonic()
+    ref = when.remote(tmp_path / "go", 1)
     with pytest.raises(KeyError, match="early"):
         ray.get([fail.remote(), ref])
-    assert time.monotonic() - start < 4
-    ray.cancel(ref, force=True)
+    (tmp_path / "go").touch()
+    assert ray.get(ref) == 1
 
 
 def test_get_in_threads_while_the_main_thread_waits_too(ray_shared):
@@ -160,7 +166,7 @@ def test_get_of_refs_inside_refs_gives_refs(ray_shared):
 
 def test_the_older_keyword_is_understood(ray_shared):
     assert ray.get(object_ids=ray.put(3)) == 3
-    assert ray.get(object_ids=[ray.put(3)], timeout=1) == [3]
+    assert ray.get(object_ids=[ray.put(3)], timeout=60) == [3]
     with pytest.raises(TypeError, match="unexpected keyword argument 'object_idz'"):
         ray.get(object_idz=ray.put(3))
     with pytest.raises(TypeError, match="missing"):

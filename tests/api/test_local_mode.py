@@ -140,7 +140,7 @@ def test_values_arguments_and_refs(session):
     assert isinstance(ref, ray.ObjectRef) and ray.get(ref) == 2
     assert ray.get(add.remote(ref, b=ray.put(10))) == 12
     assert ray.get([add.remote(i) for i in range(3)]) == [1, 2, 3]
-    ready, rest = ray.wait([add.remote(1), add.remote(2)], num_returns=2, timeout=10)
+    ready, rest = ray.wait([add.remote(1), add.remote(2)], num_returns=2, timeout=60)
     assert len(ready) == 2 and not rest
     assert ref.task_id().binary() == ref.binary()[:24]
 
@@ -292,7 +292,7 @@ def test_named_actors(session):
 
 
 def test_futures_and_await(session):
-    assert add.remote(1).future().result(10) == 2
+    assert add.remote(1).future().result(60) == 2
 
     async def main():
         counter = Counter.remote()

@@ -144,7 +144,7 @@ def test_lines_keep_their_order_while_one_thread_still_prints_and_another_receiv
             print("line", i)
         getters = []
         for i in (1, 2):
-            getters.append(threading.Thread(target=lambda: ray.get(say.remote(i))))
+            getters.append(threading.Thread(target=ray.get, args=(say.remote(i),)))
             getters[-1].start()
             time.sleep(0.3)
         for thread in getters: thread.join()

@@ -7,6 +7,7 @@ import time
 import pytest
 
 import ray
+from tests.chaos.session import engine
 from tests.wait import wait_until
 
 
@@ -48,16 +49,16 @@ def test_an_urgent_task_overtakes_a_long_queue_of_short_ones(ray_start):
     @ray.remote
     def short():
         time.sleep(0.002)
+        return time.monotonic()
 
     @ray.remote(priority=1)
     def urgent():
-        return "done"
+        return time.monotonic()
 
     queue = [short.remote() for _ in range(1000)]
-    assert ray.get(urgent.remote(), timeout=60) == "done"
-    waiting = len(ray.wait(queue, num_returns=len(queue), timeout=0)[1])
-    assert waiting > 300
-    ray.get(queue, timeout=60)
+    overtaking = urgent.remote()
+    then = ray.get(overtaking, timeout=60)
+    assert sum(ended > then for ended in ray.get(queue, timeout=60)) > 300
 
 
 @pytest.mark.parametrize("ray_start", [{"num_cpus": 1}], indirect=True)
@@ -72,7 +73,8 @@ def test_another_process_s_urgent_task_comes_first_too(ray_start, tmp_path):
     wait_until((tmp_path / "started").exists)
     mine = [note.remote(log, f"mine{i}") for i in range(3)]
     theirs = submit.remote(7)
-    time.sleep(0.5)  # until its request has reached the node: nothing outside shows that
+    # Until its request has reached the node: that of another priority waits in a line of its own.
+    wait_until(lambda: len(engine().rpc("stats")["scheduler"]["waiting"]) == 2)
     gate.touch()
     ray.get([blocker, *mine, theirs], timeout=60)
     assert noted(log)[0] == "inner7"

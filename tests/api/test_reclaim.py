@@ -41,7 +41,7 @@ def test_a_task_of_a_dead_caller_is_interrupted_and_what_its_worker_made_for_oth
     with pytest.raises(WorkerCrashedError):
         ray.get(calling)
     # Its CPU comes back although nobody could return the inner lease, and the worker is none the worse.
-    wait_until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], 20)
+    wait_until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
     os.kill(runner, 0)
     for ref, pid in made:
         if pid != caller:

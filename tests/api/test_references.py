@@ -430,7 +430,7 @@ def test_get_raises_owner_died_within_a_second_when_the_owner_was_killed(method)
     (ref,) = ray.get(getattr(owner, method).remote(1))
     kill(ray.get(owner.keep.remote(None)))
     with within(), pytest.raises(OwnerDiedError):
-        ray.get(ref, timeout=10)
+        ray.get(ref, timeout=60)
     forget_orphans()
 
 
@@ -451,7 +451,7 @@ def test_get_raises_owner_died_when_the_owner_is_killed_while_we_wait():
     killer = threading.Timer(0.1, os.kill, (pid, signal.SIGKILL))
     killer.start()
     with within(), pytest.raises(OwnerDiedError):
-        ray.get(ref, timeout=10)
+        ray.get(ref, timeout=60)
     killer.join()
 
 
@@ -461,9 +461,9 @@ def test_a_task_given_a_ref_of_a_dead_owner_fails_with_owner_died():
     pid = ray.get(owner.keep.remote(None))
     os.kill(pid, signal.SIGKILL)
     with within(), pytest.raises(OwnerDiedError):
-        ray.get(echo.remote(ref), timeout=10)
+        ray.get(echo.remote(ref), timeout=60)
     with within(), pytest.raises(OwnerDiedError):
-        ray.get(get_inside.remote([ref]), timeout=10)
+        ray.get(get_inside.remote([ref]), timeout=60)
     forget_orphans()
 
 
@@ -472,7 +472,7 @@ def test_wait_counts_a_ref_of_a_dead_owner_as_ready():
     (ref,) = ray.get(owner.put_small.remote(1))
     kill(ray.get(owner.keep.remote(None)))
     with within():
-        assert ray.wait([ref], timeout=10) == ([ref], [])
+        assert ray.wait([ref], timeout=60) == ([ref], [])
 
 
 # -- actor handles ----------------------------------------------------------------------------------------------------

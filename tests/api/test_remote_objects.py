@@ -172,7 +172,7 @@ async def both():
     arrays = await asyncio.gather(make.remote(4_000_000), make.remote(4_000_000))
     ticking.cancel()
     return [int(a.sum()) for a in arrays], ticks > 10
-out = asyncio.run(both()), int(make.remote(1_000_000).future().result(20).sum())
+out = asyncio.run(both()), int(make.remote(1_000_000).future().result(60).sum())
 """
     assert nodes.other.run(code) == "(([12000000, 12000000], True), 3000000)"
 

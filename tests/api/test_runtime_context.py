@@ -149,7 +149,7 @@ def test_cluster_resources_are_what_init_was_told(ray_start):
 def test_available_resources_are_less_while_a_task_runs(ray_shared, tmp_path):
     @ray.remote(num_cpus=0.5)
     def hold():
-        wait_until((tmp_path / "go").exists, 60)
+        wait_until((tmp_path / "go").exists)
 
     ref = hold.remote()
     wait_until(lambda: ray.available_resources().get("CPU") == 1.5)

@@ -364,7 +364,7 @@ def test_the_jobs_environment_is_built_at_once_only_if_it_is_eager(engine: Engin
     config = RuntimeEnvConfig(eager_install=eager)
     engine.start(num_cpus=1, runtime_env={"working_dir": str(tmp_path), "config": config})
     if eager:
-        wait_until(lambda: env_stats()["built"] == 1, 20)
+        wait_until(lambda: env_stats()["built"] == 1)
     else:
         assert env_stats()["envs"] == {"WAITING": 0, "BUILDING": 0, "STOPPING": 0, "READY": 0}
     assert ray.get(look.remote())["files"] == ["a"]

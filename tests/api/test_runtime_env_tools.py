@@ -182,7 +182,7 @@ def hanging(tools: Tools, pid_file: Path) -> dict[str, Any]:
 
 
 def pid_in(file: Path) -> int:
-    wait_until(lambda: file.exists() and file.read_text(), 30)
+    wait_until(lambda: file.exists() and file.read_text())
     return int(file.read_text())
 
 
@@ -199,14 +199,14 @@ def test_a_build_that_takes_too_long_is_killed_with_its_tool(tools: Tools, tmp_p
     with pytest.raises(RuntimeEnvSetupError, match="not set up within 3 s"):
         ray.get(process.options(runtime_env=env).remote())
     if (tmp_path / "pid").exists():
-        wait_until(lambda: gone(pid_in(tmp_path / "pid")), 10)
+        wait_until(lambda: gone(pid_in(tmp_path / "pid")))
 
 
 def test_a_build_that_nobody_waits_for_any_more_is_killed(tools: Tools, tmp_path: Path) -> None:
     ref = process.options(runtime_env=hanging(tools, tmp_path / "pid")).remote()
     pid = pid_in(tmp_path / "pid")
     ray.cancel(ref)
-    wait_until(lambda: gone(pid), 10)
+    wait_until(lambda: gone(pid))
 
 
 def test_a_killed_builder_fails_those_who_wait(tools: Tools, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_killed_builder_fails_those_who_wait(tools: Tools, tmp_path: Path) -> 
     os.kill(builder, signal.SIGKILL)
     with pytest.raises(RuntimeEnvSetupError, match="the builder process killed by SIGKILL"):
         ray.get(ref)
-    wait_until(lambda: gone(tool), 10)
+    wait_until(lambda: gone(tool))
 
 
 # -- conda ---------------------------------------------------------------------------------------------------------
@@ -364,7 +364,7 @@ def test_mpi_makes_the_worker_rank_0_and_runs_the_entry_in_the_others(tools: Too
     env = {"mpi": mpi, "working_dir": str(tmp_path), "env_vars": {"RENV_RANKS": f"{tmp_path}/rank-"}}
     found = ray.get(process.options(runtime_env=env).remote())
     assert found["env"]["OMPI_COMM_WORLD_RANK"] == "0" and tools.calls("mpirun", "-n", "3")
-    wait_until(lambda: {"rank-1", "rank-2"} <= set(os.listdir(tmp_path)), 20)
+    wait_until(lambda: {"rank-1", "rank-2"} <= set(os.listdir(tmp_path)))
 
 
 def test_py_executable_starts_the_workers(tools: Tools) -> None:
@@ -387,7 +387,7 @@ def test_an_actor_is_killed_with_what_was_started_for_it(tools: Tools) -> None:
     actor = Held.remote()
     pids = ray.get(actor.pids.remote())
     ray.kill(actor)
-    wait_until(lambda: all(gone(pid) for pid in pids), 10)
+    wait_until(lambda: all(gone(pid) for pid in pids))
 
 
 def test_nothing_is_left_of_a_build_when_the_session_ends(tools: Tools, tmp_path: Path, engine: Engine) -> None:
@@ -406,5 +406,5 @@ def test_nothing_is_left_of_a_build_when_the_node_dies(tools: Tools, tmp_path: P
     os.kill(node, signal.SIGKILL)
     with pytest.raises(ray.exceptions.RayError):
         ray.get(ref)
-    wait_until(lambda: gone(tool), 10)
+    wait_until(lambda: gone(tool))
     engine.stop()  # asserts that nothing is left

@@ -50,17 +50,17 @@ def test_affinity_to_this_node_runs_here(ray_shared):
 def test_hard_affinity_to_a_node_that_is_not_there_fails(ray_shared):
     strategy = NodeAffinitySchedulingStrategy(NOWHERE, soft=False)
     with pytest.raises(TaskUnschedulableError, match=f"node can't be scheduled: it is bound to node {NOWHERE}"):
-        ray.get(node.options(scheduling_strategy=strategy).remote(), timeout=10)
+        ray.get(node.options(scheduling_strategy=strategy).remote(), timeout=60)
     with pytest.raises(TaskUnschedulableError):  # and again: a lease that was refused leaves nothing behind
-        ray.get([node.options(scheduling_strategy=strategy).remote() for _ in range(20)], timeout=10)
+        ray.get([node.options(scheduling_strategy=strategy).remote() for _ in range(20)], timeout=60)
     with pytest.raises(ActorUnschedulableError, match=f"Actor can't be scheduled: it is bound to node {NOWHERE}"):
-        ray.get(Actor.options(scheduling_strategy=strategy).remote().node.remote(), timeout=10)
+        ray.get(Actor.options(scheduling_strategy=strategy).remote().node.remote(), timeout=60)
 
 
 def test_soft_affinity_to_a_node_that_is_not_there_runs_elsewhere(ray_shared):
     strategy = NodeAffinitySchedulingStrategy(NOWHERE, soft=True)
-    assert ray.get(node.options(scheduling_strategy=strategy).remote(), timeout=10) == here()
-    assert ray.get(Actor.options(scheduling_strategy=strategy).remote().node.remote(), timeout=10) == here()
+    assert ray.get(node.options(scheduling_strategy=strategy).remote(), timeout=60) == here()
+    assert ray.get(Actor.options(scheduling_strategy=strategy).remote().node.remote(), timeout=60) == here()
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_soft_affinity_to_a_node_that_is_not_there_runs_elsewhere(ray_shared):
     ],
 )
 def test_labels_that_this_node_meets_run_here(ray_shared, options):
-    assert ray.get(node.options(**options).remote(), timeout=10) == here()
-    assert ray.get(Actor.options(**options).remote().node.remote(), timeout=10) == here()
+    assert ray.get(node.options(**options).remote(), timeout=60) == here()
+    assert ray.get(Actor.options(**options).remote().node.remote(), timeout=60) == here()
 
 
 @pytest.mark.parametrize(
@@ -118,9 +118,9 @@ def test_a_node_has_the_labels_given_to_init_and_those_of_ray_s_own(ray_start):
     labels = {"zone": "a", "ray.io/node-id": here(), "ray.io/accelerator-type": "T4"}
     assert ray.nodes()[0]["Labels"] == labels
     selector = {"zone": "in(a, b)", "ray.io/node-id": here(), "ray.io/accelerator-type": "!A100"}
-    assert ray.get(node.options(label_selector=selector).remote(), timeout=10) == here()
+    assert ray.get(node.options(label_selector=selector).remote(), timeout=60) == here()
     strategy = NodeLabelSchedulingStrategy({"ray.io/accelerator-type": In("T4"), "zone": Exists()})
-    assert ray.get(Actor.options(scheduling_strategy=strategy).remote().node.remote(), timeout=10) == here()
+    assert ray.get(Actor.options(scheduling_strategy=strategy).remote().node.remote(), timeout=60) == here()
     elsewhere = node.options(label_selector={"zone": "b"}).remote()
     assert ray.wait([elsewhere], timeout=0.1)[0] == []
     ray.cancel(elsewhere)
@@ -128,7 +128,7 @@ def test_a_node_has_the_labels_given_to_init_and_those_of_ray_s_own(ray_start):
 
 @pytest.mark.parametrize("ray_start", [{"num_cpus": 1, "resources": {"accelerator_type:T4": 1}}], indirect=True)
 def test_accelerator_type_runs_where_there_is_one(ray_start, capfd):
-    assert ray.get(node.options(accelerator_type="T4").remote(), timeout=10) == here()
+    assert ray.get(node.options(accelerator_type="T4").remote(), timeout=60) == here()
     other = node.options(accelerator_type="A100").remote()
     assert ray.wait([other], timeout=0.1)[0] == []
     wait_until(lambda: "accelerator_type:A100" in capfd.readouterr().err)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -108,7 +109,7 @@ def standing() -> Iterator[Cluster]:
 
 
 def node_of(folder: str) -> int:
-    status, pidfd = node_link.ask(sessions.open_existing(folder), "status", timeout_s=10)
+    status, pidfd = node_link.ask(sessions.open_existing(folder), "status", timeout_s=60.0)
     os.close(pidfd)
     return int(status["pid"])
 
@@ -258,7 +259,7 @@ def test_the_end_of_one_driver_ends_its_job_and_nobody_elses(standing, end):
         shown = standing.command("status")
         assert str(staying.pid) in shown and str(leaving.pid) not in shown
         staying.stdin.close()
-    assert "Programs: none" in standing.command("status")
+    wait_until(lambda: "Programs: none" in standing.command("status"))
 
 
 def test_a_job_with_a_long_queue_does_not_shut_out_another(standing):
@@ -274,14 +275,14 @@ def test_a_job_with_a_long_queue_does_not_shut_out_another(standing):
         ray.get(refs)
     """
     few = """
-        import time
+        from tests.wait import Stopwatch
         ray.init()
         @ray.remote
         def one():
             return 1
-        began = time.monotonic()
+        watch = Stopwatch()
         assert sum(ray.get([one.remote() for _ in range(10)])) == 10
-        print(time.monotonic() - began)
+        print(watch.read())
     """
     with standing.program(busy) as long:
         assert long.stdout.readline() == "busy\n"
@@ -414,7 +415,7 @@ def test_blocking_start_ends_the_cluster_when_it_is_told_to_end(place):
     command = [sys.executable, "-m", "ray.cli", "start", "--head", "--block", "--num-cpus=1"]
     with subprocess.Popen(command, env=place.environment, stdout=subprocess.PIPE, text=True) as start:
         assert "ray runs in" in start.stdout.readline()
-        assert "up 0:00:0" in place.command("status")
+        assert re.search(r"up 0:0\d:", place.command("status"))
         start.send_signal(signal.SIGTERM)
         assert start.wait(30) == 0
     assert place.is_empty()
@@ -431,7 +432,7 @@ def test_as_the_first_process_of_a_container_start_stays_and_says_which_option_h
         for line in container.stdout:
             if line.startswith("Programs of this user"):
                 break
-        assert "up 0:00:0" in place.command("status")
+        assert re.search(r"up 0:0\d:", place.command("status"))
         (first,) = Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()
         os.kill(int(first), signal.SIGTERM)
         assert container.wait(30) == 0

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,7 +109,17 @@ def test_a_get_of_many_spilled_objects_gives_each_as_it_was(ray_start):
 def test_what_is_on_disk_is_seen_to_be_there(ray_start, capsys):
     refs = [ray.put(big(i)) for i in range(MANY)]
     with store() as client:
-        on_disk = {key.hex() for key, row in client.list().items() if row["state"] == "spilled"}
+
+        def spilled() -> set[str]:
+            return {key.hex() for key, row in client.list().items() if row["state"] == "spilled"}
+
+        def is_done() -> bool:  # with what it writes ahead
+            before = spilled()
+            time.sleep(0.2)
+            return spilled() == before
+
+        wait_until(is_done)
+        on_disk = spilled()
     rows = ray.util.state.list_objects(detail=True)
     assert {row.object_id for row in rows if row.spilled} == on_disk
     assert cli_main(["memory"]) == 0
@@ -126,6 +137,7 @@ def test_the_timeout_of_a_get_counts_while_an_object_is_brought_back(ray_start):
     (pid,) = pids("plasma_store")
     os.kill(pid, signal.SIGSTOP)  # as a disk that doesn't answer
     try:
+        wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
         with pytest.raises(GetTimeoutError, match="is on disk"):
             ray.get(spilled, timeout=0.2)
     finally:

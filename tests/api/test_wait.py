@@ -14,7 +14,7 @@ from tests.wait import wait_until
 @ray.remote
 def when(path, value):
     """Returns value once the file exists."""
-    wait_until(path.exists, 60)
+    wait_until(path.exists)
     return value
 
 

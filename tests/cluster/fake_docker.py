@@ -433,7 +433,7 @@ def end(name: str, signals: tuple[int, ...]) -> None:
         pid = inner_pid(container)
         if pid is not None:
             os.kill(pid, number)
-        if select.select([watcher], [], [], 10)[0]:
+        if select.select([watcher], [], [], 60)[0]:
             break
     os.close(watcher)
 

@@ -140,7 +140,7 @@ class Hosts:
 
     def stats(self, host: int) -> dict[str, Any]:
         """Of its node process, asked there."""
-        answer, pidfd = node_link.ask(sessions.open_existing(self.session_folder(host)), "stats", timeout_s=10.0)
+        answer, pidfd = node_link.ask(sessions.open_existing(self.session_folder(host)), "stats", timeout_s=60.0)
         os.close(pidfd)
         return dict(answer)
 
@@ -168,12 +168,12 @@ class Hosts:
 
     # -- waiting
 
-    def wait_dead(self, host: int, timeout_s: float = 10.0) -> str:
+    def wait_dead(self, host: int, timeout_s: float = 60.0) -> str:
         """Until the head has given the node up; returns why."""
         wait_until(lambda: not self.is_alive(host), timeout_s, what=f"the death of the node on host {host}")
         return str(self.row(host)["DeathReasonMessage"])
 
-    def wait_gone(self, host: int, timeout_s: float = 10.0) -> None:
+    def wait_gone(self, host: int, timeout_s: float = 60.0) -> None:
         """Until nothing is left of a node that has ended: no process, no file."""
 
         def left() -> list[str]:

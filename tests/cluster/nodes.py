@@ -82,6 +82,6 @@ class Nodes:
 
     def stats(self, number: int) -> dict[str, Any]:
         """Of its node process."""
-        answer, pidfd = node_link.ask(sessions.open_existing(self.folder(number)), "stats", timeout_s=10.0)
+        answer, pidfd = node_link.ask(sessions.open_existing(self.folder(number)), "stats", timeout_s=60.0)
         os.close(pidfd)
         return dict(answer)

@@ -21,7 +21,7 @@ from ray._launch import node_process
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
-from tests.wait import wait_until
+from tests.wait import wait_until, within
 
 from .nodes import Nodes
 
@@ -53,7 +53,7 @@ class Counter:
 
 def refuses(actor: Any) -> bool:
     try:
-        ray.get(actor.add.remote(), timeout=20)
+        ray.get(actor.add.remote(), timeout=60)
     except exceptions.RayActorError:
         return True
     return False
@@ -100,50 +100,50 @@ def test_a_node_that_is_removed_is_dead_for_everybody(nodes: Nodes) -> None:
     assert ray.cluster_resources()["CPU"] == 1
     again = nodes.add_node({"CPU": 2})
     assert again == 2, "a number is never given again"
-    assert ray.get(where.options(**on(nodes, again)).remote(), timeout=20) == nodes.node_id(again)
+    assert ray.get(where.options(**on(nodes, again)).remote(), timeout=60) == nodes.node_id(again)
 
 
 def test_actors_live_on_any_node_and_call_one_another(nodes: Nodes) -> None:
     nodes.add_node({"CPU": 1})
     near, far = Counter.options(**on(nodes, 0)).remote(), Counter.options(**on(nodes, 1)).remote(10)
-    assert ray.get([near.where.remote(), far.where.remote()], timeout=20) == [nodes.node_id(0), nodes.node_id(1)]
-    assert ray.get([far.add.remote() for _ in range(100)], timeout=20) == list(range(11, 111))
+    assert ray.get([near.where.remote(), far.where.remote()], timeout=60) == [nodes.node_id(0), nodes.node_id(1)]
+    assert ray.get([far.add.remote() for _ in range(100)], timeout=60) == list(range(11, 111))
 
     @ray.remote(num_cpus=0)
     def through(counter: Any) -> int:
         return int(ray.get(counter.add.remote()))
 
-    assert ray.get(through.options(**on(nodes, 1)).remote(near), timeout=20) == 1
-    assert ray.get(through.options(**on(nodes, 0)).remote(far), timeout=20) == 111
+    assert ray.get(through.options(**on(nodes, 1)).remote(near), timeout=60) == 1
+    assert ray.get(through.options(**on(nodes, 0)).remote(far), timeout=60) == 111
     ray.kill(far)
     with pytest.raises(exceptions.RayActorError):
-        ray.get(far.add.remote(), timeout=20)
+        ray.get(far.add.remote(), timeout=60)
 
 
 def test_more_actors_than_one_node_holds_are_spread_over_those_there_are(nodes: Nodes) -> None:
     nodes.add_node({"CPU": 2})
     actors = [Counter.options(num_cpus=1).remote() for _ in range(3)]
-    found = ray.get([actor.where.remote() for actor in actors], timeout=20)
+    found = ray.get([actor.where.remote() for actor in actors], timeout=60)
     assert sorted(found) == sorted([nodes.node_id(0), nodes.node_id(1), nodes.node_id(1)])
 
 
 def test_an_actor_restarts_on_another_node_when_its_own_dies(nodes: Nodes) -> None:
     number = nodes.add_node({"CPU": 1})
     actor = Counter.options(max_restarts=1, max_task_retries=-1, **on(nodes, number, soft=True)).remote()
-    assert ray.get(actor.where.remote(), timeout=20) == nodes.node_id(number)
+    assert ray.get(actor.where.remote(), timeout=60) == nodes.node_id(number)
     nodes.kill(number)
-    assert ray.get(actor.where.remote(), timeout=20) == nodes.node_id(0)
-    assert ray.get(actor.add.remote(), timeout=20) == 1
+    assert ray.get(actor.where.remote(), timeout=60) == nodes.node_id(0)
+    assert ray.get(actor.add.remote(), timeout=60) == 1
 
 
 def test_an_actor_whose_worker_is_killed_restarts_and_the_caller_on_another_node_hears_of_it(nodes: Nodes) -> None:
     nodes.add_node({"CPU": 1})
     actor = Counter.options(max_restarts=1, max_task_retries=-1, **on(nodes, 1)).remote()
-    os.kill(ray.get(actor.pid.remote(), timeout=20), signal.SIGKILL)
-    assert ray.get(actor.add.remote(), timeout=20) == 1
-    os.kill(ray.get(actor.pid.remote(), timeout=20), signal.SIGKILL)
+    os.kill(ray.get(actor.pid.remote(), timeout=60), signal.SIGKILL)
+    assert ray.get(actor.add.remote(), timeout=60) == 1
+    os.kill(ray.get(actor.pid.remote(), timeout=60), signal.SIGKILL)
     with pytest.raises(exceptions.RayActorError):
-        ray.get(actor.add.remote(), timeout=20)
+        ray.get(actor.add.remote(), timeout=60)
 
 
 def test_an_actor_dies_with_its_owner_on_another_node(nodes: Nodes) -> None:
@@ -156,7 +156,7 @@ def test_an_actor_dies_with_its_owner_on_another_node(nodes: Nodes) -> None:
             return ray.get(self.child.pid.remote())
 
     parent = Parent.options(**on(nodes, number)).remote()
-    pid = ray.get(parent.make.remote(on(nodes, 0)), timeout=20)
+    pid = ray.get(parent.make.remote(on(nodes, 0)), timeout=60)
     nodes.kill(number)
     wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
 
@@ -166,7 +166,7 @@ def test_placement_groups_over_nodes(nodes: Nodes, strategy: str) -> None:
     nodes.add_node({"CPU": 2})
     count = 2
     group = placement_group([{"CPU": 1}] * count, strategy=strategy)
-    assert group.wait(10)
+    assert group.wait(60)
     found = ray.get(
         [
             where.options(
@@ -174,13 +174,13 @@ def test_placement_groups_over_nodes(nodes: Nodes, strategy: str) -> None:
             ).remote()
             for i in range(count)
         ],
-        timeout=20,
+        timeout=60,
     )
     assert len(set(found)) == (2 if "SPREAD" in strategy else 1)
     actor = Counter.options(
         num_cpus=1, scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=1)
     ).remote()
-    assert ray.get(actor.where.remote(), timeout=20) == found[1]
+    assert ray.get(actor.where.remote(), timeout=60) == found[1]
     remove_placement_group(group)  # the node of a bundle hears of it a moment later
     wait_until(lambda: refuses(actor))
     wait_until(lambda: ray.available_resources().get("CPU") == 3)
@@ -189,13 +189,13 @@ def test_placement_groups_over_nodes(nodes: Nodes, strategy: str) -> None:
 def test_a_group_moves_when_the_node_of_a_bundle_dies(nodes: Nodes) -> None:
     number = nodes.add_node({"CPU": 1})
     group = placement_group([{"CPU": 1}] * 2, strategy="STRICT_SPREAD")
-    assert group.wait(10)
+    assert group.wait(60)
     nodes.kill(number)
     wait_until(lambda: ray.util.placement_group_table(group)["state"] == "RESCHEDULING")
     other = nodes.add_node({"CPU": 1})
-    assert group.wait(10)
+    assert group.wait(60)
     in_group = PlacementGroupSchedulingStrategy(group)
-    found = {ray.get(where.options(scheduling_strategy=in_group).remote(), timeout=20) for _ in range(4)}
+    found = {ray.get(where.options(scheduling_strategy=in_group).remote(), timeout=60) for _ in range(4)}
     assert found <= {nodes.node_id(0), nodes.node_id(other)}
 
 
@@ -226,7 +226,7 @@ def test_a_driver_on_a_node_that_has_joined_uses_the_whole_cluster(nodes: Nodes)
     kept = ray.get_actor("kept", namespace="ns")
     import numpy as np
 
-    assert ray.get(kept.total.remote(np.ones(3, dtype=np.int64)), timeout=20) == 3
+    assert ray.get(kept.total.remote(np.ones(3, dtype=np.int64)), timeout=60) == 3
     ray.kill(kept)
 
 
@@ -261,8 +261,6 @@ def test_output_of_workers_on_other_nodes_reaches_the_driver(nodes: Nodes) -> No
         def say():
             print("said far away")
         ray.get(say.remote())
-        import time
-        time.sleep(0.5)
     """
     for folder in (nodes.cluster.address, nodes.folder(1)):
         assert "said far away" in run_driver(folder, program)
@@ -292,10 +290,9 @@ def test_the_end_of_the_head_is_the_end_of_all_nodes(engine: Any) -> None:
     cluster = Cluster(initialize_head=True)
     node = cluster.add_node()
     assert cluster.head_node is not None
-    os.kill(cluster.head_node.pid, signal.SIGKILL)
-    started = time.monotonic()
-    wait_until(lambda: not node.is_alive())
-    assert time.monotonic() - started < 5
+    with within(5):
+        os.kill(cluster.head_node.pid, signal.SIGKILL)
+        wait_until(lambda: not node.is_alive())
     cluster.shutdown()
     engine.stop()
 
@@ -390,7 +387,7 @@ sys.stdin.read()  # at its end a driver waits for no terminal
             assert text, f"it ended after {len(lines)} lines"
             lines += re.findall(r"line (\d{6})-", text)
         program.stdin.close()
-    assert program.wait(20) == 0
+    assert program.wait(60) == 0
     assert lines == [f"{i:06}" for i in range(100_000)] + ["000000"]
 
 
@@ -399,14 +396,18 @@ def test_the_state_api_says_on_which_node_everything_is(nodes: Nodes) -> None:
 
     nodes.add_node({"CPU": 1}, labels={"zone": "b"})
     actor = Counter.options(**on(nodes, 1)).remote()
-    pid = ray.get(actor.pid.remote(), timeout=20)
-    assert ray.get(where.options(**on(nodes, 0)).remote(), timeout=20) == nodes.node_id(0)
+    pid = ray.get(actor.pid.remote(), timeout=60)
+    assert ray.get(where.options(**on(nodes, 0)).remote(), timeout=60) == nodes.node_id(0)
     heads = {row["node_id"]: row["is_head_node"] for row in state.list_nodes()}
     assert heads == {nodes.node_id(0): True, nodes.node_id(1): False}
     workers = {row["pid"]: row["node_id"] for row in state.list_workers()}
     assert workers[pid] == nodes.node_id(1) and workers[os.getpid()] == nodes.node_id(0)
-    wait_until(lambda: len(state.list_tasks(filters=[("state", "=", "FINISHED")])) >= 2)
-    tasks = {row["name"]: row["node_id"] for row in state.list_tasks()}
+
+    def finished() -> dict[str, str]:
+        return {row["name"]: row["node_id"] for row in state.list_tasks(filters=[("state", "=", "FINISHED")])}
+
+    wait_until(lambda: {"Counter.pid", "where"} <= finished().keys())
+    tasks = finished()
     assert tasks["Counter.pid"] == nodes.node_id(1) and tasks["where"] == nodes.node_id(0)
     names = {row["args"]["name"] for row in ray.timeline() if row["name"] == "process_name"}
     assert names == {f"node 127.0.0.1 {nodes.node_id(number)[:8]}" for number in (0, 1)}
@@ -430,12 +431,12 @@ def test_a_node_that_dies_while_it_joins_holds_nobody_up(nodes: Nodes, monkeypat
             wait_until(lambda: nodes.stats(0)["joining"] == 1)
             os.kill(starting[0].pid, signal.SIGKILL)
             with pytest.raises(RuntimeError):
-                joining.result(20)
+                joining.result(60)
             wait_until(lambda: nodes.stats(0)["joining"] == 0)
     finally:
         os.kill(busy, signal.SIGCONT)
     number = nodes.add_node({"CPU": 1})
-    assert ray.get(where.options(**on(nodes, number)).remote(), timeout=20) == nodes.node_id(number)
+    assert ray.get(where.options(**on(nodes, number)).remote(), timeout=60) == nodes.node_id(number)
     assert len([row for row in ray.nodes() if row["Alive"]]) == 3
 
 

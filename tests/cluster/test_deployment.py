@@ -156,10 +156,10 @@ def test_the_containers_of_the_manifests_make_a_cluster_and_their_probes_tell_wh
                 places.run(name, shell(pod[probe]["exec"]["command"]))
         assert float(places.run("a", RESOURCES)) == 4
         running["a"].terminate()  # what Kubernetes sends
-        assert running["a"].wait(20) == 0
-        running["b"].wait(20)  # a node without a head ends, to be started again: Kubernetes does so whatever its status
+        assert running["a"].wait(60) == 0
+        running["b"].wait(60)  # a node without a head ends, to be started again: Kubernetes does so whatever its status
     finally:
         for process in running.values():
             if process.poll() is None:
                 process.terminate()
-            process.communicate(timeout=20)
+            process.communicate(timeout=60)

@@ -7,11 +7,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from ray._launch import session as sessions
+from ray.cli import node_link
 from tests.wait import wait_until
 
 from .test_start import Machine, machines, start_head
@@ -61,8 +62,18 @@ def processes(machine: Machine) -> dict[str, int]:
     return found
 
 
+def node_of(machine: Machine) -> int | None:
+    """Its pid, if there is one that answers. Not by its title, which what it has just forked still has."""
+    try:
+        status, pidfd = node_link.ask(sessions.open_existing(str(folder_of(machine))), "status", timeout_s=60.0)
+    except (OSError, LookupError):
+        return None
+    os.close(pidfd)
+    return int(status["pid"])
+
+
 def kill_node(machine: Machine) -> int:
-    pid: int = wait_until(lambda: processes(machine).get("node"))
+    pid: int = wait_until(lambda: node_of(machine))
     os.kill(pid, signal.SIGKILL)
     return pid
 
@@ -83,7 +94,7 @@ def test_a_head_that_is_killed_is_started_again_and_stop_ends_all(machines: list
     b.ray("start", f"--address={address}", "--num-cpus=1")
     assert b.python(KEEP) == "1\n"
     before = kill_node(a)
-    wait_until(lambda: processes(a).get("node", before) != before)
+    wait_until(lambda: (node_of(a) or before) != before)
     assert a.python(ASK) == "2 [{'name': 'keeper', 'namespace': 'n'}]\n"
     assert b.python(USE) in ("2\n", "1\n"), "it was on the other node, or was made again on this one"
     said = supervisor_said(a)
@@ -132,7 +143,7 @@ def test_with_block_the_command_ends_with_an_error_and_says_how_to_go_on(machine
         assert line.startswith("ray runs in"), line
         assert "supervisor" not in processes(a)
         kill_node(a)
-        _, errors = ray.communicate(timeout=20)
+        _, errors = ray.communicate(timeout=60)
     assert ray.returncode == 1
     assert re.search(r"--port=\d+ resumes it", errors), errors
 
@@ -141,16 +152,14 @@ def test_with_block_the_command_ends_with_an_error_and_says_how_to_go_on(machine
 def test_a_head_that_dies_again_and_again_is_given_up_and_can_be_resumed(machines: list[Machine], times: int) -> None:
     a, _ = machines
     port = start_head(a).rpartition(":")[2]
-    began = time.monotonic()
     for death in range(times):
         # After the first, the one that the supervisor names: a child of the one before has its title for a moment yet.
         if started := re.findall(r"it was started again \(pid (\d+)\)", supervisor_said(a)):
             os.kill(int(started[-1]), signal.SIGKILL)
         else:
             kill_node(a)
-        wait_until(lambda: len(re.findall("started again", supervisor_said(a))) == death + 1, 20.0)  # noqa: B023
+        wait_until(lambda: len(re.findall("started again", supervisor_said(a))) == death + 1)  # noqa: B023
     wait_until(lambda: "supervisor" not in processes(a))
-    assert time.monotonic() - began < 60
     said = supervisor_said(a)
     assert "5th time within 60 s: it is not started again" in said
     assert f"`ray start --head --port={port}` goes on" in said

@@ -129,7 +129,7 @@ def test_four_machines_work_as_one(running: Hosts) -> None:
     get_ready(running, [1, 2, 3])
     work_everywhere(running, [0, 1, 2, 3])
     group = placement_group([{"CPU": 1}] * 4, strategy="STRICT_SPREAD")
-    assert group.wait(10)
+    assert group.wait(60)
     found = ray.get(
         [
             where.options(
@@ -163,17 +163,17 @@ def test_the_work_of_a_machine_that_is_cut_off_is_done_elsewhere(three: Hosts) -
     hosts = three
     # It owns nothing; what runs and what is queued there, an actor with restarts left, and a large result are lost.
     actor = Counter.options(max_restarts=1, max_task_retries=-1, **hosts.on(1, soft=True)).remote()
-    assert ray.get(actor.where.remote(), timeout=20) == hosts.node_id(1)
+    assert ray.get(actor.where.remote(), timeout=60) == hosts.node_id(1)
     big = make.options(**hosts.on(1, soft=True)).remote(BIG)
-    assert ray.get(total.options(**hosts.on(1)).remote(big), timeout=20) == BIG * (BIG - 1) // 2
+    assert ray.get(total.options(**hosts.on(1)).remote(big), timeout=60) == BIG * (BIG - 1) // 2
     tasks = [slow_where.options(**hosts.on(1, soft=True)).remote(1.0) for _ in range(3)]
-    ray.get(actor.add.remote(), timeout=20)
+    ray.get(actor.add.remote(), timeout=60)
     hosts.network.unplug(1)
     began = time.monotonic()
-    found = ray.get([*tasks, actor.where.remote()], timeout=20)
+    found = ray.get([*tasks, actor.where.remote()], timeout=60)
     assert hosts.node_id(1) not in found
     assert time.monotonic() - began < SILENCE_S + 4
-    assert ray.get(total.remote(big), timeout=20) == BIG * (BIG - 1) // 2
+    assert ray.get(total.remote(big), timeout=60) == BIG * (BIG - 1) // 2
     hosts.wait_gone(1)
 
 
@@ -181,7 +181,7 @@ def test_the_work_of_a_machine_that_is_cut_off_is_done_elsewhere(three: Hosts) -
 def test_a_transfer_that_a_cut_link_interrupts_is_made_good(hosts: Hosts) -> None:
     N = 5 * 2**20  # 40 MB
     made = make.options(**hosts.on(1, soft=True)).remote(N)
-    ray.wait([made], timeout=20, fetch_local=False)
+    ray.wait([made], timeout=60, fetch_local=False)
     mine = ray.put(np.arange(N))
     there = total.options(max_retries=-1, **hosts.on(1, soft=True)).remote(mine)
     fetching = total.options(**hosts.on(0)).remote(made)
@@ -295,7 +295,7 @@ def test_a_link_is_cut_while_a_group_reserves_what_is_behind_it(hosts: Hosts, fo
         hosts.join(1)
     else:
         hosts.network.plug(1)
-    assert group.wait(20)
+    assert group.wait(60)
     assert [hosts.stats(i)["scheduler"]["bundles"] for i in (0, 1)] == [1, 1]
     remove_placement_group(group)
     wait_until(lambda: [hosts.stats(i)["scheduler"]["bundles"] for i in (0, 1)] == [0, 0])
@@ -306,7 +306,7 @@ def test_a_link_that_is_restored_in_time_loses_nothing(hosts: Hosts) -> None:
     # Cause, once: heartbeats went on over a connection that TCP tried again only after 0.2, 0.4, 0.8, 1.6 s, and so
     # came too late although the link had been back for more than a second.
     actor = Counter.options(**hosts.on(1)).remote()
-    pid = ray.get(actor.pid.remote(), timeout=20)
+    pid = ray.get(actor.pid.remote(), timeout=60)
     for _ in range(2):
         running = [actor.add.remote() for _ in range(20)]
         mine = ray.put(np.arange(BIG))
@@ -315,23 +315,23 @@ def test_a_link_that_is_restored_in_time_loses_nothing(hosts: Hosts) -> None:
         sums = [total.options(**hosts.on(1)).remote(mine), actor.total.remote(mine)]
         time.sleep(1.8)  # for so long nothing travels
         hosts.network.plug(1)
-        ray.get(running + more, timeout=20)
-        assert ray.get(sums, timeout=20) == [BIG * (BIG - 1) // 2] * 2
+        ray.get(running + more, timeout=60)
+        assert ray.get(sums, timeout=60) == [BIG * (BIG - 1) // 2] * 2
         time.sleep(SILENCE_S * 0.5)  # for the next time to be one of its own
     assert hosts.is_alive(1)
-    assert ray.get([actor.add.remote(), actor.pid.remote()], timeout=20) == [81, pid]
+    assert ray.get([actor.add.remote(), actor.pid.remote()], timeout=60) == [81, pid]
 
 
 @pytest.mark.parametrize("host", [0, 1])
 def test_a_node_process_that_stands_still_for_less_than_the_silence_is_not_dead(hosts: Hosts, host: int) -> None:
     actor = Counter.options(**hosts.on(1)).remote()
-    pid = ray.get(actor.pid.remote(), timeout=20)
+    pid = ray.get(actor.pid.remote(), timeout=60)
     with hosts.paused(host):
-        assert ray.get([actor.add.remote() for _ in range(20)], timeout=20) == list(range(1, 21))
+        assert ray.get([actor.add.remote() for _ in range(20)], timeout=60) == list(range(1, 21))
         time.sleep(SILENCE_S * 0.7)  # for so long it stands still
-    assert ray.get(where.options(**hosts.on(1)).remote(), timeout=20) == hosts.node_id(1)
+    assert ray.get(where.options(**hosts.on(1)).remote(), timeout=60) == hosts.node_id(1)
     time.sleep(0.5)  # what would be said of its silence had come by now
-    assert hosts.is_alive(1) and ray.get(actor.pid.remote(), timeout=20) == pid
+    assert hosts.is_alive(1) and ray.get(actor.pid.remote(), timeout=60) == pid
 
 
 @pytest.mark.slow
@@ -339,19 +339,19 @@ def test_a_link_between_two_others_is_cut_for_a_while(three: Hosts) -> None:
     hosts = three
     made = make.options(**hosts.on(1)).remote(BIG)
     actor = Counter.options(**hosts.on(1)).remote()
-    ray.get(actor.add.remote(), timeout=20)
+    ray.get(actor.add.remote(), timeout=60)
 
     @ray.remote(num_cpus=0)
     def through(actor: Any, n: int) -> int:
         return int(ray.get([actor.add.remote() for _ in range(n)])[-1])
 
-    assert ray.get(through.options(**hosts.on(2)).remote(actor, 1), timeout=20) == 2
+    assert ray.get(through.options(**hosts.on(2)).remote(actor, 1), timeout=60) == 2
     hosts.network.separate([1, 2])
     waiting = [
         through.options(**hosts.on(2)).remote(actor, 10),
         total.options(**hosts.on(2)).remote(made),
     ]
-    assert ray.get([where.options(**hosts.on(i)).remote() for i in (1, 2)], timeout=20) == [
+    assert ray.get([where.options(**hosts.on(i)).remote() for i in (1, 2)], timeout=60) == [
         hosts.node_id(1),
         hosts.node_id(2),
     ]
@@ -369,4 +369,4 @@ def test_nodes_that_are_told_to_stop_leave_at_once_and_come_again(hosts: Hosts) 
     assert time.monotonic() - began < 5
     hosts.wait_gone(1)
     hosts.join(1)
-    assert ray.get(where.options(**hosts.on(1)).remote(), timeout=20) == hosts.node_id(1)
+    assert ray.get(where.options(**hosts.on(1)).remote(), timeout=60) == hosts.node_id(1)

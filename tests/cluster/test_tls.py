@@ -37,10 +37,12 @@ def listening(words: dict[str, bytes], seen: set[str]) -> Iterator[None]:
     stop = threading.Event()
 
     def read() -> None:
-        while not stop.is_set():
+        while True:
             try:
                 packet = tap.recv(1 << 17)
-            except TimeoutError:
+            except TimeoutError:  # what came before the end has been looked at
+                if stop.is_set():
+                    return
                 continue
             seen.update(name for name, word in words.items() if word in packet)
 

@@ -99,7 +99,7 @@ def free(name="CPU"):
 def group(ray_shared):
     """{"CPU": 1} and {"CPU": 1} of the shared session's two."""
     made = placement_group([{"CPU": 1}, {"CPU": 1}])
-    assert made.wait(10)
+    assert made.wait(60)
     yield made
     remove_placement_group(made)
     wait_until(lambda: free() == 2)
@@ -110,7 +110,7 @@ def group(ray_shared):
 
 def test_a_group_takes_its_resources_and_gives_them_back(ray_shared):
     group = placement_group([{"CPU": 0.5}, {"CPU": 1}])
-    assert group.wait(10)
+    assert group.wait(60)
     assert free() == 0.5
     remove_placement_group(group)
     wait_until(lambda: free() == 2)
@@ -118,8 +118,8 @@ def test_a_group_takes_its_resources_and_gives_them_back(ray_shared):
 
 
 def test_ready_is_a_ref_of_the_group_itself(group):
-    assert ray.get(group.ready(), timeout=10) == group
-    assert ray.wait([group.ready(), group.ready()], num_returns=2, timeout=10)[1] == []
+    assert ray.get(group.ready(), timeout=60) == group
+    assert ray.wait([group.ready(), group.ready()], num_returns=2, timeout=60)[1] == []
     assert ray.get(where.options(num_cpus=0).remote()) is None
     passed = ray.get(ray.remote(num_cpus=0)(lambda made: made).remote(group.ready()))
     assert passed == group and passed.bundle_specs == [{"CPU": 1}, {"CPU": 1}]
@@ -133,7 +133,7 @@ def test_a_group_that_does_not_fit_now_waits_until_it_does(group):
         ray.get(ready, timeout=0.05)
     assert placement_group_table(second)["state"] == "PENDING"
     remove_placement_group(group)
-    assert ray.get(ready, timeout=10) == second
+    assert ray.get(ready, timeout=60) == second
     assert placement_group_table(second)["state"] == "CREATED"
     remove_placement_group(second)
 
@@ -144,11 +144,11 @@ def test_a_group_waits_for_tasks_to_end_and_no_task_takes_what_it_holds(ray_shar
     group = placement_group([{"CPU": 2}])
     assert not group.wait(0.05)
     ray.kill(actor)
-    assert group.wait(10)
+    assert group.wait(60)
     task = where.remote()
     assert ray.wait([task], timeout=0.1)[0] == []
     remove_placement_group(group)
-    assert ray.get(task, timeout=10) is None
+    assert ray.get(task, timeout=60) is None
 
 
 def test_ready_of_a_removed_group_is_an_error(ray_shared):
@@ -156,14 +156,14 @@ def test_ready_of_a_removed_group_is_an_error(ray_shared):
     ready = never.ready()
     remove_placement_group(never)
     with pytest.raises(TaskPlacementGroupRemoved, match="remove_placement_group"):
-        ray.get(ready, timeout=10)
+        ray.get(ready, timeout=60)
     remove_placement_group(never)  # again: nothing
 
 
 @pytest.mark.parametrize("strategy", ["PACK", "SPREAD", "STRICT_PACK"])
 def test_on_one_node_all_bundles_lie_there(ray_shared, strategy):
     group = placement_group([{"CPU": 1}, {"CPU": 1}], strategy=strategy)
-    assert group.wait(10)
+    assert group.wait(60)
     (node,) = {*placement_group_table(group)["bundles_to_node_id"].values()}
     assert node == ray.get_runtime_context().get_node_id()
     remove_placement_group(group)
@@ -240,8 +240,8 @@ def test_the_state_api_lists_groups(group):
 
 def test_a_task_in_a_group_draws_from_its_bundle(group):
     assert free() == 0
-    assert ray.get(where.options(**in_group(group, 0)).remote(), timeout=10) == group
-    assert ray.get([where.options(**in_group(group)).remote() for _ in range(6)], timeout=10) == [group] * 6
+    assert ray.get(where.options(**in_group(group, 0)).remote(), timeout=60) == group
+    assert ray.get([where.options(**in_group(group)).remote() for _ in range(6)], timeout=60) == [group] * 6
 
 
 @FOUR
@@ -258,16 +258,16 @@ def test_a_bundle_runs_no_more_than_it_holds(ray_start):
     remove_placement_group(group)
     for ref in [*refs[:2], anywhere]:
         with pytest.raises((WorkerCrashedError, TaskPlacementGroupRemoved), match="placement group"):
-            ray.get(ref, timeout=10)
+            ray.get(ref, timeout=60)
 
 
 def test_a_task_that_waits_in_a_bundle_lends_its_cpu_to_the_bundle_only(group):
     options = in_group(group, 0, True)
-    assert ray.get(parent.options(**options).remote(), timeout=10) == (group.id.hex(), True)
+    assert ray.get(parent.options(**options).remote(), timeout=60) == (group.id.hex(), True)
     outside = where.remote()
     assert ray.wait([outside], timeout=0.1)[0] == []
     remove_placement_group(group)
-    assert ray.get(outside, timeout=10) is None
+    assert ray.get(outside, timeout=60) is None
 
 
 def test_a_task_that_comes_before_its_group_has_a_place_waits_for_it(group):
@@ -277,23 +277,23 @@ def test_a_task_that_comes_before_its_group_has_a_place_waits_for_it(group):
     asked = actor.where.remote()
     assert ray.wait([early, asked], timeout=0.1)[0] == []
     remove_placement_group(group)
-    assert ray.get([early, asked], timeout=10) == [second, second]
+    assert ray.get([early, asked], timeout=60) == [second, second]
     remove_placement_group(second)
 
 
 def test_the_older_options_name_a_group_too(group):
     options = {"placement_group": group, "placement_group_bundle_index": 1}
-    assert ray.get(where.options(**options).remote(), timeout=10) == group
-    assert ray.get(where.options(placement_group="default", num_cpus=0).remote(), timeout=10) is None
+    assert ray.get(where.options(**options).remote(), timeout=60) == group
+    assert ray.get(where.options(placement_group="default", num_cpus=0).remote(), timeout=60) is None
 
 
 def test_an_actor_in_a_group_holds_its_bundle_until_it_ends(group):
     actor = Actor.options(num_cpus=1, **in_group(group, 0)).remote()
-    assert ray.get(actor.where.remote(), timeout=10) == group
+    assert ray.get(actor.where.remote(), timeout=60) == group
     waits = where.options(**in_group(group, 0)).remote()
     assert ray.wait([waits], timeout=0.1)[0] == []
     ray.kill(actor)
-    assert ray.get(waits, timeout=10) == group
+    assert ray.get(waits, timeout=60) == group
 
 
 # --- children ----------------------------------------------------------------------------------------------------
@@ -301,28 +301,28 @@ def test_an_actor_in_a_group_holds_its_bundle_until_it_ends(group):
 
 def test_children_follow_their_parent_if_the_group_captures_them(group):
     inside = (group.id.hex(), True)
-    assert ray.get(parent.options(**in_group(group, 0, True)).remote(), timeout=10) == inside
-    assert ray.get(parent.options(num_cpus=0, **in_group(group, 0)).remote(num_cpus=0), timeout=10) == (None, False)
+    assert ray.get(parent.options(**in_group(group, 0, True)).remote(), timeout=60) == inside
+    assert ray.get(parent.options(num_cpus=0, **in_group(group, 0)).remote(num_cpus=0), timeout=60) == (None, False)
 
 
 def test_a_child_leaves_the_group_by_saying_so(group):
     options = {"num_cpus": 0, "placement_group": None}
-    assert ray.get(parent.options(**in_group(group, 0, True)).remote(**options), timeout=10) == (None, False)
+    assert ray.get(parent.options(**in_group(group, 0, True)).remote(**options), timeout=60) == (None, False)
     strategy = {"num_cpus": 0, "scheduling_strategy": PlacementGroupSchedulingStrategy(None)}
-    assert ray.get(parent.options(**in_group(group, 0, True)).remote(**strategy), timeout=10) == (None, False)
+    assert ray.get(parent.options(**in_group(group, 0, True)).remote(**strategy), timeout=60) == (None, False)
 
 
 def test_a_worker_that_ran_a_captured_parent_captures_nothing_afterwards(group):
     inside = (group.id.hex(), True)
     for _ in range(3):
-        assert ray.get(parent.options(num_cpus=0, **in_group(group, 0, True)).remote(num_cpus=0), timeout=10) == inside
-        assert ray.get(parent.options(num_cpus=0).remote(num_cpus=0), timeout=10) == (None, False)
+        assert ray.get(parent.options(num_cpus=0, **in_group(group, 0, True)).remote(num_cpus=0), timeout=60) == inside
+        assert ray.get(parent.options(num_cpus=0).remote(num_cpus=0), timeout=60) == (None, False)
 
 
 def test_children_of_an_actor_follow_it_too(group):
     actor = Actor.options(num_cpus=0, **in_group(group, 0, True)).remote()
-    assert ray.get(actor.child.remote(), timeout=10) == (group.id.hex(), True)
-    assert ray.get(actor.grandchild.remote(), timeout=10) == group
+    assert ray.get(actor.child.remote(), timeout=60) == (group.id.hex(), True)
+    assert ray.get(actor.grandchild.remote(), timeout=60) == group
 
 
 # --- the group's end ---------------------------------------------------------------------------------------------
@@ -334,27 +334,27 @@ def test_removal_ends_what_runs_and_fails_what_waits(ray_start):
     counter = Counter.remote()
     runs = hold.options(num_cpus=1, **in_group(group)).remote(counter)
     actor = Actor.options(num_cpus=1, max_restarts=-1, **in_group(group)).remote()
-    assert ray.get(actor.where.remote(), timeout=10) == group
+    assert ray.get(actor.where.remote(), timeout=60) == group
     wait_until(lambda: ray.get(counter.count.remote()) == 1)
     waits = where.options(num_cpus=2, **in_group(group)).remote()
     waiting_actor = Actor.options(num_cpus=1, **in_group(group)).remote()
     asked = waiting_actor.where.remote()
     remove_placement_group(group)
     with pytest.raises((WorkerCrashedError, TaskPlacementGroupRemoved), match="placement group"):
-        ray.get(runs, timeout=10)
+        ray.get(runs, timeout=60)
     with pytest.raises(TaskPlacementGroupRemoved, match=group.id.hex()):
-        ray.get(waits, timeout=10)
+        ray.get(waits, timeout=60)
     with pytest.raises(ActorPlacementGroupRemoved):
-        ray.get(asked, timeout=10)
+        ray.get(asked, timeout=60)
     # One that ran can't come back either.
     wait_until(lambda: _state_of(actor) == "DEAD")
     with pytest.raises((ActorDiedError, ActorPlacementGroupRemoved)):
-        ray.get(actor.where.remote(), timeout=10)
+        ray.get(actor.where.remote(), timeout=60)
     wait_until(lambda: free() == 4)
     with pytest.raises(TaskPlacementGroupRemoved):
-        ray.get(where.options(**in_group(group)).remote(), timeout=10)
+        ray.get(where.options(**in_group(group)).remote(), timeout=60)
     with pytest.raises(ActorPlacementGroupRemoved):
-        ray.get(Actor.options(**in_group(group)).remote().where.remote(), timeout=10)
+        ray.get(Actor.options(**in_group(group)).remote().where.remote(), timeout=60)
 
 
 def _state_of(actor):
@@ -369,9 +369,9 @@ def test_what_a_worker_made_ends_with_the_job_and_not_with_the_worker(ray_shared
     def make():
         return placement_group([{"CPU": 1}])
 
-    group = ray.get(make.remote(), timeout=10)
-    assert group.wait(10)
-    assert ray.get(where.options(**in_group(group)).remote(), timeout=10) == group
+    group = ray.get(make.remote(), timeout=60)
+    assert group.wait(60)
+    assert ray.get(where.options(**in_group(group)).remote(), timeout=60) == group
     remove_placement_group(group)
     wait_until(lambda: free() == 2)
 
@@ -422,7 +422,7 @@ def test_a_wrong_argument_of_placement_group_is_named(ray_shared, arguments, err
 @pytest.mark.parametrize("ray_start", [{"num_cpus": 2, "labels": {"zone": "a"}}], indirect=True)
 def test_bundles_lie_only_where_the_labels_are_that_they_ask_for(ray_start):
     here = placement_group([{"CPU": 1}, {"CPU": 1}], bundle_label_selector=[{"zone": "in(a, b)"}, {}])
-    assert here.wait(10)
+    assert here.wait(60)
     remove_placement_group(here)
     elsewhere = placement_group([{"CPU": 1}], bundle_label_selector=[{"zone": "b"}])
     assert not elsewhere.wait(0)
@@ -432,21 +432,21 @@ def test_bundles_lie_only_where_the_labels_are_that_they_ask_for(ray_start):
 @FOUR
 def test_a_group_leaves_the_share_of_cpus_that_it_was_told_to(ray_start):
     half = placement_group([{"CPU": 1}, {"CPU": 1}], _max_cpu_fraction_per_node=0.5)
-    assert half.wait(10)
+    assert half.wait(60)
     more = placement_group([{"CPU": 1}], _max_cpu_fraction_per_node=0.5)
     assert not more.wait(0) and placement_group_table(more)["state"] == "PENDING"
     never = placement_group([{"CPU": 3}], _max_cpu_fraction_per_node=0.5)
     assert "it may have 0.5 of each node's CPUs" in placement_group_table(never)["why"]
     remove_placement_group(never)
     remove_placement_group(half)
-    assert more.wait(10)
+    assert more.wait(60)
 
 
 @pytest.mark.parametrize("target", ["this", "gone"])
 def test_a_soft_target_that_is_gone_keeps_no_group_from_its_place(ray_shared, target):
     node = ray.nodes()[0]["NodeID"] if target == "this" else "ff" * 16
     group = placement_group([{"CPU": 1}], strategy="STRICT_PACK", _soft_target_node_id=node)
-    assert group.wait(10)
+    assert group.wait(60)
     remove_placement_group(group)
 
 

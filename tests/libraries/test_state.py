@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -279,7 +278,7 @@ def test_an_id_is_text(ray_shared, given):
         state.get_actor(given)
 
 
-def test_what_a_silent_process_would_have_said_is_missed_aloud(ray_shared, caplog):
+def test_what_a_silent_process_would_have_said_is_missed_aloud(ray_shared, tmp_path):
     """A coroutine that blocks its loop keeps its whole process from answering."""
 
     @ray.remote
@@ -287,18 +286,20 @@ def test_what_a_silent_process_would_have_said_is_missed_aloud(ray_shared, caplo
         async def ready(self):
             return True
 
-        async def sleep(self, s):
-            time.sleep(s)  # noqa: ASYNC251  that is what it is about
+        async def sleep(self, folder):
+            (folder / "begun").touch()
+            wait_until((folder / "go").exists)  # blocks the loop: that is what it is about
 
     actor = Blocked.remote()
     ray.get(actor.ready.remote())
-    ref = actor.sleep.remote(3)
-    wait_until(lambda: state.list_tasks(timeout=0.2, raise_on_missing_output=False).warnings)
+    ref = actor.sleep.remote(tmp_path)
+    wait_until((tmp_path / "begun").exists)
     with pytest.raises(RayStateApiException, match="did not answer"):
         state.list_tasks(timeout=0.2)
     rows = state.list_tasks(timeout=0.2, raise_on_missing_output=False)
     assert any("did not answer" in warning for warning in rows.warnings)
     assert [row.state for row in rows if row.name == "Blocked.sleep"] == ["SUBMITTED_TO_WORKER"]
+    (tmp_path / "go").touch()
     ray.get(ref)
 
 

@@ -32,7 +32,7 @@ class Talk:
     def tell(self, name: str, *args: Any) -> None:
         self.connection.send(EVENT, pickle.dumps((name, args)))
 
-    def rpc(self, method: str, *args: Any, timeout_s: float = 10.0) -> Any:
+    def rpc(self, method: str, *args: Any, timeout_s: float = 60.0) -> Any:
         request_id, self._next = self._next, self._next + 1
         self.connection.send(RPC, pickle.dumps((request_id, method, args)))
         self.until(lambda: request_id in self._replies, timeout_s, f"an answer to {method}")
@@ -42,7 +42,7 @@ class Talk:
         return result
 
     def event(
-        self, name: str, matching: Callable[..., bool] = lambda *_: True, timeout_s: float = 10.0
+        self, name: str, matching: Callable[..., bool] = lambda *_: True, timeout_s: float = 60.0
     ) -> tuple[Any, ...]:
         """The next event of that name that nobody has taken yet; those of other names stay."""
         found: list[int] = []
@@ -71,7 +71,7 @@ class Talk:
                 else:
                     self.events.append(pickle.loads(body))
 
-    def lines(self, count: int, timeout_s: float = 10.0) -> list[tuple[str, int, str, str]]:
+    def lines(self, count: int, timeout_s: float = 60.0) -> list[tuple[str, int, str, str]]:
         """The next count lines of log_lines."""
         got: list[Any] = []
 
@@ -125,7 +125,7 @@ class Driver(Talk):
                 **config,
             },
         )
-        self.ready = self.node.wait_ready(30.0)
+        self.ready = self.node.wait_ready(60.0)
         super().__init__(self.session.node_socket, self.session.token, 0)
         self.info = self.register(self)
         self._requests = 0
@@ -157,9 +157,9 @@ class Driver(Talk):
         return [pids["node"], pids["fork_server"], pids["plasma_store"], *pids["redis"], *pids["workers"]]
 
     def shutdown(self) -> None:
-        self.rpc("shutdown", timeout_s=20.0)
+        self.rpc("shutdown")
         self.close()
-        assert self.node.wait_exit(10.0) == 0
+        assert self.node.wait_exit(60.0) == 0
         self.node.close()
 
 
@@ -172,7 +172,7 @@ def running(pid: int) -> bool:
         return False
 
 
-def wait_gone(pids: list[int], timeout_s: float = 5.0) -> float:
+def wait_gone(pids: list[int], timeout_s: float = 60.0) -> float:
     """Waits until none of pids runs. Returns: seconds it took."""
     started = time.monotonic()
     for pid in pids:

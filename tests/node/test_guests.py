@@ -47,7 +47,7 @@ def test_a_guest_leases_a_worker_of_its_job_without_waiting_for_its_registration
 
 
 def test_a_guests_leases_end_when_it_goes(start: Start) -> None:
-    driver = start({"CPU": 1})
+    driver = start({"CPU": 1}, settings={"worker_exit_grace_s": 0.2})  # the stand-in worker doesn't know `reclaim`
     guest = guest_of(driver)
     guest.rpc("register_guest", about(guest, driver.info["job_id"]))
     guest.tell("lease_request", 1, CPU1, {"name": "f"})
@@ -173,7 +173,7 @@ def test_reports_follow_changes_at_most_every_50_ms_and_rows_reach_the_scheduler
             node.feed(node.scheduler, lm.LeaseRequested(b"a" * 16, req_id, CPU1))
             view.changed()
         at, report = await sent.get()
-        assert at - first_at >= 0.05
+        assert at - first_at > 0.049
         assert report == {"available": {"CPU": 0}, "queued": 1, "bundles": {}}
         view.changed()
         await asyncio.sleep(0.06)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ray._launch.node_process import NodeStartError
+from tests.wait import wait_until
 
 from .harness import CPU1, ConnectionClosed, Driver, Talk, Worker, running, wait_gone
 
@@ -74,7 +75,7 @@ def test_gpus_are_assigned_by_id(start: Start) -> None:
 def test_a_request_that_can_never_run_is_answered_with_the_reason(start: Start) -> None:
     driver = start({"CPU": 2})
     req_id = driver.ask({"GPU": 10_000}, "train")
-    granted, message = driver.event("lease_infeasible", timeout_s=1.0)
+    granted, message = driver.event("lease_infeasible")
     assert granted == req_id and "train" in message and "'GPU'" in message and "CPU: 2" in message
 
 
@@ -111,7 +112,7 @@ def test_nothing_a_worker_printed_is_lost_when_it_dies_or_the_session_ends(start
     driver.rpc("shutdown")
     assert [line[3] for line in driver.lines(1)] == ["goodbye"]
     driver.close()
-    assert driver.node.wait_exit(5.0) == 0
+    assert driver.node.wait_exit(60.0) == 0
     driver.node.close()
 
 
@@ -122,17 +123,24 @@ def test_output_a_driver_does_not_take_stops_the_worker_not_the_node(start: Star
     worker.run(f"import os\nfor i in range({lines}): os.write(1, b'%099d\\n' % i)")
     other = Talk(driver.session.node_socket, driver.session.token, 0)
     driver.register(other, log_to_driver=False)
-    deadline = time.monotonic() + 10
-    pipe_full = False
-    while not pipe_full and time.monotonic() < deadline:  # no event tells a stranger that a process blocks in write
-        time.sleep(0.05)
-        pipe_full = "pipe_w" in Path(f"/proc/{worker.pid}/wchan").read_text() or "S" in status(worker.pid, "State")
+
+    def written() -> int:
+        fields = Path(f"/proc/{worker.pid}/io").read_text().split()
+        return int(fields[fields.index("wchar:") + 1])
+
+    def stands_still() -> bool:  # no event tells a stranger that a process blocks in write
+        before = written()
+        time.sleep(0.2)
+        return written() == before > 64 * 1024
+
+    wait_until(stands_still)
+    assert written() < lines * 100, "it waits for its driver"
     rss_kb = int(status(driver.ready["pid"], "VmRSS").split()[0])
     assert rss_kb < 60_000
     assert other.rpc("cluster_resources")  # it answers others meanwhile
     other.tell("goodbye")
     other.close()
-    got = driver.lines(lines, timeout_s=30.0)
+    got = driver.lines(lines)
     assert [int(line[3]) for line in got] == list(range(lines))
 
 
@@ -144,9 +152,7 @@ def test_drivers_without_log_to_driver_get_no_lines(start: Start) -> None:
     _, _, tag, pid, _ = quiet.event("lease_grant")
     Worker(driver, tag, pid).run("print('unseen')")
     path = Path(driver.session.logs, f"worker-{pid}.out")
-    deadline = time.monotonic() + 5
-    while not (path.exists() and "unseen" in path.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: path.exists() and "unseen" in path.read_text())
     assert quiet.events == []
     quiet.tell("goodbye")
     quiet.close()
@@ -162,19 +168,10 @@ def test_an_actor_is_placed_made_and_found_and_its_worker_is_its_own(start: Star
     }  # fmt: skip
     driver.tell("actor_subscribe", actor_id)
     driver.tell("create_actor", actor_id, spec)
-    deadline = time.monotonic() + 5
-    workers: list[int] = []
-    while not workers and time.monotonic() < deadline:
-        workers = driver.stats()["pids"]["workers"]
-        time.sleep(0.01)
-    (pid,) = workers
-    tags = []
-    while not tags and time.monotonic() < deadline:
-        tags = [bytes.fromhex(name) for name in os.listdir(driver.session.cores)]
-        time.sleep(0.01)
+    (pid,) = wait_until(lambda: driver.stats()["pids"]["workers"])
+    tags = wait_until(lambda: [bytes.fromhex(name) for name in os.listdir(driver.session.cores)])
     worker = Worker(driver, tags[0], pid)
-    while not [m for m in worker.value("heard") if m[0] == "become_actor"]:
-        assert time.monotonic() < deadline
+    wait_until(lambda: [m for m in worker.value("heard") if m[0] == "become_actor"])
     assert next(m for m in worker.value("heard") if m[0] == "become_actor")[1][:2] == (actor_id, b"how")
     worker.run(f"tell('actor_ready', {actor_id!r})")
     state = driver.event("actor_state", lambda actor, state, *_: state == "ALIVE")
@@ -223,7 +220,7 @@ def test_strangers_are_dropped_and_harm_nobody(start: Start) -> None:
         with socket.socket(socket.AF_UNIX) as stranger:
             stranger.connect(driver.session.node_socket)
             stranger.sendall(hello)
-            stranger.settimeout(10)
+            stranger.settimeout(60)
             try:
                 while stranger.recv(4096):
                     continue
@@ -281,8 +278,10 @@ def test_an_idle_worker_is_reaped_after_its_time_and_then_nothing_wakes_up(start
     def wakeups() -> int:
         return sum(int(status(pid, "voluntary_ctxt_switches")) for pid in watched)
 
-    driver.stats()
-    time.sleep(1.2)  # a worker's death: soon after, the store is asked for what it owned (orphans.py)
-    before = wakeups()
-    time.sleep(2.0)
-    assert wakeups() - before <= 2
+    def rest() -> bool:
+        before = wakeups()
+        time.sleep(2.2)  # longer than two of anything that comes every second
+        return wakeups() - before <= 1
+
+    # Not at once: after a worker's death the store is asked for what it owned (orphans.py).
+    wait_until(rest)

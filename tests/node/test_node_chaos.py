@@ -29,7 +29,7 @@ def test_a_node_stays_right_while_everything_below_it_is_killed_at_random(start:
     kill_next = 0.0
     redis_next = time.monotonic() + 1
     ends = time.monotonic() + SECONDS
-    while time.monotonic() < ends or waiting:
+    while not (over := time.monotonic() >= ends and granted > 10 and killed > 2) or waiting:
         driver.listen(0.01)
         for name, args in driver.events:
             if name == "lease_grant":
@@ -41,7 +41,6 @@ def test_a_node_stays_right_while_everything_below_it_is_killed_at_random(start:
                 held.pop(args[0])
         driver.events.clear()
         act = choose.random()
-        over = time.monotonic() >= ends
         if act < 0.3 and not over and len(waiting) < 20:
             waiting[
                 driver.ask(choose.choice([CPU1, {"CPU": 5_000}, {"GPU": 10_000}, {"CPU": 10_000, "GPU": 5_000}]))
@@ -62,8 +61,7 @@ def test_a_node_stays_right_while_everything_below_it_is_killed_at_random(start:
     for lease in held:
         driver.tell("lease_return", lease, True)
     print(f"{granted} leases granted, {killed} processes killed")
-    assert granted > 10 and killed > 2
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (stats := driver.stats())["scheduler"]["available"] != stats["scheduler"]["total"]:
         assert time.monotonic() < deadline, stats
         driver.listen(0.05)

@@ -9,12 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from ray._launch import session as sessions
 from ray._node.children import children_of
+from tests.wait import wait_until
 
 from .harness import CPU1, ROOT, Driver, running, wait_gone
 
@@ -100,7 +100,7 @@ def test_workers_killed_before_they_have_registered_are_replaced_by_the_same_for
     os.kill(driver.ready["pid"], signal.SIGSTOP)  # so that none of them registers
     os.kill(server, signal.SIGCONT)
     killed: set[int] = set()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(killed) < 4:  # each as soon as it can be seen: at its gate, if we are quick
         assert time.monotonic() < deadline
         for pid in set(children_of(driver.ready["pid"])) - old - killed:
@@ -144,8 +144,8 @@ def test_when_the_node_is_killed_nothing_of_it_survives_and_the_driver_knows(sta
         os.kill(worker.pid, signal.SIGSTOP)
     os.kill(driver.ready["pid"], signal.SIGKILL)
     wait_gone(pids)
-    assert select.select([driver.node.ended_fd], [], [], 5.0)[0]
-    assert driver.node.wait_exit(1.0) == -signal.SIGKILL
+    assert select.select([driver.node.ended_fd], [], [], 60.0)[0]
+    assert driver.node.wait_exit(60.0) == -signal.SIGKILL
     assert running(child)  # nobody was left to end it: what the driver does next
     driver.node.discard()
     wait_gone([child])
@@ -170,9 +170,12 @@ def test_when_the_driver_is_killed_everything_ends_also_daemons_that_tasks_had_s
     pids, session_folder = _run_to_its_death(script)
     wait_gone(pids)
     assert not os.path.exists(session_folder)
-    sleepers = subprocess.run(["pgrep", "-x", "sleep"], capture_output=True, text=True).stdout.split()
-    marked = [pid for pid in sleepers if running(int(pid)) and session_folder in _environment(int(pid))]
-    assert marked == []
+
+    def marked() -> list[str]:
+        sleepers = subprocess.run(["pgrep", "-x", "sleep"], capture_output=True, text=True).stdout.split()
+        return [pid for pid in sleepers if running(int(pid)) and session_folder in _environment(int(pid))]
+
+    wait_until(lambda: not marked())  # the kernel takes a moment to end what was killed
 
 
 def test_a_forked_child_that_keeps_the_drivers_sockets_does_not_keep_the_session(folder: str) -> None:
@@ -194,7 +197,7 @@ def test_a_driver_killed_while_the_node_starts_leaves_nothing(folder: str) -> No
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
     pid, session_folder = done.stdout.split()
-    wait_gone([int(pid)], 10.0)
+    wait_gone([int(pid)])
     assert not os.path.exists(session_folder), done.stderr
 
 
@@ -218,17 +221,12 @@ def test_the_death_of_a_nested_owner_ends_what_worked_for_it_if_it_does_not_stop
     driver = start(settings={"worker_exit_grace_s": 0.3})  # the stand-in worker doesn't know `reclaim`
     _, owner, _ = driver.lease()
     owner.run("tell('lease_request', 1, {'CPU': 10000}, {'name': 'inner'})")
-    deadline = time.monotonic() + 5
-    grants: list[Any] = []
-    while not grants and time.monotonic() < deadline:
-        grants = [m for m in owner.value("heard") if m[0] == "lease_grant"]
+    grants = wait_until(lambda: [m for m in owner.value("heard") if m[0] == "lease_grant"])
     inner_pid = grants[0][1][3]
     os.kill(owner.pid, signal.SIGKILL)
     wait_gone([inner_pid])
     assert driver.event("lease_lost")
-    deadline = time.monotonic() + 5
-    while driver.rpc("available_resources")["CPU"] != 20_000:
-        assert time.monotonic() < deadline
+    wait_until(lambda: driver.rpc("available_resources")["CPU"] == 20_000)
 
 
 def test_sweeping_spares_living_sessions(start: Start, folder: str) -> None:

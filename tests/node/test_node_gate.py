@@ -47,7 +47,7 @@ def test_a_node_of_a_cluster_is_reached_by_who_knows_the_token(start: Start) -> 
     async def visit() -> None:
         with socket.create_connection((HOST, port)) as stranger:
             stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            stranger.settimeout(5)
+            stranger.settimeout(60)
             assert stranger.recv(1) == b""
         with pytest.raises(ConnectionClosed, match="refused ours"):
             await connect_tcp(HOST, port, bytes(32), b"D" * 16)

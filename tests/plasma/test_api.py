@@ -138,7 +138,7 @@ def test_notification_socket(store: RunningStore) -> None:
     client, watcher = store.connect(), store.connect()
     with watcher.get_notification_socket() as sock:
         object_id = client.put_raw_buffer(b"abc")
-        sock.settimeout(10)
+        sock.settimeout(60)
         length = int.from_bytes(sock.recv(8), "little")
         assert watcher.decode_notifications(sock.recv(length)) == ([object_id], [3], [0])
 

@@ -80,7 +80,7 @@ def test_sizes_are_understood(text: str, size: int, tmp_path: Path) -> None:
 def test_it_ends_with_its_lifeline(tmp_path: Path) -> None:
     process, lifeline = launch(8 << 20, str(tmp_path / "s"))
     os.close(lifeline)
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     assert not (tmp_path / "s").exists()
 
 
@@ -100,7 +100,7 @@ def test_it_ends_when_its_parent_is_killed_even_if_the_lifeline_has_leaked(tmp_p
     parent.stdout.close()
     import select
 
-    assert select.select([pidfd], [], [], 10)[0], "the store outlives its parent"
+    assert select.select([pidfd], [], [], 60)[0], "the store outlives its parent"
     os.close(pidfd)
 
 
@@ -121,7 +121,7 @@ def test_a_killed_store_leaves_no_memory_behind_and_its_socket_is_replaced(
     fresh = PlasmaClient(path)
     assert not fresh.contains(b"k") and not client.alive
     os.close(lifeline)
-    again.wait(10)
+    again.wait(60)
 
 
 def test_a_second_store_on_a_socket_in_use_is_refused(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_second_store_on_a_socket_in_use_is_refused(tmp_path: Path) -> None:
         launch(8 << 20, str(tmp_path / "s"))
     PlasmaClient(str(tmp_path / "s")).put(b"k", b"v")
     os.close(lifeline)
-    process.wait(10)
+    process.wait(60)
 
 
 def test_its_socket_is_its_owners_alone_and_garbage_on_it_harms_nobody(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_its_socket_is_its_owners_alone_and_garbage_on_it_harms_nobody(tmp_path:
     for garbage in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(4000), b"\0" * 100, b"\xff" * 65536):
         with socket.socket(socket.AF_UNIX) as s:
             s.connect(str(path))
-            s.settimeout(10)
+            s.settimeout(60)
             try:
                 s.sendall(garbage)
                 s.shutdown(socket.SHUT_WR)
@@ -152,7 +152,7 @@ def test_its_socket_is_its_owners_alone_and_garbage_on_it_harms_nobody(tmp_path:
     assert bytes(client.get(b"k") or b"") == b"v"
     assert client.stats()["connections_refused"] >= 1
     os.close(lifeline)
-    process.wait(10)
+    process.wait(60)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
@@ -184,5 +184,5 @@ def test_a_file_system_that_fills_up_makes_a_smaller_store_and_no_sigbus(tmp_pat
 def test_a_store_started_twice_in_a_row_ends_at_ctrl_c(tmp_path: Path) -> None:
     process, lifeline = launch(8 << 20, str(tmp_path / "s"))
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     os.close(lifeline)

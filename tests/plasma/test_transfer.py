@@ -52,7 +52,7 @@ def test_completion_is_an_event_on_the_lines_descriptor() -> None:
         a.client.put(KEY, bytes(MIB))
         assert select.select([b.line], [], [], 0)[0] == []
         request = b.line.pull(KEY, [a.address], prefetch=True)
-        assert select.select([b.line], [], [], 10)[0] == [b.line]
+        assert select.select([b.line], [], [], 60)[0] == [b.line]
         assert b.line.receive() == [("pulled", request, "here", "")]
 
 
@@ -142,7 +142,7 @@ def test_the_stores_death_is_told() -> None:
         a.kill()
         with pytest.raises(PlasmaStoreDied):
             for _ in range(2):
-                select.select([a.line], [], [], 10)
+                select.select([a.line], [], [], 60)
                 a.line.receive()
         with pytest.raises(PlasmaStoreDied):  # its socket is still there
             TransferLine(a.objects_socket)
@@ -165,7 +165,7 @@ def test_wrong_arguments_are_named() -> None:
 def test_garbage_on_the_local_socket_ends_that_line_only() -> None:
     with transfer_nodes(1, 8 * MIB) as (a,), socket.socket(socket.AF_UNIX) as stranger:
         stranger.connect(a.objects_socket)
-        stranger.settimeout(10)
+        stranger.settimeout(60)
         stranger.sendall(b"\xff" * 64)
         assert stranger.recv(1) == b""
         assert a.stats()["bad_frames"] == 1

@@ -100,7 +100,7 @@ class TransferNode:
         self.line.close()
         self.client.disconnect()
         os.close(self._lifeline)
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 @contextmanager

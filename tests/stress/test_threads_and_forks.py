@@ -115,8 +115,12 @@ def test_many_threads_wait_for_one_ref(ray_shared):
         assert in_threads(16, lambda i: ray.get(ref)) == [0.2] * 16
 
 
-def test_a_short_timeout_in_one_thread_does_not_wait_for_another_threads_get(ray_shared):
-    slow = hang.remote(1.5)
+def test_a_short_timeout_in_one_thread_does_not_wait_for_another_threads_get(ray_shared, tmp_path):
+    @ray.remote
+    def wait_for(path):
+        wait_until(path.exists)
+
+    slow = wait_for.remote(tmp_path / "go")
     waiter = threading.Thread(target=ray.get, args=(slow,))
     waiter.start()
     for _ in range(5):
@@ -124,12 +128,13 @@ def test_a_short_timeout_in_one_thread_does_not_wait_for_another_threads_get(ray
             ray.get(slow, timeout=0.05)
     with within(0.9):
         assert ray.get(add.remote(1, 2)) == 3
+    (tmp_path / "go").touch()
     waiter.join()
 
 
 def test_results_arrive_while_no_thread_waits(ray_shared):
     futures = [add.remote(i, i).future() for i in range(100)]
-    assert [f.result(timeout=10) for f in futures] == [2 * i for i in range(100)]
+    assert [f.result(timeout=60) for f in futures] == [2 * i for i in range(100)]
 
 
 def test_threads_inside_a_task_and_inside_an_actor_call_tasks(ray_shared):
@@ -146,7 +151,7 @@ def test_threads_inside_a_task_and_inside_an_actor_call_tasks(ray_shared):
         def call(self):
             return many(20)
 
-    assert ray.get([task.remote(), Actor.remote().call.remote()], timeout=20) == [210, 210]
+    assert ray.get([task.remote(), Actor.remote().call.remote()], timeout=60) == [210, 210]
 
 
 def test_threads_that_start_and_end_leave_the_engine_as_it_was(ray_shared):
@@ -184,7 +189,7 @@ def test_shutdown_while_threads_call_ends_their_calls():
         for t in threads: t.start()
         ray.get([add.remote(i, 1) for i in range(2000)])
         ray.shutdown()
-        for t in threads: t.join(10)
+        for t in threads: t.join(60)
         assert len(ended) == 4, [t.is_alive() for t in threads]
         ray.init(num_cpus=2, logging_level="error")
     print("alive")
@@ -270,7 +275,7 @@ def test_a_loop_that_ends_before_its_refs_are_ready_harms_nobody(ray_shared):
         return await ref
 
     asyncio.run(main())
-    assert ray.get(refs, timeout=10) == [0.1] * 4
+    assert ray.get(refs, timeout=60) == [0.1] * 4
 
 
 # -- forks ------------------------------------------------------------------------------------------------------------
@@ -312,8 +317,8 @@ def test_multiprocessing_and_subprocess_in_tasks_and_actors(ray_shared):
 
     actor = Actor.remote()
     for _ in range(3):
-        assert ray.get(task.remote(), timeout=20) == [x * x for x in range(10)]
-        assert ray.get([actor.run.remote(), actor.fork.remote()], timeout=20) == ["42\n", 7]
+        assert ray.get(task.remote(), timeout=60) == [x * x for x in range(10)]
+        assert ray.get([actor.run.remote(), actor.fork.remote()], timeout=60) == ["42\n", 7]
 
 
 @pytest.mark.parametrize(
@@ -334,8 +339,8 @@ def test_a_forked_child_of_the_driver_ends_without_touching_the_session(ray_shar
             os._exit(1)
     os.waitpid(pid, 0)
     assert [int(ray.get(r)[0]) for r in refs[:3]] == [0, 1, 2]
-    assert ray.get(actor.add.remote(), timeout=10) == 2
-    assert ray.get(add.remote(1, 2), timeout=10) == 3
+    assert ray.get(actor.add.remote(), timeout=60) == 2
+    assert ray.get(add.remote(1, 2), timeout=60) == 3
 
 
 def test_a_forked_child_that_uses_ray_is_told_what_to_do(ray_shared):
@@ -344,7 +349,7 @@ def test_a_forked_child_that_uses_ray_is_told_what_to_do(ray_shared):
     pid = os.fork()
     if pid == 0:
         try:
-            ray.get(add.remote(1, 1), timeout=5)
+            ray.get(add.remote(1, 1), timeout=30)
             os.write(write, b"worked")
         except BaseException as error:
             os.write(write, f"{type(error).__name__}: {error}".encode())
@@ -395,8 +400,8 @@ def test_ctrl_c_ends_the_call_at_once_and_leaves_a_usable_session(ray_start, cal
     (borrowed,) = ray.get(owner.make.remote())
     assert ray.wait([slow], timeout=0)[0] == []
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     with within(1.5), pytest.raises(KeyboardInterrupt):
+        timer.start()
         if call == "get":
             ray.get(slow)
         elif call == "wait":
@@ -409,8 +414,8 @@ def test_ctrl_c_ends_the_call_at_once_and_leaves_a_usable_session(ray_start, cal
                 kept.append(ray.put(np.zeros(engine().info["plasma_capacity"] // 20, np.uint8)))
     timer.join()
     kept = []
-    assert ray.get([add.remote(i, 1) for i in range(20)], timeout=10) == list(range(1, 21))
-    assert ray.get(ray.put(np.zeros(100_000)), timeout=10).size == 100_000
+    assert ray.get([add.remote(i, 1) for i in range(20)], timeout=60) == list(range(1, 21))
+    assert ray.get(ray.put(np.zeros(100_000)), timeout=60).size == 100_000
 
 
 def test_a_signal_handler_that_returns_does_not_end_a_get(ray_shared):
@@ -418,7 +423,7 @@ def test_a_signal_handler_that_returns_does_not_end_a_get(ray_shared):
     previous = signal.signal(signal.SIGALRM, lambda *_: seen.append(1))
     signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
     try:
-        assert ray.get(hang.remote(0.3), timeout=10) == 0.3
+        assert ray.get(hang.remote(0.3), timeout=60) == 0.3
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
@@ -430,7 +435,7 @@ def test_get_in_a_signal_handler_works_or_is_refused_but_never_hangs(ray_shared)
 
     def handler(*_):
         try:
-            outcome.append(ray.get(add.remote(1, 1), timeout=5))
+            outcome.append(ray.get(add.remote(1, 1), timeout=30))
         except Exception as error:
             outcome.append(error)
 
@@ -438,7 +443,7 @@ def test_get_in_a_signal_handler_works_or_is_refused_but_never_hangs(ray_shared)
     signal.setitimer(signal.ITIMER_REAL, 0.1)
     try:
         with within(8):
-            assert ray.get(hang.remote(0.4), timeout=20) == 0.4
+            assert ray.get(hang.remote(0.4), timeout=60) == 0.4
         wait_until(lambda: outcome)
     finally:
         signal.signal(signal.SIGALRM, previous)
@@ -455,7 +460,7 @@ def test_get_in_a_finalizer_works_or_is_refused_but_never_hangs(ray_shared):
 
         def __del__(self):
             try:
-                outcome.append(ray.get(self.ref, timeout=5))
+                outcome.append(ray.get(self.ref, timeout=60))
             except Exception as error:
                 outcome.append(error)
 
@@ -463,7 +468,7 @@ def test_get_in_a_finalizer_works_or_is_refused_but_never_hangs(ray_shared):
         Last(add.remote(i, i))
         assert ray.get([add.remote(k, 1) for k in range(20)]) == list(range(1, 21))
     gc.collect()
-    assert len(outcome) == 50
+    wait_until(lambda: len(outcome) == 50)  # some may run in another thread
     assert all(isinstance(x, (int, RuntimeError)) for x in outcome), outcome
 
 

@@ -69,13 +69,13 @@ def alive(pids: list[int]) -> list[int]:
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 30))
+    asyncio.run(asyncio.wait_for(test(), 100))
 
 
 async def until(condition: Callable[[], Any], what: str = "") -> None:
-    """For conditions without an event: asks a hundred times a second, ten seconds long."""
-    for _ in range(1000):
+    """For conditions without an event: asks a hundred times a second, a minute long."""
+    for _ in range(6000):
         if condition():
             return
         await asyncio.sleep(0.01)
-    raise AssertionError(f"waited 10 s for {what or condition}")
+    raise AssertionError(f"waited 60 s for {what or condition}")

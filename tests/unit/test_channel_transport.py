@@ -22,6 +22,7 @@ from ray._protocol.frames import FRAME_EVENT, FRAME_REPLY, FRAME_RPC, ROLE_NODE,
 from ray._transport import Peer, connect_unix, serve_unix
 from ray._transport import peer as peer_module
 from ray._transport import server as server_module
+from tests.wait import within
 
 TOKEN = bytes(range(32))
 SERVER_TAG = b"S" * 16
@@ -83,7 +84,7 @@ class Pair:
     async def until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             self.heard.clear()
-            await asyncio.wait_for(self.heard.wait(), 10)
+            await asyncio.wait_for(self.heard.wait(), 60)
 
     async def client(self, **options: Any) -> Peer:
         return await connect_unix(self.path, TOKEN, CLIENT_TAG, role=ROLE_WORKER, **options)
@@ -111,7 +112,7 @@ def run(tmp_path: Path) -> Callable[[Callable[[Pair], Awaitable[None]]], None]:
             before = len(os.listdir("/proc/self/fd"))
             pair = Pair(str(tmp_path / "s"))
             try:
-                await asyncio.wait_for(body(pair), 30)
+                await asyncio.wait_for(body(pair), 100)
             finally:
                 pair.server.close()
             for _ in range(3):  # cancelled handlers need a turn to end
@@ -130,7 +131,7 @@ def test_a_request_is_answered_with_the_handlers_result(run: Any) -> None:
     async def body(pair: Pair) -> None:
         client = await pair.client()
         assert await client.rpc("echo", 1, "two", [3]) == (1, "two", [3])
-        assert await client.rpc("later", {"k": b"v"}, timeout_s=10) == {"k": b"v"}
+        assert await client.rpc("later", {"k": b"v"}, timeout_s=60) == {"k": b"v"}
         assert client.stats()["rpcs_waiting"] == 0
         client.close()
 
@@ -278,7 +279,7 @@ def test_garbage_is_dropped_at_its_first_byte(run: Any) -> None:
         with pair.raw() as s:
             s.setblocking(False)
             s.send(b"G")
-            assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(s, 1), 10) == b""
+            assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(s, 1), 60) == b""
         assert not pair.peers
 
     run(body)
@@ -294,7 +295,7 @@ def test_a_silent_connection_is_dropped_when_its_hello_is_due(run: Any, caplog: 
             assert not stranger.closed
             loop = asyncio.get_running_loop()
             s.setblocking(False)
-            assert await asyncio.wait_for(loop.sock_recv(s, 1), 10) == b""  # after the true 5 seconds
+            assert await asyncio.wait_for(loop.sock_recv(s, 1), 60) == b""  # after the true 5 seconds
             assert await friend.rpc("echo", 1) == (1,)
             friend.close()
         assert "hello in time" in caplog.text
@@ -312,7 +313,8 @@ def test_too_many_silent_connections_cost_the_oldest_its_place_and_friends_nothi
             friend = await pair.client()
             assert await friend.rpc("echo", 1) == (1,)
             oldest.setblocking(False)
-            assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(oldest, 1), 4) == b""
+            with within(4):  # before its hello is due
+                assert await asyncio.get_running_loop().sock_recv(oldest, 1) == b""
             friend.close()
 
     run(body)

@@ -205,10 +205,13 @@ def test_an_idle_server_wakes_up_once_a_second_at_most() -> None:
                     if line.startswith("voluntary_ctxt_switches")
                 )
 
-            await asyncio.sleep(0.2)
-            before = wake_ups()
-            await asyncio.sleep(2.0)
-            assert wake_ups() - before <= 3
+            for _ in range(10):  # what its start has begun may take a while
+                before = wake_ups()
+                await asyncio.sleep(2.0)
+                if wake_ups() - before <= 3:
+                    break
+            else:
+                raise AssertionError("it never came to rest")
 
     run(test)
 

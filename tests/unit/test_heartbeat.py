@@ -39,10 +39,10 @@ def test_a_silent_head_is_noticed(others: int) -> None:
         deaf.listen()
         heartbeat = Heartbeat(node, deaf.getsockname(), 0.02, 0.2, said.append)
         try:
-            assert noticed.wait(10)
+            assert noticed.wait(60)
         finally:
             heartbeat.close()
-            heartbeat._thread.join(10)
+            heartbeat._thread.join(60)
             for fd in opened:
                 os.close(fd)
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

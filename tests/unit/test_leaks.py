@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests import leaks
+from tests.wait import wait_until
 
 SLEEPER = "import signal; print('up', flush=True); signal.pause()"
 # Starts a sleeper in a session of its own, with another title and no environment, and ends before it: a daemon.
@@ -39,7 +40,7 @@ def daemon() -> Iterator[int]:
     with subprocess.Popen([sys.executable, "-c", DAEMON], stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         pid = int(starter.stdout.readline())
-        starter.wait(10)
+        starter.wait(60)
         yield pid
         os.kill(pid, signal.SIGKILL)
 
@@ -146,7 +147,8 @@ def test_the_watcher_of_a_command_fails_and_lists_what_is_left(tmp_path: Path) -
     # Files, since the daemon would hold pipes open.
     with open(tmp_path / "out", "w+") as out, open(tmp_path / "err", "w+") as err:
         status = subprocess.run(command, stdout=out, stderr=err, check=False).returncode
-        pid = int((tmp_path / "out").read_text())
+        # The daemon may have come to its first line only after the watcher had seen it.
+        pid = int(wait_until(lambda: (tmp_path / "out").read_text()))
         os.kill(pid, signal.SIGKILL)
     assert status == 1
     assert f"process {pid} " in (tmp_path / "err").read_text()
@@ -168,7 +170,8 @@ def test_a_whole_pytest_run_fails_if_a_process_outlives_it(tmp_path: Path) -> No
     )
     command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", str(tmp_path)]
     with open(tmp_path / "out", "w+") as out:
-        status = subprocess.run(command, stdout=out, stderr=out, cwd=tmp_path, check=False).returncode
+        environment = {**os.environ, "RAY_TEST_LEFT_AFTER_S": "0.2"}
+        status = subprocess.run(command, stdout=out, stderr=out, cwd=tmp_path, env=environment, check=False).returncode
     text = (tmp_path / "out").read_text()
     found = re.search(r"LEFT BEHIND by this run: process (\d+) ", text)
     assert found, text

@@ -24,7 +24,7 @@ def test_what_is_ready_with_pollpri_calls_back_until_it_is_closed() -> None:
                 await asyncio.sleep(0.02)
                 assert not called.is_set()
                 ours.send(b"!", socket.MSG_OOB)
-                await asyncio.wait_for(called.wait(), 5)
+                await asyncio.wait_for(called.wait(), 60)
                 trigger.close()
                 trigger.close()  # once more does no harm
                 return len(os.listdir("/proc/self/fd")) - before

@@ -51,6 +51,27 @@ def test_a_silent_node_is_suspected_then_declared_dead_and_told_to_restart_if_it
     monitor.check()
 
 
+def test_a_head_that_stood_still_itself_takes_nobody_for_dead_because_of_that() -> None:
+    monitor = NodeMonitor(PERIOD)
+    for node_id, heard_s in ((N, 0.0), (M, 1.0)):
+        monitor.handle(NodeUp(NodeRow(node_id), watched=False), heard_s)
+    monitor.tick(PERIOD)
+    assert (state(monitor, N), state(monitor, M)) == (SUSPECT, ALIVE)
+    woke = 100 * PERIOD
+    assert monitor.tick(woke) == [] and (state(monitor, N), state(monitor, M)) == (SUSPECT, ALIVE)
+    monitor.handle(Heartbeat(N), woke + 0.1)
+    assert state(monitor, N) == ALIVE
+    now = woke
+    dead: list[NodeDead] = []
+    while not dead:  # and who stays silent is dead soon after
+        deadline = monitor.deadline()
+        assert deadline is not None
+        now = deadline
+        dead = [a for a in monitor.tick(now) if isinstance(a, NodeDead)]
+    assert dead[0].node_id == M and woke < now <= woke + PERIOD * MISSES_MAX
+    monitor.check()
+
+
 def test_a_watched_node_is_never_suspected_and_its_end_is_an_event() -> None:
     monitor = NodeMonitor(PERIOD)
     monitor.handle(NodeUp(NodeRow(N), watched=True), 0.0)

@@ -446,12 +446,12 @@ class Yielding:
     barrier = threading.Barrier(2)
 
     def __reduce__(self) -> Any:
-        self.barrier.wait(10)
+        self.barrier.wait(60)
         return meet, ()
 
 
 def meet() -> str:
-    Yielding.barrier.wait(10)
+    Yielding.barrier.wait(60)
     return "met"
 
 
@@ -470,7 +470,7 @@ def test_two_threads_in_the_middle_of_it_do_not_mix_their_refs() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert results == {1: (True, True), 2: (True, True)}
 
 

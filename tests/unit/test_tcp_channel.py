@@ -23,12 +23,12 @@ async def accept_behind_preamble(listener: TcpListener) -> tuple[int, bytes]:
     loop = asyncio.get_running_loop()
     came = asyncio.Event()
     loop.add_reader(listener.fileno(), came.set)
-    await asyncio.wait_for(came.wait(), 5)
+    await asyncio.wait_for(came.wait(), 60)
     loop.remove_reader(listener.fileno())
     fd = listener.accept()
     assert fd is not None
     with socket.socket(fileno=fd) as accepted:
-        preamble = await asyncio.wait_for(loop.sock_recv(accepted, PREAMBLE_BYTES), 5)
+        preamble = await asyncio.wait_for(loop.sock_recv(accepted, PREAMBLE_BYTES), 60)
         return accepted.detach(), preamble
 
 
@@ -48,7 +48,7 @@ def test_a_peer_over_tcp_asks_and_is_answered(tmp_path: Any) -> None:
         server.adopt(Connection.adopt(fd, TOKEN, b"N" * 16, ROLE_NODE))
         peer = await dialling
         assert peer.tag == b"N" * 16
-        assert await peer.rpc("add", 1, 2, timeout_s=5) == ("add", 3)
+        assert await peer.rpc("add", 1, 2, timeout_s=60) == ("add", 3)
         assert served[0].tag == b"D" * 16 and served[0].role == ROLE_NODE and served[0].pid == 0
         peer.close()
         server.close()
@@ -106,7 +106,7 @@ def test_a_connection_for_a_core_is_handed_over_to_its_socket(tmp_path: Any) -> 
         peer = await dialling
         assert peer.tag == b"C" * 16
         peer.send(FRAME_EVENT, pickle.dumps(("hello", (1,))))
-        assert await asyncio.wait_for(arrived, 5) == ("hello", (1,))
+        assert await asyncio.wait_for(arrived, 60) == ("hello", (1,))
         peer.close()
         listener.close()
         core.close()
