@@ -1,7 +1,6 @@
 // The client's work in shared memory. Connecting and asking are in client_requests.cc; client.h says who may call what.
 #include "plasma/client.h"
 
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,11 +15,7 @@ namespace ray::plasma {
 namespace {
 constexpr uint64_t kDeletedBytesToRing = 256 << 10;  // so much may wait for the store's next look at the rings
 constexpr int kSpinsWhileEvicting = 200;  // the store decides within a microsecond, unless it has lost its core
-constexpr size_t kMapChunkBytes = 1 << 20;
 constexpr size_t kMapInBulkBytesMin = 256 << 10;
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
 
 void Pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -300,34 +295,14 @@ void Client::Copy(void* dest, const void* source, size_t bytes) {
       dest, source, bytes,
       [](void* context, size_t from, size_t end) {
         const auto* r = static_cast<const Range*>(context);
-        r->client->MapPages(r->offset + from, r->offset + end);
+        r->client->mapped_->Map(r->offset + from, r->offset + end, MappedPages::Reach::kExact);
       },
       &range);
 }
 
 void Client::Prepare(const void* dest, size_t bytes) {
   const auto from = static_cast<uint64_t>(static_cast<const uint8_t*>(dest) - writable_);
-  if (from < pool_bytes_ && bytes <= pool_bytes_ - from) MapPages(from, from + bytes);
-}
-
-// The kernel fills 4 kB page table entries one fault at a time (1.4 us each); asked for many at once it takes a third
-// of that. Remembers which whole chunks are mapped, since even finding that out costs.
-void Client::MapPages(uint64_t from, uint64_t to) {
-  if (page_bytes_ > kPageBytes) return;
-  while (from < to) {
-    const uint64_t chunk = from / kMapChunkBytes;
-    const uint64_t chunk_from = chunk * kMapChunkBytes;
-    const uint64_t end = std::min(to, chunk_from + kMapChunkBytes);
-    if (mapped_[chunk].load(std::memory_order_relaxed) == 0) {
-      const uint64_t page_from = from / kPageBytes * kPageBytes;
-      // A refusal costs time only: the copy will fault the pages in one by one.
-      const bool done = madvise(writable_ + page_from, end - page_from, MADV_POPULATE_WRITE) == 0;
-      if (done && page_from == chunk_from && end == chunk_from + kMapChunkBytes) {
-        mapped_[chunk].store(1, std::memory_order_relaxed);
-      }
-    }
-    from = end;
-  }
+  if (from < pool_bytes_ && bytes <= pool_bytes_ - from) mapped_->Map(from, from + bytes, MappedPages::Reach::kExact);
 }
 
 }  // namespace ray::plasma

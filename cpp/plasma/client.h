@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "common/status.h"
+#include "plasma/mapped_pages.h"
 #include "plasma/object_table.h"
 #include "plasma/protocol.h"
 #include "plasma/store_connection.h"
@@ -124,6 +125,8 @@ class Client {
   // there.
   void Prepare(const void* dest, size_t bytes);
 
+  // Whether this store has ever spilled anything: one load. While it has not, Ahead has nothing to do.
+  bool has_spilled() const { return table_.header()->has_spilled.load(std::memory_order_relaxed) != 0; }
   uint64_t pool_bytes() const { return pool_bytes_; }
   uint32_t store_pid() const { return static_cast<uint32_t>(table_.header()->server_pid); }
   uint64_t id() const { return id_; }
@@ -154,7 +157,6 @@ class Client {
   bool AskForRoom(uint64_t bytes, bool exact, LendRequest* request);
   Status RoomFrom(const Answer& answer, bool exact);
   Status CheckRoom(uint64_t data_bytes, uint64_t metadata_bytes) const;
-  void MapPages(uint64_t from, uint64_t to);  // of the writable mapping
 
   uint64_t id_ = 0;
   uint64_t fork_count_ = 0;
@@ -166,15 +168,15 @@ class Client {
   uint8_t* readable_ = nullptr;
   uint8_t* writable_ = nullptr;
   void* control_ = nullptr;
-  uint64_t control_bytes_ = 0, pool_bytes_ = 0, journal_bytes_ = 0, page_bytes_ = 0;
+  uint64_t control_bytes_ = 0, pool_bytes_ = 0, journal_bytes_ = 0;
+  std::unique_ptr<MappedPages> mapped_;  // of the writable mapping
   int doorbell_fd_ = -1, death_fd_ = -1;
 
   std::mutex mutex_;         // guards all below; held for nanoseconds, never across a system call but the doorbell
   Extent extent_;            // for small objects
   std::vector<Extent> own_;  // each for one large object that is about to be created
   std::unordered_map<std::string, std::vector<uint32_t>> plain_pins_;
-  uint64_t deleted_bytes_ = 0;                      // since the doorbell was last rung
-  std::unique_ptr<std::atomic<uint8_t>[]> mapped_;  // per MiB of pool: all its pages are in our page table
+  uint64_t deleted_bytes_ = 0;  // since the doorbell was last rung
 };
 
 }  // namespace ray::plasma

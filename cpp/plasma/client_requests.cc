@@ -126,7 +126,6 @@ Status Client::Map(const Welcome& welcome, const int* fds) {
   control_bytes_ = welcome.control_bytes;
   pool_bytes_ = welcome.pool_bytes;
   journal_bytes_ = welcome.journal_bytes;
-  page_bytes_ = welcome.page_bytes;
   const auto map = [](uint64_t bytes, int protection, int fd) -> void* {
     void* p = mmap(nullptr, bytes, protection, MAP_SHARED, fd, 0);
     return p == MAP_FAILED ? nullptr : p;
@@ -152,7 +151,7 @@ Status Client::Map(const Welcome& welcome, const int* fds) {
   madvise(writable_, pool_bytes_, MADV_DONTDUMP);
   pins_ = reinterpret_cast<std::atomic<uint64_t>*>(reinterpret_cast<char*>(journal_) + kPinsOffset);
   table_ = ObjectTable(control_);
-  mapped_ = std::make_unique<std::atomic<uint8_t>[]>(pool_bytes_ / (1 << 20) + 1);
+  mapped_ = std::make_unique<MappedPages>(writable_, pool_bytes_, welcome.page_bytes);
   return Status::Ok();
 }
 

@@ -42,7 +42,7 @@
 namespace ray::plasma {
 
 constexpr uint64_t kControlMagic = 0x31'6f'72'74'6e'6f'63'70;  // "pcontro1"
-constexpr uint32_t kLayoutVersion = 2;
+constexpr uint32_t kLayoutVersion = 3;
 constexpr size_t kPageBytes = 4096;
 constexpr size_t kObjectAlignBytes = 64;  // numpy, Arrow and non-temporal stores like cache lines
 constexpr uint32_t kNoSlot = 0xffffffff;
@@ -143,6 +143,8 @@ struct ControlHeader {
   uint64_t pool_bytes;
   uint64_t control_bytes;
   int32_t server_pid;
+  std::atomic<uint32_t>
+      has_spilled;  // 1 from the first object that went to disk on: until then nobody need look for any
   // Robust, held by the store's main thread for life. When the store dies, of whatever cause, the kernel sets
   // FUTEX_OWNER_DIED in the lock word; so one load tells every client, without a system call, whether the store lives.
   alignas(kCacheLineBytes) pthread_mutex_t life;

@@ -57,6 +57,7 @@ bool Store::TryDrop(uint32_t slot) {
   }
   slot_flags_[slot] |= kNoBytes;
   if (extents_.Free(offset, bytes) == 0) ++bad_entries_;
+  table_.header()->has_spilled.store(1, std::memory_order_relaxed);  // a hint
   // From here on a pin finds it spilled, and has it brought back.
   s.state.store(StateWord(generation, State::kSpilled), std::memory_order_seq_cst);
   return true;

@@ -13,20 +13,13 @@
 #include <csignal>
 #include <cstring>
 
+#include "plasma/checksum.h"
+
 namespace ray::plasma {
 
 namespace {
 constexpr uint64_t kChunkBytes =
     1 << 20;  // is still in the processor's cache when it is written after it was summed up
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
-#define MADV_POPULATE_WRITE 23
-#endif
-
-inline uint64_t Mix(uint64_t a, uint64_t b) {
-  const __uint128_t product = static_cast<__uint128_t>(a) * b;
-  return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
-}
 
 // All of it at that place; an errno, or 0. EIO for a file that ends early.
 int WriteAll(int fd, iovec* parts, int count, uint64_t offset) {
@@ -61,36 +54,7 @@ int ReadAll(int fd, void* to, uint64_t bytes, uint64_t offset) {
   }
   return 0;
 }
-
-// Into our page table in bulk; a refusal costs time only, for then they are faulted in one by one.
-void MapPages(uint8_t* at, uint64_t bytes, int advice) {
-  const uint64_t into = reinterpret_cast<uintptr_t>(at) % 4096;
-  static_cast<void>(madvise(at - into, bytes + into, advice));
-}
 }  // namespace
-
-void Checksum::Add(const void* data, uint64_t bytes) {
-  constexpr uint64_t kKey[4] = {0x9e3779b97f4a7c15ull, 0xd6e8feb86659fd93ull, 0xc2b2ae3d27d4eb4full,
-                                0x165667b19e3779f9ull};
-  const auto* at = static_cast<const uint8_t*>(data);
-  bytes_ += bytes;
-  const auto block = [&](const uint8_t* from) {
-    uint64_t words[8];
-    std::memcpy(words, from, sizeof(words));
-    for (int i = 0; i < 4; ++i) lanes_[i] = Mix(lanes_[i] ^ words[2 * i], words[2 * i + 1] ^ kKey[i]) + lanes_[i];
-  };
-  for (; bytes >= 64; bytes -= 64, at += 64) block(at);
-  if (bytes == 0) return;
-  uint8_t last[64] = {};
-  std::memcpy(last, at, bytes);
-  block(last);
-}
-
-uint64_t Checksum::value() const {
-  uint64_t sum = bytes_ ^ 0x9e3779b97f4a7c15ull;
-  for (const uint64_t lane : lanes_) sum = Mix(sum ^ lane, 0xd6e8feb86659fd93ull) + lane;
-  return sum;
-}
 
 SpillFile::~SpillFile() {
   if (fd_ >= 0) close(fd_);
@@ -110,7 +74,7 @@ int SpillFile::Fd(int* error) {
   return fd_;
 }
 
-Status SpillDisk::Create(const SpillDiskOptions& options, int pool_fd, uint64_t pool_bytes,
+Status SpillDisk::Create(const SpillDiskOptions& options, int pool_fd, uint64_t pool_bytes, uint64_t page_bytes,
                          std::unique_ptr<SpillDisk>* out) {
   std::unique_ptr<SpillDisk> disk(new SpillDisk());
   disk->options_ = options;
@@ -121,6 +85,7 @@ Status SpillDisk::Create(const SpillDiskOptions& options, int pool_fd, uint64_t 
   if (pool == MAP_FAILED) return Status::FromErrno("mapping the pool to spill from it", errno);
   madvise(pool, pool_bytes, MADV_DONTDUMP);
   disk->pool_ = static_cast<uint8_t*>(pool);
+  disk->mapped_ = std::make_unique<MappedPages>(disk->pool_, pool_bytes, page_bytes);
   // Signals are the event loop's.
   sigset_t all, before;
   sigfillset(&all);
@@ -207,7 +172,7 @@ void SpillDisk::Write(DiskJob* job) {
   Checksum sum;
   for (uint64_t from = 0; from < bytes && job->error == 0; from += kChunkBytes) {
     const uint64_t n = std::min(kChunkBytes, bytes - from);
-    MapPages(payload + from, n, MADV_POPULATE_READ);
+    mapped_->Map(job->pool_offset + from, job->pool_offset + from + n, MappedPages::Reach::kChunks);
     sum.Add(payload + from, n);
     if (bytes <= kChunkBytes) break;  // goes with its header
     iovec part{payload + from, n};
@@ -233,7 +198,7 @@ void SpillDisk::Read(DiskJob* job) {
   Checksum sum;
   for (uint64_t from = 0; from < bytes; from += kChunkBytes) {
     const uint64_t n = std::min(kChunkBytes, bytes - from);
-    MapPages(payload + from, n, MADV_POPULATE_WRITE);
+    mapped_->Map(job->pool_offset + from, job->pool_offset + from + n, MappedPages::Reach::kChunks);
     job->error = ReadAll(fd, payload + from, n, job->place.offset + kRecordHeaderBytes + from);
     if (job->error != 0) return;
     sum.Add(payload + from, n);

@@ -2,7 +2,8 @@
 //
 // THREADS of plasma_store, `threads` of them, since the event loop must never wait for a disk. The event loop submits
 // jobs and takes what is done when event_fd is readable; whoever submits sees to it that the range of the pool stays as
-// it is meanwhile (Store: kWriting, kRestoring), and that no job for a file is under way when it is closed.
+// it is meanwhile (Store: kWriting, kRestoring), that its pages and all before them are real, and that no job for a
+// file is under way when it is closed.
 //
 //   a file: record, record, ...        record: RecordHeader (64 bytes), data, metadata, padding to kRecordAlignBytes
 //
@@ -22,6 +23,7 @@
 
 #include "common/ids.h"
 #include "common/status.h"
+#include "plasma/mapped_pages.h"
 #include "plasma/spill_files.h"
 
 namespace ray::plasma {
@@ -35,17 +37,6 @@ struct RecordHeader {
 };
 static_assert(sizeof(RecordHeader) == kRecordHeaderBytes);
 constexpr uint64_t kRecordMagic = 0x316c'6c69'7073'7972;  // "ryspill1"
-
-// Of a stream of bytes cut into pieces of any size: the pieces but the last must be multiples of 64 bytes.
-class Checksum {
- public:
-  void Add(const void* data, uint64_t bytes);
-  uint64_t value() const;
-
- private:
-  uint64_t lanes_[4] = {0x243f6a8885a308d3ull, 0x13198a2e03707344ull, 0xa4093822299f31d0ull, 0x082efa98ec4e6c89ull};
-  uint64_t bytes_ = 0;
-};
 
 // One open file. Whoever drops the last reference closes it; that may take milliseconds, so it should be a job.
 class SpillFile {
@@ -83,7 +74,7 @@ struct SpillDiskOptions {
 
 class SpillDisk {
  public:
-  static Status Create(const SpillDiskOptions& options, int pool_fd, uint64_t pool_bytes,
+  static Status Create(const SpillDiskOptions& options, int pool_fd, uint64_t pool_bytes, uint64_t page_bytes,
                        std::unique_ptr<SpillDisk>* out);
   ~SpillDisk();
 
@@ -102,6 +93,7 @@ class SpillDisk {
   int event_fd_ = -1;
   uint8_t* pool_ = nullptr;
   uint64_t pool_bytes_ = 0;
+  std::unique_ptr<MappedPages> mapped_;
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<DiskJob> jobs_;   // guarded by mutex_

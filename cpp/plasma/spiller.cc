@@ -20,7 +20,9 @@ RecordHeader HeaderOf(const ObjectId& key, uint64_t data_bytes, uint64_t metadat
 
 Status Spiller::Create(const SpillOptions& options, Store* store, Pool* pool, std::unique_ptr<Spiller>* out) {
   std::unique_ptr<Spiller> spiller(new Spiller(options, store, pool));
-  if (Status s = SpillDisk::Create(options.disk, pool->fd(), pool->bytes(), &spiller->disk_); !s.ok()) return s;
+  if (Status s = SpillDisk::Create(options.disk, pool->fd(), pool->bytes(), pool->page_bytes(), &spiller->disk_);
+      !s.ok())
+    return s;
   *out = std::move(spiller);
   return Status::Ok();
 }

@@ -9,6 +9,7 @@
 #include <random>
 
 #include "fixture.h"
+#include "plasma/checksum.h"
 #include "testing.h"
 
 namespace ray::plasma {
@@ -81,6 +82,32 @@ TEST(Checksum, IsTheSameHoweverTheBytesAreCutAndChangesWithEachBit) {
   }
   bytes.push_back(0);
   EXPECT_NE(sum(0), whole);
+}
+
+TEST(Checksum, TellsBlocksThatChangedPlacesAndOneBitWrongInEachOfTwo) {
+  constexpr size_t kBlock = 4096;
+  std::vector<uint8_t> bytes(8 * kBlock);
+  std::mt19937 random(8);
+  for (uint8_t& b : bytes) b = static_cast<uint8_t>(random());
+  const auto sum = [](const std::vector<uint8_t>& of) {
+    Checksum s;
+    s.Add(of.data(), of.size());
+    return s.value();
+  };
+  const uint64_t whole = sum(bytes);
+  for (size_t i = 0; i < 8; ++i) {
+    for (size_t j = 0; j < i; ++j) {
+      std::vector<uint8_t> other = bytes;
+      std::swap_ranges(other.begin() + i * kBlock, other.begin() + (i + 1) * kBlock, other.begin() + j * kBlock);
+      EXPECT_NE(sum(other), whole);
+      for (size_t bit = 0; bit < 64; ++bit) {
+        other = bytes;
+        other[i * kBlock + bit / 8] ^= static_cast<uint8_t>(1 << bit % 8);
+        other[j * kBlock + bit / 8] ^= static_cast<uint8_t>(1 << bit % 8);
+        EXPECT_NE(sum(other), whole);
+      }
+    }
+  }
 }
 
 SpillOptions InTmp() {
