@@ -194,7 +194,8 @@ def wait(
 
     Args:
         object_refs: distinct.  timeout: None waits for ever, 0 polls.
-        fetch_local: False to be content with the object's being anywhere in the cluster.
+        fetch_local: what is ready but in the memory of another node, or on disk, is brought here as far as there is
+            room, so that a get after this finds it; that is not waited for. False starts nothing.
     Returns: (ready, rest), each in the order given; at most num_returns are in ready.
     Raises: TypeError, ValueError: an argument is not as said above.
     Blocks: yes; the caller's CPUs are lent out meanwhile.
@@ -220,7 +221,7 @@ def wait(
     if "asyncio" in _modules and timeout != 0:
         _warn_in_event_loop("ray.wait()", "`await ray.wait_async(refs)`")
     try:
-        return running.wait(object_refs, num_returns, timeout)
+        return running.wait(object_refs, num_returns, timeout, fetch_local)
     except TypeError:
         _check_refs("wait", object_refs, TypeError)  # names the element, if that is what it was
         raise

@@ -316,6 +316,7 @@ cdef class Engine:
     cdef dict homes                   # number -> (host, port) of the other nodes that live; empty on one machine
     cdef TransferLine transfers       # to the object manager of our store; None until it is needed
     cdef dict pulls                   # request -> ObjectRef: not answered yet
+    cdef dict pulls_ahead             # request -> bytes: those of them that only wait has asked for, so far
     cdef dict pull_failures           # ObjectRef -> why there can never be room for it here, until somebody is told
     cdef dict after_pull              # ObjectRef -> futures to finish when it is here
     cdef dict holding                 # request -> (store, key): pinned by us until the object manager holds it for its owner

@@ -38,6 +38,7 @@ everything pending fails with LocalRayletDiedError.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_Size
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_SIZE, PyList_GetSlice
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
@@ -217,7 +218,7 @@ cdef class Engine:
         self.session_dir = os.fspath(session_dir)
         self.is_driver = is_driver
         self.number = number_of(self.tag0)
-        self.homes, self.pulls, self.pull_failures, self.after_pull, self.holding = {}, {}, {}, {}, {}
+        self.homes, self.pulls, self.pulls_ahead, self.pull_failures, self.after_pull, self.holding = {}, {}, {}, {}, {}, {}
         self.next_seq = 1
         self.next_key = 16
         self.next_request = 1
@@ -487,9 +488,9 @@ cdef class Engine:
             drain_dropped(self)
         return put_value(self, value)
 
-    def wait(self, list refs, Py_ssize_t num_returns=1, timeout=None):
-        """(ready, rest), each in the given order; at most num_returns ready ones."""
-        return wait_refs(self, refs, num_returns, timeout)
+    def wait(self, list refs, Py_ssize_t num_returns=1, timeout=None, bint fetch_local=True):
+        """(ready, rest), each in the given order; at most num_returns ready ones. fetch_local: bring_ahead (objects.pxi)."""
+        return wait_refs(self, refs, num_returns, timeout, fetch_local)
 
     def cancel(self, ObjectRef ref, bint force=False, bint recursive=True):
         cancel_ref(self, ref, force, recursive)

@@ -293,6 +293,8 @@ cdef list get_values(Engine self, list refs, object timeout):
         elif ref.state == PENDING:
             out[i] = get_value(self, ref, timeout)  # found lost with one before it, and is being made again
         else:
+            if i == 0 and n > 1 and self.store is not None and self.store.has_spilled():
+                ask_ahead(self, refs, 0)  # the first, too: every thread of the store that reads has something at once
             out[i] = value_of(self, ref, give_up_ns)
             if i >= ahead and self.store is not None and self.store.restores != restores and i + 1 < n:
                 ahead = ask_ahead(self, refs, i + 1)
@@ -332,7 +334,7 @@ cdef extern from *:
     PyObject** PySequence_Fast_ITEMS(list o)
 
 
-cdef tuple wait_refs(Engine self, list refs, Py_ssize_t wanted, object timeout):
+cdef tuple wait_refs(Engine self, list refs, Py_ssize_t wanted, object timeout, bint fetch_local):
     """Programs call this in a loop over its own rest, of thousands of refs: what is done for each of them is kept to a look at
     one cache line, through borrowed pointers. And of the rest that was returned last, it is known that its refs are distinct: if
     enough of the first are ready, the others aren't looked at. What is left to do for them is that a new list has them (10,000 waits
@@ -354,7 +356,7 @@ cdef tuple wait_refs(Engine self, list refs, Py_ssize_t wanted, object timeout):
                 break
             ready += (<ObjectRef>items[i]).state != PENDING
             if ready == wanted:
-                return split_ready(self, refs, refs, n, wanted)
+                return ready_now(self, refs, refs, n, wanted, fetch_local)
     mark = self.wait_mark + 1
     self.wait_mark = mark
     ready = 0
@@ -375,6 +377,8 @@ cdef tuple wait_refs(Engine self, list refs, Py_ssize_t wanted, object timeout):
         elif not (<ObjectRef>item).owned and not (<ObjectRef>item).asked:
             ask_owner(self, <ObjectRef>item)
     if ready < wanted:
+        if fetch_local and ready > 0 and may_be_away(self):
+            bring_ahead(self, refs)
         if timeout is not None:
             deadline = NowNs() + <int64_t>(<double>timeout * 1e9)
         lend_cpu = self.executor is not None and self.executor.may_lend()
@@ -408,7 +412,52 @@ cdef tuple wait_refs(Engine self, list refs, Py_ssize_t wanted, object timeout):
             self.leave()
             if self.executor is not None:
                 self.executor.unblock()
-    return split_ready(self, refs, given, n, wanted)
+    return ready_now(self, refs, given, n, wanted, fetch_local)
+
+
+cdef inline bint may_be_away(Engine self) noexcept:
+    """Whether there can be objects elsewhere, or on disk: on one machine that has never spilled this costs two loads."""
+    return PyDict_Size(self.homes) != 0 or (self.store is not None and self.store.has_spilled())
+
+
+cdef tuple ready_now(Engine self, list refs, list given, Py_ssize_t n, Py_ssize_t wanted, bint fetch_local):
+    """What wait returns; what of it is elsewhere or on disk is on its way."""
+    cdef tuple answer = split_ready(self, refs, given, n, wanted)
+    if fetch_local and may_be_away(self):
+        bring_ahead(self, refs)
+    return answer
+
+
+cdef Py_ssize_t AHEAD_LOOKED_AT = 64   # refs of a wait's list, so that a loop of waits over thousands stays cheap
+cdef int64_t AHEAD_BYTES = 64 << 20    # on their way from other nodes for no other reason
+
+
+cdef int bring_ahead(Engine self, list refs) except -1:
+    """For wait: the first AHEAD of those that are ready will be wanted soon. Those on disk are brought back as far as there is
+    room; of those elsewhere a copy is fetched, which is evicted like any other if nobody reads it. Waits for nothing, and
+    nothing that goes wrong is told: get finds out."""
+    cdef ObjectRef ref
+    cdef list keys = []
+    cdef Py_ssize_t found = 0
+    cdef bint spilled = self.store is not None and self.store.has_spilled()
+    for item in PyList_GetSlice(refs, 0, AHEAD_LOOKED_AT):
+        if not isinstance(item, ObjectRef) or (<ObjectRef>item).state != PLASMA:
+            continue
+        ref = <ObjectRef>item
+        if ref.home == self.number:
+            if spilled:
+                keys.append(ref.key())
+        elif ref.pull == 0 and is_away(self, ref):
+            pull_ahead(self, ref)
+        found += 1
+        if found == AHEAD:
+            break
+    if keys:
+        try:
+            self.store.ahead(keys)
+        except PlasmaStoreDied:
+            pass  # the get of any finds out, and waits for another store
+    return 0
 
 
 cdef tuple split_ready(Engine self, list refs, list given, Py_ssize_t n, Py_ssize_t wanted):

@@ -9,6 +9,7 @@
 # again or says why not. A store of ours that dies: pulls are asked for anew when it is back.
 
 cdef uint64_t TRANSFER_KEY = 2     # in the poller
+cdef int64_t STORE_SHARE_AHEAD = 8 # no object is fetched ahead that takes more than one part in so many of the store
 
 cdef extern from *:
     """
@@ -65,6 +66,7 @@ cdef int drop_line(Engine self) except -1:
     for pin in pins.values():
         let_pin_go(pin)
     pulls, self.pulls = self.pulls, {}
+    self.pulls_ahead.clear()
     for ref in pulls.values():
         ref.pull = 0
         fetched(self, ref)
@@ -103,8 +105,13 @@ cdef bint home_has_it(Engine self, ObjectRef ref) except -1:
 
 cdef int start_pull(Engine self, ObjectRef ref) except -1:
     """Has our store fetch it, unless it is about to."""
-    if ref.pull != 0:
-        return 0
+    cdef uint64_t before = ref.pull
+    if before != 0:
+        if self.pulls_ahead.pop(before, None) is None:
+            return 0
+        self.pulls.pop(before)  # that one comes after whatever is needed now
+        ref.pull = 0
+    line = self.transfers
     where = self.homes.get(ref.home)
     ref.arrived = False
     while True:
@@ -121,13 +128,42 @@ cdef int start_pull(Engine self, ObjectRef ref) except -1:
                     f"object {ref.hex()} is on node {ref.home}, but this node's store runs no object manager that could fetch it")
             await_store(self, dead)
     self.pulls[ref.pull] = ref
+    if before != 0 and self.transfers is line:
+        drop_pull(self, before)  # now that the other keeps what has come
     return 0
+
+
+cdef int pull_ahead(Engine self, ObjectRef ref) except -1:
+    """Has our store fetch it because it may be wanted soon (bring_ahead), if little else is fetched for that reason. Then the copy is
+    one that may be evicted. Not a large one: for its sake objects would go to disk, which nobody has asked for."""
+    where = self.homes.get(ref.home)
+    cdef int64_t on_their_way = sum(self.pulls_ahead.values())
+    if where is None or self.store is None or ref in self.pull_failures:
+        return 0
+    if on_their_way != 0 and on_their_way + ref.size > AHEAD_BYTES:
+        return 0
+    try:
+        if ref.size * STORE_SHARE_AHEAD > self.store.capacity:
+            return 0
+        request = transfer_line(self).pull(ref.key(), (where,), True)
+    except (PlasmaStoreDied, FileNotFoundError):
+        return 0  # whoever needs it finds out, and what that means
+    ref.pull, ref.arrived = request, False
+    self.pulls[request], self.pulls_ahead[request] = ref, ref.size
+    return 0
+
+
+cdef int pulled_ahead(Engine self, uint64_t request, ObjectRef ref) except -1:
+    """Answered, and nobody has asked for it since: what is here may go again; what isn't, is looked for when it is needed."""
+    end_pull(self, ref)
+    return fetched(self, ref)
 
 
 cdef int end_pull(Engine self, ObjectRef ref) except -1:
     """Whoever needed the copy has a pin of his own, or does not want it any more."""
     request, ref.pull, ref.arrived = ref.pull, 0, False
     self.pulls.pop(request, None)
+    self.pulls_ahead.pop(request, None)
     return drop_pull(self, request)
 
 
@@ -222,6 +258,8 @@ cdef int pulled(Engine self, uint64_t request, str outcome, str text) except -1:
     cdef ObjectRef ref = self.pulls.pop(request, None)
     if ref is None or ref.pull != request:
         return 0  # let go of meanwhile
+    if request in self.pulls_ahead:
+        return pulled_ahead(self, request, ref)
     if outcome == "here":
         ref.arrived = True
     else:

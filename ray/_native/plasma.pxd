@@ -42,6 +42,7 @@ cdef class PlasmaClient:
     cpdef PlasmaBuffer get(self, bytes key, int64_t give_up_ns=*)
     # Those on disk are brought back as far as there is room; nothing waits. How many they are.
     cpdef Py_ssize_t ahead(self, list keys) except -1
+    cdef bint has_spilled(self) noexcept
     # The same without a buffer object: plain pins, counted; False if absent or unsealed. Undone by unpin, or by our death.
     cpdef bint pin(self, bytes key) except -1
     cpdef unpin(self, bytes key)

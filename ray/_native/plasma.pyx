@@ -122,6 +122,7 @@ cdef extern from "plasma/client.h" namespace "ray::plasma" nogil:
         Status NextEvents(const Patience&, vector[EventRow]*)
         void Release()
         void Copy(void*, const void*, size_t)
+        cbool has_spilled()
         uint64_t pool_bytes()
         uint32_t store_pid()
         uint64_t id()
@@ -561,6 +562,11 @@ cdef class PlasmaClient:
         if not status.ok():
             _raise_status(status, "ahead")
         return <Py_ssize_t>spilled
+
+    cdef bint has_spilled(self) noexcept:
+        """Whether the store has ever spilled anything; while it hasn't, `ahead` has nothing to do. A load."""
+        cdef Client* c = <Client*>self.client.get()
+        return c != NULL and c.has_spilled()
 
     cpdef bint pin(self, bytes key) except -1:
         """Keeps a sealed object from eviction until unpin(key); counted. False if there is none."""

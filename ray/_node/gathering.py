@@ -49,6 +49,7 @@ GATHERED: dict[str, Callable[[list[Any]], Any]] = {
     "available_resources": _sum,
     "why_pending": _joined,
     "workers": _joined,
+    "stores": _joined,
     "node_addresses": _joined,
     "runtime_envs": _joined,
     "inspect": _inspected,

@@ -18,6 +18,7 @@ from ray._protocol.resources import to_numbers
 
 from .cores import Core
 from .metrics import Metrics
+from .store_row import store_row
 
 if TYPE_CHECKING:
     from .shell import Node
@@ -84,12 +85,14 @@ class MetricsExport:
                 for state, amount in (("AVAILABLE", free.get(name, 0.0)), ("USED", all_of_it - free.get(name, 0.0)))
             },
         )
-        store = await asyncio.to_thread(_store_stats, node.session.plasma_socket)
+        store = await store_row(node.session.plasma_socket)
         if store is not None:
-            capacity, used, objects = store
-            shown.show("object_store_used_memory", "Bytes of objects in the store.", {(): used})
-            shown.show("object_store_available_memory", "Bytes that are free in the store.", {(): capacity - used})
-            shown.show("object_store_num_local_objects", "Objects in the store.", {(): objects})
+            held, left = float(store["sealed_bytes"]), float(store["pool_bytes"] - store["sealed_bytes"])
+            shown.show("object_store_used_memory", "Bytes of objects in the store.", {(): held})
+            shown.show("object_store_available_memory", "Bytes that are free in the store.", {(): left})
+            shown.show("object_store_num_local_objects", "Objects in the store.", {(): float(store["sealed_objects"])})
+            spilled = float(store["spilled_bytes"])
+            shown.show("object_store_spilled_bytes", "Bytes of objects on disk, and not in memory.", {(): spilled})
         return shown
 
     # -- HTTP ---------------------------------------------------------------------------------------------------------
@@ -135,18 +138,3 @@ class MetricsExport:
         if method != "GET":
             return "405 Method Not Allowed", b"GET /metrics\n"
         return "200 OK", (await self.text()).encode()
-
-
-def _store_stats(plasma_socket: str) -> tuple[float, float, float] | None:
-    """(capacity, used bytes, objects), or None while the store is away. Blocks for a round trip."""
-    from ray._native.plasma import PlasmaClient, PlasmaError
-
-    try:
-        client = PlasmaClient(plasma_socket, 1.0)
-        try:
-            stats = client.stats()
-            return float(stats["pool_bytes"]), float(stats["sealed_bytes"]), float(stats["sealed_objects"])
-        finally:
-            client.disconnect()
-    except (OSError, PlasmaError):
-        return None

@@ -22,6 +22,7 @@ from . import lease_messages as lm
 from . import worker_messages as wm
 from .cores import Core
 from .gathering import GATHERED, OF_NODES
+from .store_row import store_row
 from .tool_requests import ToolRequests
 
 if TYPE_CHECKING:
@@ -181,6 +182,11 @@ class Requests:
 
     def event_metrics(self, core: Core, kinds: dict[str, Any], items: list[Any]) -> None:
         self._node.metrics.take(core, kinds, items)
+
+    async def rpc_stores(self, core: Core) -> list[dict[str, Any]]:
+        """What the object store holds: store_row's columns and the node's id. [] while the store is away."""
+        row = await store_row(self._node.session.plasma_socket)
+        return [] if row is None else [{"node_id": self._node.node_id.hex(), **row}]
 
     def rpc_runtime_envs(self, core: Core) -> list[dict[str, Any]]:
         return self._node.inspection.runtime_envs()

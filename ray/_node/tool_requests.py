@@ -30,6 +30,7 @@ LOOKS = frozenset(
             "nodes",
             "runtime_envs",
             "stats",
+            "stores",
             "task_history",
             "why_pending",
             "workers",
@@ -91,6 +92,7 @@ class ToolRequests:
             "nodes": await node.head.rpc(None, "nodes", ()),
             "jobs": await node.head.rpc(None, "jobs", ()),
             "actors": node.head.stats()["actors"],
+            "stores": await ask("stores"),
             **await ask("status_here"),
         }
 

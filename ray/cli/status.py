@@ -47,8 +47,10 @@ def page(status: dict[str, Any], now_s: float) -> Iterator[str]:
     yield f"ray {status['ray_version']}, Python {status['python_version']}, up {age}, in {status['session_dir']}"
     yield ""
     yield "Nodes"
+    spilled = {row["node_id"]: row for row in status["stores"] if row["spilled_objects"]}
     for node in status["nodes"]:
-        yield f"  {node['NodeID']}  {'alive' if node['Alive'] else 'dead'}  {node['NodeManagerAddress']}"
+        on_disk = _on_disk(spilled[node["NodeID"]]) if node["NodeID"] in spilled else ""
+        yield f"  {node['NodeID']}  {'alive' if node['Alive'] else 'dead'}  {node['NodeManagerAddress']}{on_disk}"
     yield ""
     yield "Resources, in use of all"
     for name, total in sorted(status["resources"].items()):
@@ -71,6 +73,10 @@ def page(status: dict[str, Any], now_s: float) -> Iterator[str]:
         amounts = ", ".join(f"{_amount(name, x)} {name}" for name, x in sorted(demand["resources"].items()))
         never = "" if demand["feasible"] else ": more than this cluster has"
         yield f"  {demand['count']} x {{{amounts}}}{never}"
+
+
+def _on_disk(row: dict[str, int]) -> str:
+    return f"  {row['spilled_objects']} objects of {row['spilled_bytes'] / 2**30:.2f} GiB on disk"
 
 
 def _amount(name: str, amount: float) -> str:

@@ -37,8 +37,10 @@ def launch(
     huge_pages: bool = False,
     objects_socket: str | None = None,
     token_file: str | None = None,
+    tls: bool = False,
 ) -> tuple[subprocess.Popen[bytes], int]:
-    """Starts a store and waits until it serves. With objects_socket and token_file it runs an object manager too.
+    """Starts a store and waits until it serves. With objects_socket and token_file it runs an object manager too; tls:
+    which speaks TLS with those of other nodes.
 
     Returns: the process, and the lifeline: a descriptor whose closing ends it.
     Raises:  OSError: it does not start; the text is the store's own.
@@ -49,7 +51,7 @@ def launch(
     if huge_pages:
         command.append("--huge-pages")
     if objects_socket is not None and token_file is not None:
-        command += ["--objects-socket", objects_socket, "--token-file", token_file]
+        command += ["--objects-socket", objects_socket, "--token-file", token_file, *(["--tls"] if tls else [])]
     ready_read, ready_write = os.pipe()
     life_read, life_write = os.pipe()
     try:

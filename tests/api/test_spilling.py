@@ -94,6 +94,24 @@ def test_what_will_be_wanted_soon_comes_back_although_nobody_waits_for_it(ray_st
 
 
 @small_store
+def test_wait_has_what_is_on_disk_brought_back_unless_it_is_told_not_to(ray_start):
+    refs = [ray.put(big(i)) for i in range(MANY)]
+    with store() as client:
+        spilled = [ref for ref in refs if client.ahead([ref.binary()])][:4]
+        del refs  # those are freed: now there is room
+        client.audit()  # and nothing of what was asked above is still to be done
+        on_disk = [ref for ref in spilled if client.list()[ref.binary()]["state"] == "spilled"]
+        before = client.stats()["restored_objects"]
+        assert ray.wait(spilled, num_returns=4, fetch_local=False) == (spilled, [])
+        assert client.stats()["restored_objects"] == before
+        assert len(ray.wait(spilled, num_returns=1)[0]) == 1
+        wait_until(lambda: client.stats()["restored_objects"] == before + len(on_disk), what="them to come back")
+        for ref in spilled:
+            assert ray.get(ref).size == BIG
+        assert client.stats()["restored_objects"] == before + len(on_disk)
+
+
+@small_store
 def test_a_get_of_many_spilled_objects_gives_each_as_it_was(ray_start):
     refs = [ray.put(big(i)) for i in range(MANY)]
     half = STORE_BYTES // BIG // 2
@@ -126,6 +144,12 @@ def test_what_is_on_disk_is_seen_to_be_there(ray_start, capsys):
     said = capsys.readouterr().out
     assert f"in {len(on_disk)} objects" in said and " disk " in said
     assert get_object_locations([refs[0]])[refs[0]]["did_spill"] == (refs[0].hex() in on_disk)
+    now = stats()
+    (node,) = ray.util.state.list_nodes(detail=True)
+    assert (node.spilled_objects, node.spilled_bytes) == (len(on_disk), now["spilled_bytes"])
+    assert node.object_store_bytes == now["sealed_bytes"]
+    assert cli_main(["status", "--address", ray_start["session_dir"]]) == 0
+    assert f"  {len(on_disk)} objects of {now['spilled_bytes'] / 2**30:.2f} GiB on disk\n" in capsys.readouterr().out
 
 
 @small_store

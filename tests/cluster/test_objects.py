@@ -101,6 +101,28 @@ def test_an_object_is_transferred_once_for_all_tasks_of_a_node(nodes: Nodes) -> 
     assert stats(nodes, 1)["pulls_done"] == 1
 
 
+def test_wait_has_what_is_ready_elsewhere_fetched_as_a_copy_that_may_go_again(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 1})
+    refs = [make.options(**on(nodes, 1)).remote(i) for i in range(4)]
+    assert ray.wait(refs, num_returns=4, timeout=20, fetch_local=False) == (refs, [])
+    assert objects(nodes, 0) == 0
+    assert ray.wait(refs, num_returns=1, timeout=20)[0] == refs[:1]
+    client = PlasmaClient(nodes.folder(0) + "/plasma.sock")
+    try:
+        wait_until(lambda: [row["state"] for row in client.list().values()] == ["sealed"] * 4)
+        wait_until(lambda: all(row["pins"] == 0 for row in client.list().values()))
+        assert [int(value[0]) for value in ray.get(refs)] == [0, 1, 2, 3]
+        assert stats(nodes, 1)["served"] == 4
+        # Fetched and thrown away again: what wait fetches is no promise, and a get fetches it once more.
+        assert client.evict(64 << 20) > 0
+        ray.wait(refs, num_returns=1, timeout=20)
+        assert [int(value[-1]) for value in ray.get(refs)] == [0, 1, 2, 3]
+    finally:
+        client.disconnect()
+    del refs
+    wait_until(nothing_left(nodes, 0, 1))
+
+
 def test_generators_on_another_node_yield_large_items(nodes: Nodes) -> None:
     nodes.add_node({"CPU": 1})
 

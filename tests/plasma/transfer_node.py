@@ -66,7 +66,9 @@ class Gate:
 class TransferNode:
     """address: where other stores reach this one. kill() is kill -9 of the store."""
 
-    def __init__(self, folder: str, memory_bytes: int, token: bytes = TOKEN, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, folder: str, memory_bytes: int, token: bytes = TOKEN, host: str = "127.0.0.1", tls: bool = False
+    ) -> None:
         self.objects_socket = folder + "/objects.sock"
         Path(folder + "/token").write_text(token.hex())
         self.process, self._lifeline = launch(
@@ -74,6 +76,7 @@ class TransferNode:
             folder + "/plasma.sock",
             objects_socket=self.objects_socket,
             token_file=folder + "/token",
+            tls=tls,
         )
         self.client = PlasmaClient(folder + "/plasma.sock")
         self.line = TransferLine(self.objects_socket)

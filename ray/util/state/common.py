@@ -153,6 +153,9 @@ class NodeState(StateSchema):
     labels: dict[str, str] = state_column(filterable=False)
     start_time_ms: int | None = state_column(filterable=False, detail=True)
     end_time_ms: int | None = state_column(filterable=False, detail=True)
+    object_store_bytes: int | None = state_column(filterable=False, detail=True)  # of objects in memory
+    spilled_bytes: int | None = state_column(filterable=False, detail=True)  # of those on disk, and not in memory
+    spilled_objects: int | None = state_column(filterable=False, detail=True)
 
 
 @dataclass

@@ -109,6 +109,7 @@ def actors(session: _inspect.Source, timeout_s: float) -> Found:
 
 def nodes(session: _inspect.Source, timeout_s: float) -> Found:
     head = _inspect.Places(session, timeout_s).head()
+    stores: dict[str, dict[str, int]] = {row["node_id"]: row for row in session.rpc("stores", timeout=timeout_s)}
     rows = [
         {
             "node_id": row["node_id"],
@@ -121,6 +122,14 @@ def nodes(session: _inspect.Source, timeout_s: float) -> Found:
             "labels": row["labels"],
             "start_time_ms": _ms(row["started_s"]),
             "end_time_ms": _ms(row["died_s"]),
+            **{
+                column: stores.get(row["node_id"], {}).get(source)
+                for column, source in (
+                    ("object_store_bytes", "sealed_bytes"),
+                    ("spilled_bytes", "spilled_bytes"),
+                    ("spilled_objects", "spilled_objects"),
+                )
+            },
         }
         for row in session.rpc("node_table", timeout=timeout_s)
     ]
