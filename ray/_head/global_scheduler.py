@@ -22,9 +22,9 @@ from typing import NamedTuple, Union
 from ray._protocol.resources import describe, shape_of
 from ray._scheduling import labels
 from ray._scheduling.nearest import nearest
+from ray._scheduling.node_index import NodeIndex
 from ray._scheduling.policies import NodeView, choose
-from ray._scheduling.room_index import RoomIndex
-from ray._scheduling.strategy import Default, NodeAffinity, NodeLabels, Strategy
+from ray._scheduling.strategy import NodeAffinity, NodeLabels, Strategy
 
 
 class NodeJoined(NamedTuple):
@@ -122,7 +122,7 @@ def _bound_to(strategy: Strategy, node_id: bytes) -> bool:
 class GlobalScheduler:
     def __init__(self) -> None:
         self._nodes: dict[bytes, _Node] = {}
-        self._room: RoomIndex[bytes] = RoomIndex()
+        self.index: NodeIndex[bytes] = NodeIndex()
         self._waiting: dict[bytes, Requested] = {}
         self._assigned: dict[bytes, bytes] = {}
 
@@ -149,7 +149,7 @@ class GlobalScheduler:
             self._changed(event.node_id)
             return []
         del self._nodes[event.node_id]
-        self._room.drop(event.node_id)
+        self.index.drop(event.node_id)
         lost = list(node.assigned)
         for request_id in lost:
             del self._assigned[request_id]
@@ -198,11 +198,10 @@ class GlobalScheduler:
 
     def _changed(self, node_id: bytes) -> None:
         node = self._nodes[node_id]
-        self._room.put(node_id, node.total, node.available)
+        self.index.put(node_id, node.total, node.available, node.labels, len(node.assigned))
 
     def _place(self, request: Requested, say_infeasible: bool) -> list[Action]:
-        found = self._room.best(shape_of(request.ask)) if isinstance(request.strategy, Default) else None
-        node_id = choose(self.views(), request.ask, request.strategy) if found is None else found[1]
+        node_id = choose(self.index, shape_of(request.ask), request.strategy)
         if node_id is None:
             self._waiting[request.request_id] = request
             return [Infeasible(request.request_id, self._why_infeasible(request))] if say_infeasible else []

@@ -79,6 +79,7 @@ class PlacementGroups:
     def __init__(self, placing: GlobalScheduler) -> None:
         self.late = 0  # events about groups, or attempts, that are no more
         self._placing = placing
+        self._nodes = bundle_policies.Nodes(placing.index)
         self._groups: dict[bytes, Group] = {}
         self._waiting: dict[bytes, None] = {}  # PENDING and RESCHEDULING, in the order they came
         self._by_name: dict[tuple[str, str], bytes] = {}
@@ -118,7 +119,7 @@ class PlacementGroups:
         """For a person: what a group that is not CREATED lacks."""
         views = self._placing.views()
         missing = group.missing()
-        if bundle_policies.possible(views, missing, group.strategy, group.nodes, group.limits) is None:
+        if bundle_policies.possible(self._nodes, missing, group.strategy, group.nodes, group.limits) is None:
             return self._why_infeasible(group)
         free = "; ".join(f"node {view.node_id.hex()[:8]} has {describe(_above_zero(view.available))}" for view in views)
         asks = describe(bundle_policies.total_of(missing))
@@ -199,10 +200,10 @@ class PlacementGroups:
 
     def _try(self, group: Group, now: float) -> list[Action]:
         """Chooses nodes for what lies nowhere; if there are none, says once why that may take for ever."""
-        missing, views = group.missing(), self._placing.views()
-        nodes = bundle_policies.place(views, missing, group.strategy, group.nodes, group.limits)
+        missing = group.missing()
+        nodes = bundle_policies.place(self._nodes, missing, group.strategy, group.nodes, group.limits)
         if nodes is None:
-            nodes = bundle_policies.possible(views, missing, group.strategy, group.nodes, group.limits)
+            nodes = bundle_policies.possible(self._nodes, missing, group.strategy, group.nodes, group.limits)
             if nodes is None:
                 if group.said_infeasible:
                     return []

@@ -27,14 +27,17 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from ray._protocol.resources import Resources, Shape
+from ray._scheduling import labels, policies
+from ray._scheduling.labels import Term
 from ray._scheduling.nearest import nearest
-from ray._scheduling.policies import PACK_UNTIL, NodeView, choose, feasible, fits, load
-from ray._scheduling.room_index import RoomIndex
+from ray._scheduling.node_index import NodeIndex
+from ray._scheduling.policies import PACK_UNTIL, NodeView, feasible, fits, load
 from ray._scheduling.strategy import DEFAULT, Default, NodeAffinity, NodeLabels, Spread, Strategy
 
 if TYPE_CHECKING:
     from .leases import Lease
 
+HERE = -1  # in place of this node's number, which it may not have heard yet
 PATIENCE_S = 1.0  # several times as long as a view may be late
 SENT_S = 0.25  # a report takes 50 ms at each of two hops, and the request itself has to arrive
 GROUP_PART = tuple[int, Mapping[str, int], Mapping[str, int]]  # bundle index, what it holds in all, what of it is free
@@ -95,7 +98,10 @@ class Neighbours:
         self._node_id = node_id
         self._number = -1  # of this node, once a view has said it
         self._by_number: dict[int, _Neighbour] = {}
-        self._room: RoomIndex[int] = RoomIndex()
+        self._numbers: dict[bytes, int] = {}
+        self._index: NodeIndex[int] = NodeIndex()
+        self._with_bundles: dict[bytes, dict[int, None]] = {}  # by group, the nodes that have some of it
+        self._owed: dict[int, None] = {}  # nodes of whose room something is deducted
         self._choices = 0
         self._chose_here = 0
 
@@ -111,19 +117,39 @@ class Neighbours:
             if row.node_id == self._node_id:
                 self._number = row.number
             elif not row.alive:
-                self._by_number.pop(row.number, None)
-                self._room.drop(row.number)
+                gone = self._by_number.pop(row.number, None)
+                if gone is not None:
+                    self._list_bundles(gone, {})
+                    self._numbers.pop(gone.row.node_id, None)
+                    self._owed.pop(row.number, None)
+                    self._index.drop(row.number)
             else:
                 node = self._by_number.get(row.number)
                 if node is None:
-                    node = self._by_number[row.number] = _Neighbour(row)
+                    node = self._by_number[row.number] = _Neighbour(row._replace(bundles={}))
+                    self._numbers[row.node_id] = row.number
+                if row.bundles or node.reported.bundles:
+                    self._list_bundles(node, row.bundles)
                 node.reported = row
                 self._settle(node, now)
+
+    def _list_bundles(self, node: _Neighbour, now: Iterable[bytes]) -> None:
+        """now: the groups of which that node has something; so far it had something of those it last reported."""
+        number = node.row.number
+        for group_id in node.reported.bundles:
+            having = self._with_bundles[group_id]
+            del having[number]
+            if not having:
+                del self._with_bundles[group_id]
+        for group_id in now:
+            self._with_bundles.setdefault(group_id, {})[number] = None
 
     def sent(self, number: int, lease: Lease, now: float) -> None:
         """A request is on its way there: what it asks is not free any more."""
         node = self._by_number[number]
-        self.look_soon(now)
+        self._owed[number] = None
+        if self.look_at is None:
+            self.look_soon(now)
         if lease.place is None:
             node.sent.append((now, lease.shape))
             self._settle(node, now)
@@ -135,7 +161,8 @@ class Neighbours:
 
     def _settle(self, node: _Neighbour, now: float) -> None:
         node.settle(now)
-        self._room.put(node.row.number, node.row.total, node.row.available)
+        row = node.row
+        self._index.put(row.number, row.total, row.available, row.labels, row.queued, node.chosen_at)
 
     def look_soon(self, now: float) -> None:
         if self.look_at is None:
@@ -146,12 +173,12 @@ class Neighbours:
         if self.look_at is None or now < self.look_at:
             return False
         self.look_at = None
-        for node in self._by_number.values():
+        owed, self._owed = self._owed, {}
+        for number in owed:
+            node = self._by_number[number]
+            self._settle(node, now)  # with it what was sent into its bundles
             if node.sent:
-                self._settle(node, now)
-            else:
-                node.settle(now)  # what was sent into its bundles
-            if node.sent:
+                self._owed[number] = None
                 self.look_at = min(self.look_at or node.sent[0][0] + SENT_S, node.sent[0][0] + SENT_S)
         return True
 
@@ -165,11 +192,11 @@ class Neighbours:
         if lease.holds:
             here = here._replace(holds=lease.holds.get(self._number, 0))
         if isinstance(strategy, NodeAffinity):
-            named = [n.row.number for n in self._by_number.values() if n.row.node_id == strategy.node_id]
             if strategy.node_id == self._node_id and feasible(here, ask):
                 return None
-            if named and feasible(self._view(named[0], lease), ask):
-                return named[0]
+            named = self._numbers.get(strategy.node_id)
+            if named is not None and fits_in(self._by_number[named].row.total, lease.shape):
+                return named
             if not strategy.soft:
                 return None
             strategy = DEFAULT
@@ -178,37 +205,53 @@ class Neighbours:
         if possible and ((lease.hops >= self.hops_max and not patient) or (lease.hops and room)):
             return None
         if isinstance(strategy, Spread) and not lease.hops:
-            return self._in_turn(lease, ask, possible, room)
+            return self._in_turn(lease.shape, possible, room)
         if room and isinstance(strategy, Default) and (not lease.holds or here.holds == max(lease.holds.values())):
             if load(here, dict.fromkeys(ask, 0)) < PACK_UNTIL:
-                return None  # without looking at all the others: on a large cluster most requests end here
-        if isinstance(strategy, (Default, Spread)) and not lease.holds:
-            best = self._room.best(lease.shape)
+                return None  # without asking for the others: on a large cluster most requests end here
+        for terms in policies.searches(strategy):
+            admitted = possible and (not terms or labels.matches(here.labels, terms))
+            best = self._roomiest(lease, ask, here if admitted and room else None, terms)
             if best is not None:
-                return None if room and max(load(here, ask), PACK_UNTIL) <= best[0] else best[1]
-            if possible:
-                return None  # none has room
-        others = {n.row.node_id: n for n in self._by_number.values()}
-        views = [here, *(self._view(n.row.number, lease) for n in others.values())]
-        chosen = choose(views, ask, DEFAULT if isinstance(strategy, Spread) else strategy)
-        if chosen is None or chosen == self._node_id:
-            return None
-        node = others[chosen]
-        if possible and not fits(self._view(node.row.number, lease), ask):
-            return None  # it would only wait there instead of here
-        return node.row.number
+                return None if best == HERE else best
+            if admitted:
+                return None  # none has room: it would only wait there instead of here
+            able = self._index.first(policies.least_loaded, lease.shape, terms)
+            if able is not None:
+                return None if possible else able[1]
+        return None
+
+    def _roomiest(
+        self, lease: Lease, ask: Mapping[str, int], here: NodeView | None, terms: tuple[Term, ...]
+    ) -> int | None:
+        """Where it fits: the node that holds most of its arguments, of equals the emptiest, of these the first.
+
+        Args: here: this node, if it fits here.
+        Returns: a number, or HERE; None: it fits nowhere."""
+        full_here = 0.0 if here is None else max(load(here, ask), PACK_UNTIL)
+        if lease.holds:
+            held_by: list[tuple[int, float, int, int]] = []  # bytes below zero, how full, order, number
+            if here is not None and here.holds:
+                held_by.append((-here.holds, full_here, 0, HERE))
+            for number, size in lease.holds.items():
+                node = self._index.get(number) if size > 0 else None
+                full = None if node is None else policies.room(node, lease.shape)
+                if node is not None and full is not None and labels.matches(node.labels, terms):
+                    held_by.append((-size, full, node.order, number))
+            if held_by:
+                return min(held_by)[3]
+        best = self._index.first(policies.room, lease.shape, terms)
+        if here is not None and (best is None or full_here <= best[0]):
+            return HERE
+        return None if best is None else best[1]
 
     def has_able(self, strategy: Strategy, shape: Shape) -> bool:
         """Whether some node that the strategy allows could ever hold so much."""
-        return any(
-            fits_in(node.row.total, shape)
-            and (
-                node.row.node_id == strategy.node_id
-                if isinstance(strategy, NodeAffinity)
-                else not isinstance(strategy, NodeLabels) or strategy.admits(dict(node.row.labels))
-            )
-            for node in self._by_number.values()
-        )
+        if isinstance(strategy, NodeAffinity):
+            number = self._numbers.get(strategy.node_id)
+            return number is not None and fits_in(self._by_number[number].row.total, shape)
+        searched = strategy.alternatives if isinstance(strategy, NodeLabels) else policies.ANY
+        return any(self._index.first(policies.least_loaded, shape, terms) is not None for terms in searched)
 
     def with_bundle(self, lease: Lease, usable: bool, room: bool) -> int | None:
         """The same for a lease that is to run in a placement group.
@@ -216,9 +259,11 @@ class Neighbours:
         Args: usable: this node has a bundle that could hold it.  room: and it is free."""
         if room or (usable and lease.hops >= self.hops_max):
             return None
+        assert lease.place is not None
+        having = self._with_bundles.get(lease.place.group_id, ())
         roomy = anywhere = None
-        for number, node in self._by_number.items():
-            for part in node.parts:
+        for number in sorted(having, key=self._index.order):
+            for part in self._by_number[number].parts:
                 if not _is_of(part, lease) or not fits_in(part.total, lease.shape):
                     continue
                 if roomy is None and fits_in(part.available, lease.shape):
@@ -237,32 +282,21 @@ class Neighbours:
 
     def any_room(self, shape: Shape) -> bool:
         """Whether it is worth looking for a better place at all for one of those that wait for so much."""
-        return any(fits_in(node.row.available, shape) or node.parts for node in self._by_number.values())
+        return bool(self._with_bundles) or self._index.first(policies.room, shape) is not None
 
-    def _view(self, number: int, lease: Lease) -> NodeView:
-        row = self._by_number[number].row
-        return NodeView(
-            row.node_id,
-            row.total,
-            row.available,
-            row.queued,
-            lease.holds.get(number, 0) if lease.holds else 0,
-            row.labels,
-        )
-
-    def _in_turn(self, lease: Lease, ask: Mapping[str, int], possible: bool, room: bool) -> int | None:
+    def _in_turn(self, shape: Shape, possible: bool, room: bool) -> int | None:
         """SPREAD: of those with room, this node among them, the one that was chosen longest ago."""
-        roomy = [n for n in self._by_number.values() if fits(self._view(n.row.number, lease), ask)]
-        if not roomy:
-            able = [n for n in self._by_number.values() if feasible(self._view(n.row.number, lease), ask)]
-            return None if possible or not able else min(able, key=lambda n: n.row.queued).row.number
+        oldest = self._index.first(policies.longest_ago, shape)
+        if oldest is None:
+            able = None if possible else self._index.first(policies.fewest_wait, shape)
+            return None if able is None else able[1]
         self._choices += 1
-        oldest = min(roomy, key=lambda n: n.chosen_at)
-        if room and self._chose_here <= oldest.chosen_at:
+        if room and self._chose_here <= oldest[0]:
             self._chose_here = self._choices
             return None
-        oldest.chosen_at = self._choices
-        return oldest.row.number
+        node = self._by_number[oldest[1]]
+        node.chosen_at = self._choices
+        return node.row.number  # being sent what it is chosen for, it is put into the index anew
 
 
 def fits_in(available: Mapping[str, int], shape: Shape) -> bool:

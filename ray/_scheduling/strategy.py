@@ -98,6 +98,7 @@ def _are_selectors(*given: object) -> bool:
             and isinstance(term[1], str)
             and term[1] in labels.OPERATORS
             and isinstance(term[2], tuple)
+            and all(isinstance(value, str) for value in term[2])
             for term in selector
         )
         for selector in given

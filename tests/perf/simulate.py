@@ -3,16 +3,26 @@
     python -m tests.perf.simulate                      10 to 2,000 nodes
     python -m tests.perf.simulate --nodes 100 400      these
 
-The real machines, fed as a cluster of that size would feed them; nothing between them is played. Of each size:
+The real machines, fed as a cluster of that size would feed them; nothing between them is played. A row for each kind of
+decision, in microseconds of processor time, the best of three; nodes have 20 CPUs. `ray simulate` plays whole clusters.
 
-    local     microseconds a request, where a node has room for it itself
-    spill     and where it is half full, so that all other nodes are compared
-    report    and of a row of a view, as each node takes it in
-    actor     microseconds an actor that the head places, on nodes that have 20 places each, until all are taken
-    group     and a placement group of two bundles, made and removed
+At a node that is asked for a lease:
 
-Each is the best of three. Ends with the exponent of growth between the smallest and the largest: 1 means as fast as the
-number of nodes.
+    here          it has room itself
+    elsewhere     it is half full: another should have it
+    spread, affinity, labels, arguments     by that strategy; the largest of three arguments lies on another node
+    full          no node has room
+    a view's row  what it costs to take one in
+
+At the head:
+
+    actor         placed by the default strategy, until all nodes are full
+    actor spread, actor labels              by that strategy
+    actor full    no node has room
+    group         of two bundles, SPREAD, made and removed; pack: of four, by PACK
+    group labels  SPREAD, each bundle on a node with a label
+
+Ends with the exponent of growth between the smallest and the largest: 1 means as fast as the number of nodes.
 """
 
 from __future__ import annotations
@@ -20,6 +30,8 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Callable
+from typing import Any
 
 from ray._head import global_scheduler as gs
 from ray._head import group_messages as gm
@@ -27,79 +39,123 @@ from ray._head import placement_groups as pg
 from ray._node import lease_messages as lm
 from ray._node.local_scheduler import LocalScheduler
 from ray._node.spillback import NodeRow
+from ray._scheduling.bundle_policies import ANYWHERE, Limits
 from ray._scheduling.node_resources import NodeResources
-from ray._scheduling.strategy import DEFAULT
+from ray._scheduling.strategy import DEFAULT, NodeAffinity, NodeLabels, Spread, Strategy
 
 UNIT = 10_000
 TOTAL = {"CPU": 20 * UNIT}
+NOTHING = {"CPU": 0}
 ONE = {"CPU": UNIT}
 TRIES = 300
+IN_A = (("zone", "in", ("a",)),)
 
 
 def node_id(number: int) -> bytes:
     return number.to_bytes(16, "big")
 
 
-def local(nodes: int, busy: bool) -> tuple[float, float]:
-    """(microseconds a request, microseconds a row of a view)."""
-    scheduler = LocalScheduler(NodeResources(TOTAL), node_id=node_id(0))
+def labels_of(number: int) -> dict[str, str]:
+    return {"ray.io/node-id": node_id(number).hex(), "zone": "ab"[number % 2]}
+
+
+def local(nodes: int, used: int, free: bool, **asked: Any) -> float:
+    """Seconds a request. used: how many CPUs of this node; free: whether others have room."""
+    scheduler = LocalScheduler(NodeResources(TOTAL), node_id=node_id(0), labels=labels_of(0))
     scheduler.handle(lm.CoreJoined(b"core", b"job\0"), 0.0)
-    rows = [NodeRow(n, node_id(n), TOTAL, TOTAL) for n in range(1, nodes)]
-    began = time.perf_counter()
+    for request in range(used):
+        scheduler.handle(lm.LeaseRequested(b"core", 1_000_000 + request, ONE), 0.0)
+    rows = [NodeRow(n, node_id(n), TOTAL, TOTAL if free else NOTHING, labels=labels_of(n)) for n in range(1, nodes)]
+    scheduler.handle(lm.View(rows), 0.0)
+    tries = min(TRIES, nodes * 5)
+    began = time.process_time()
+    for request in range(tries):
+        actions = scheduler.handle(lm.LeaseRequested(b"core", request, ONE, **asked), 0.0)
+        if not any(isinstance(action, lm.Spill) for action in actions):
+            scheduler.handle(lm.LeaseCancelled(b"core", request), 0.0)
+    return (time.process_time() - began) / tries
+
+
+def view(nodes: int) -> float:
+    """Seconds a row."""
+    scheduler = LocalScheduler(NodeResources(TOTAL), node_id=node_id(0), labels=labels_of(0))
+    rows = [NodeRow(n, node_id(n), TOTAL, TOTAL, labels=labels_of(n)) for n in range(1, nodes)]
+    scheduler.handle(lm.View(rows), 0.0)
+    scheduler.handle(lm.CoreJoined(b"core", b"job\0"), 0.0)
+    scheduler.handle(lm.LeaseRequested(b"core", 0, ONE), 0.0)
+    began = time.process_time()
     for row in rows:
         scheduler.handle(lm.View([row]), 0.0)
-    a_row = (time.perf_counter() - began) / len(rows)
-    if busy:
-        for request in range(12):
-            scheduler.handle(lm.LeaseRequested(b"core", 1_000_000 + request, ONE), 0.0)
-    tries = min(TRIES, nodes * 5)
-    began = time.perf_counter()
-    for request in range(tries):
-        actions = scheduler.handle(lm.LeaseRequested(b"core", request, ONE), 0.0)
-        sent = any(isinstance(action, lm.Spill) for action in actions)
-        assert sent == busy
-        if not sent:
-            scheduler.handle(lm.LeaseCancelled(b"core", request), 0.0)
-    return (time.perf_counter() - began) / tries * 1e6, a_row * 1e6
+    return (time.process_time() - began) / len(rows)
 
 
-def head(nodes: int) -> tuple[float, float]:
-    """(microseconds an actor, microseconds a group)."""
-    placing = gs.GlobalScheduler()
+def placing(nodes: int, free: bool = True) -> gs.GlobalScheduler:
+    scheduler = gs.GlobalScheduler()
     for number in range(nodes):
-        placing.handle(gs.NodeJoined(node_id(number), TOTAL))
-    groups = pg.PlacementGroups(placing)
-    began = time.perf_counter()
+        scheduler.handle(gs.NodeJoined(node_id(number), TOTAL, labels_of(number)))
+        if not free:
+            scheduler.handle(gs.ResourcesReported(node_id(number), NOTHING))
+    return scheduler
+
+
+def actor(nodes: int, strategy: Strategy = DEFAULT, free: bool = True) -> float:
+    """Seconds an actor; with the default strategy until every node is full."""
+    scheduler = placing(nodes, free)
+    actors = nodes * 20 if free and strategy == DEFAULT else TRIES
+    began = time.process_time()
+    for number in range(actors):
+        scheduler.handle(gs.Requested(b"a" + node_id(number), ONE, strategy))
+    return (time.process_time() - began) / actors
+
+
+def group(nodes: int, strategy: str = "SPREAD", bundles: int = 2, limits: Limits = ANYWHERE) -> float:
+    """Seconds a group."""
+    scheduler = placing(nodes)
+    groups = pg.PlacementGroups(scheduler)
+    began = time.process_time()
     for number in range(TRIES):
         group_id = node_id(number)
-        for action in groups.handle(gm.Create(group_id, b"job\0", [ONE, ONE], "SPREAD"), 0.0):
+        for action in groups.handle(gm.Create(group_id, b"job\0", [ONE] * bundles, strategy, limits=limits), 0.0):
             if isinstance(action, gm.PrepareBundles):
                 groups.handle(gm.Prepared(group_id, action.node_id, action.attempt), 0.0)
         groups.handle(gm.Remove(group_id), 0.0)
-    a_group = (time.perf_counter() - began) / TRIES
-    actors = nodes * 20
-    began = time.perf_counter()
-    for number in range(actors):
-        placing.handle(gs.Requested(b"a" + node_id(number), ONE, DEFAULT))
-    return (time.perf_counter() - began) / actors * 1e6, a_group * 1e6
+    return (time.process_time() - began) / TRIES
+
+
+KINDS: dict[str, Callable[[int], float]] = {
+    "here": lambda nodes: local(nodes, 0, True),
+    "elsewhere": lambda nodes: local(nodes, 12, True),
+    "spread": lambda nodes: local(nodes, 12, True, strategy=Spread()),
+    "affinity": lambda nodes: local(nodes, 12, True, strategy=NodeAffinity(node_id(nodes - 1))),
+    "labels": lambda nodes: local(nodes, 12, True, strategy=NodeLabels((IN_A,))),
+    "arguments": lambda nodes: local(nodes, 12, True, holds={nodes - 1: 900, nodes // 2: 800, 0: 5}),
+    "full": lambda nodes: local(nodes, 20, False),
+    "a view's row": view,
+    "actor": actor,
+    "actor spread": lambda nodes: actor(nodes, Spread()),
+    "actor labels": lambda nodes: actor(nodes, NodeLabels((IN_A,))),
+    "actor full": lambda nodes: actor(nodes, free=False),
+    "group": group,
+    "group pack": lambda nodes: group(nodes, "PACK", 4),
+    "group labels": lambda nodes: group(nodes, limits=Limits([IN_A, IN_A])),
+}
+
+
+def growth(nodes: list[int], costs: list[float]) -> float:
+    return math.log(costs[-1] / costs[0]) / math.log(nodes[-1] / nodes[0])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--nodes", type=int, nargs="+", default=[10, 50, 200, 1000, 2000])
+    parser.add_argument("--nodes", type=int, nargs="+", default=[10, 100, 1000, 2000])
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name contains this")
     options = parser.parse_args()
-    names = ("local", "spill", "report", "actor", "group")
-    print(f"{'nodes':>6} " + " ".join(f"{name + ' us':>10}" for name in names))
-    seen = []
-    for nodes in options.nodes:
-        runs = [(*local(nodes, busy=False), *local(nodes, busy=True), *head(nodes)) for _ in range(3)]
-        here, a_row, spill, _, actor, group = (min(values) for values in zip(*runs))  # the rest is others' work
-        seen.append((here, spill, a_row, actor, group))
-        print(f"{nodes:>6} " + " ".join(f"{value:>10.1f}" for value in seen[-1]), flush=True)
-    if len(seen) > 1:
-        growth = math.log(options.nodes[-1] / options.nodes[0])
-        exponents = [math.log(last / first) / growth for first, last in zip(seen[0], seen[-1])]
-        print(f"{'growth':>6} " + " ".join(f"{exponent:>10.2f}" for exponent in exponents))
+    print(f"{'microseconds':14}" + "".join(f"{nodes:>9,}" for nodes in options.nodes) + f"{'growth':>9}")
+    for name, cost in KINDS.items():
+        if options.only in name:
+            costs = [min(cost(nodes) for _ in range(3)) * 1e6 for nodes in options.nodes]  # the rest is others' work
+            last = f"{growth(options.nodes, costs):>9.2f}" if len(costs) > 1 else ""
+            print(f"{name:14}" + "".join(f"{value:>9.1f}" for value in costs) + last, flush=True)
 
 
 if __name__ == "__main__":

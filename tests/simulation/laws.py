@@ -15,7 +15,7 @@ from ray._head.membership import MEMBER
 from ray._node.cluster_view import report_of
 from ray._node.lease_messages import GROUP_REMOVED
 from ray._scheduling import bundle_policies
-from ray._scheduling.policies import NodeView
+from ray._scheduling.policies import NodeView, index_of
 from ray._scheduling.strategy import InGroup, NodeAffinity, NodeLabels, parse_strategy
 
 if TYPE_CHECKING:
@@ -250,9 +250,10 @@ class Laws:
         found = self.bundles()
         living = self.cluster.living()
         views = [NodeView(n.node_id, n.total, n.scheduler.resources.available) for n in living]
+        nodes_now = bundle_policies.Nodes(index_of(views))
         for group in self.cluster.head.service.groups.groups.all():
             if group.state in (gr.PENDING, gr.RESCHEDULING):
-                nodes = bundle_policies.place(views, group.missing(), group.strategy, group.nodes)
+                nodes = bundle_policies.place(nodes_now, group.missing(), group.strategy, group.nodes)
                 if nodes is not None and all(_takes(n, [group.bundles[i] for i in nodes if nodes[i] == n.node_id])
                                              for n in living):  # fmt: skip
                     found.append(f"{group} waits, and there is room: {group.story}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+from typing import Any
 
 import pytest
 
-from ray._scheduling import labels
-from ray._scheduling.bundle_policies import STRATEGIES, Limits, place, possible
-from ray._scheduling.policies import NodeView
+from ray._scheduling import bundle_policies, labels
+from ray._scheduling.bundle_policies import STRATEGIES, Limits
+from ray._scheduling.policies import NodeView, index_of
 
 
 def nodes(*cpus: int, free: tuple[int, ...] = ()) -> list[NodeView]:
@@ -16,6 +17,14 @@ def nodes(*cpus: int, free: tuple[int, ...] = ()) -> list[NodeView]:
         NodeView(bytes([i]), {"CPU": total}, {"CPU": available})
         for i, (total, available) in enumerate(zip(cpus, free or cpus))
     ]
+
+
+def place(views: list[NodeView], *args: Any, **more: Any) -> dict[int, bytes] | None:
+    return bundle_policies.place(bundle_policies.Nodes(index_of(views)), *args, **more)
+
+
+def possible(views: list[NodeView], *args: Any, **more: Any) -> dict[int, bytes] | None:
+    return bundle_policies.possible(bundle_policies.Nodes(index_of(views)), *args, **more)
 
 
 def bundles(*cpus: int) -> dict[int, dict[str, int]]:
