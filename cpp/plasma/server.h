@@ -83,6 +83,7 @@ class Server {
   void Refuse(Asker asker, StatusCode code, const std::string& text);
   void WaitForRoom(const RoomWaiter& waiter);
   bool TryRestore(const RoomWaiter& w);
+  void ReadOn(const RoomWaiter& w);
   bool TryRoom(const RoomWaiter& w) { return w.restore_slot == kNoSlot ? TryLend(w) : TryRestore(w); }
   enum class Help { kNone, kDone, kComing };
   Help MakeRoomFor(const RoomWaiter& w);  // kDone: it has been answered
@@ -119,6 +120,7 @@ class Server {
   std::list<TouchWaiter> touch_waiters_;
   std::unique_ptr<Spiller> spiller_;                     // null: nothing is spilled
   std::multimap<uint32_t, RoomWaiter> restore_waiters_;  // by slot that is being read
+  std::map<uint64_t, ReadAhead> read_ahead_;             // by connection
   std::optional<Asker> spilling_for_;                    // whom the room that is being made is for: others wait
   uint64_t next_connection_ = 1;
   uint64_t subscribers_ = 0;

@@ -12,7 +12,8 @@ namespace {
 constexpr int64_t kTimeoutNsMax = int64_t{3600} * 24 * 365 * kNsPerS;
 constexpr int kRoundsMax = 16;  // of making room without a disk; each frees what the one before could not
 constexpr uint64_t kAheadBytesMax =
-    64 << 20;  // on their way from disk, beyond which nothing more is begun that nobody waits for
+    64 << 20;                    // on their way from disk, beyond which nothing more is begun that nobody waits for
+constexpr int kReadOnMax = 256;  // objects that are looked at behind one that is read
 constexpr size_t kPlannedForMax = 8;  // waiters for whom a plan is made, if none can be for those before
 }  // namespace
 
@@ -57,7 +58,25 @@ bool Server::TryRestore(const RoomWaiter& w) {
       return false;
     default:
       restore_waiters_.emplace(w.restore_slot, w);
+      ReadOn(w);
       return true;
+  }
+}
+
+// He waits for a disk: if he takes one object after the other, as they lie there, those behind are begun before he
+// asks.
+void Server::ReadOn(const RoomWaiter& w) {
+  const auto at = store_->PlaceOf(w.restore_slot);
+  if (!at || spilling_for_ || room_queue_.size() > 0) return;
+  ReadAhead& reader = read_ahead_[w.asker.connection];
+  const auto before = store_->OnDiskBefore(*at);
+  uint64_t bytes = reader.Asked(*at, before ? std::optional(before->place) : std::nullopt);
+  auto next = store_->OnDiskAfter(*at);
+  for (int n = 0; n < kReadOnMax && next && next->bytes <= bytes && spiller_->reading_bytes() < kAheadBytesMax; ++n) {
+    if (next->spilled && spiller_->Restore(next->slot, *next->spilled) == RestoreStep::kNoRoom) return;
+    reader.Began(next->place);
+    bytes -= next->bytes;
+    next = store_->OnDiskAfter(next->place);
   }
 }
 
@@ -75,6 +94,7 @@ void Server::AnswerRestored(const std::vector<Spiller::Restored>& restored) {
 }
 
 void Server::ForgetRestores(uint64_t connection) {
+  read_ahead_.erase(connection);
   std::erase_if(restore_waiters_, [&](const auto& w) { return w.second.asker.connection == connection; });
 }
 

@@ -12,6 +12,7 @@
 // Deleted at any of these moments it is kDeleting, by the client's own swap or by its ring; what is then under way ends
 // first (kWriting and kRestoring count as pins), and its result is thrown away.
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <set>
 
@@ -31,7 +32,10 @@ uint64_t Store::PinsOf(uint32_t slot) const {
 
 void Store::DropCopy(uint32_t slot) {
   const auto node = on_disk_.extract(slot);
-  if (!node.empty()) disk_freed_.push_back(node.mapped().place);
+  if (node.empty()) return;
+  const DiskPlace& place = node.mapped().place;
+  on_disk_in_order_.erase({place.file, place.offset});
+  disk_freed_.push_back(place);
 }
 
 bool Store::TryDrop(uint32_t slot) {
@@ -138,6 +142,7 @@ void Store::SpillWritten(uint32_t slot, const DiskCopy& copy) {
   slot_flags_[slot] &= static_cast<uint8_t>(~kWriting);
   if (on_disk_.empty()) largest_spilled_bytes_ = 0;
   on_disk_[slot] = copy;
+  on_disk_in_order_[{copy.place.file, copy.place.offset}] = slot;
   largest_spilled_bytes_ = std::max(largest_spilled_bytes_, SpilledBytes(slot));
   // If it was deleted meanwhile, ReclaimDeleted frees it with its copy.
   if (!TryDrop(slot)) ReclaimDeleted();
@@ -152,6 +157,32 @@ uint64_t Store::SpilledBytes(uint32_t slot) const {
   const auto copy = on_disk_.find(slot);
   if (copy == on_disk_.end()) return 0;
   return ObjectExtentBytes(copy->second.data_bytes, copy->second.metadata_bytes);
+}
+
+std::optional<ReadAhead::Place> Store::PlaceOf(uint32_t slot) const {
+  const auto copy = on_disk_.find(slot);
+  if (copy == on_disk_.end()) return std::nullopt;
+  return ReadAhead::Place{copy->second.place.file, copy->second.place.offset};
+}
+
+OnDisk Store::Describe(const std::pair<const ReadAhead::Place, uint32_t>& entry) const {
+  const auto& [place, slot] = entry;
+  const uint64_t word = table_.slot(slot).state.load(std::memory_order_acquire);
+  OnDisk found{place, on_disk_.at(slot).place.bytes, slot, std::nullopt};
+  if (StateOf(word) == State::kSpilled) found.spilled = GenerationOf(word);
+  return found;
+}
+
+std::optional<OnDisk> Store::OnDiskBefore(const ReadAhead::Place& at) const {
+  const auto found = on_disk_in_order_.lower_bound(at);
+  if (found == on_disk_in_order_.begin()) return std::nullopt;
+  return Describe(*std::prev(found));
+}
+
+std::optional<OnDisk> Store::OnDiskAfter(const ReadAhead::Place& at) const {
+  const auto found = on_disk_in_order_.upper_bound(at);
+  if (found == on_disk_in_order_.end()) return std::nullopt;
+  return Describe(*found);
 }
 
 RestoreStep Store::StartRestore(uint32_t slot, uint64_t generation, SpillRead* out) {

@@ -23,6 +23,7 @@
 #include "plasma/eviction.h"
 #include "plasma/extents.h"
 #include "plasma/object_table.h"
+#include "plasma/read_ahead.h"
 #include "plasma/spill_files.h"
 
 namespace ray::plasma {
@@ -81,6 +82,13 @@ struct SpillWrite {
 struct DiskCopy {
   DiskPlace place;
   uint64_t data_bytes, metadata_bytes, checksum;
+};
+
+struct OnDisk {
+  ReadAhead::Place place;
+  uint64_t bytes;  // of its record
+  uint32_t slot;
+  std::optional<uint64_t> spilled;  // its generation, if it is not in memory
 };
 
 // A spilled object whose bytes are to be copied to `offset`, until EndRestore or AbortRestore.
@@ -176,6 +184,10 @@ class Store {
   // For a reader who has pinned the slot. Takes an extent, evicting as Lend does.
   uint64_t SpilledBytes(uint32_t slot) const;  // the extent it needs to come back; 0: it is not spilled
   RestoreStep StartRestore(uint32_t slot, uint64_t generation, SpillRead* out);
+  // Of the objects on disk, in memory too or not, that before and that behind this one, as they lie in the files.
+  std::optional<OnDisk> OnDiskBefore(const ReadAhead::Place& at) const;
+  std::optional<OnDisk> OnDiskAfter(const ReadAhead::Place& at) const;
+  std::optional<ReadAhead::Place> PlaceOf(uint32_t slot) const;
   // Its bytes are back; or (not ok) damaged, and the object lost.
   void EndRestore(uint32_t slot, bool ok);
   // Not begun, because its extent cannot be used: as if StartRestore had not been called.
@@ -226,8 +238,9 @@ class Store {
   bool Pinned(uint32_t slot) const;
   uint64_t PinsOf(uint32_t slot) const;  // of all clients; each half is right as to being zero
   void DropCopy(uint32_t slot);          // of what is on disk
-  bool TryDrop(uint32_t slot);           // takes an object that nobody reads out of memory: evicts or spills it
-  void DropOrphans();                    // spilled objects that nobody keeps
+  OnDisk Describe(const std::pair<const ReadAhead::Place, uint32_t>& entry) const;
+  bool TryDrop(uint32_t slot);  // takes an object that nobody reads out of memory: evicts or spills it
+  void DropOrphans();           // spilled objects that nobody keeps
   uint64_t ExtentOf(uint32_t slot, uint64_t* bytes) const;  // clamped to the pool
   void DrainClient(ClientId id, Client& client);
   void DeleteEntry(ClientId id, uint32_t slot, uint64_t generation);
@@ -259,6 +272,7 @@ class Store {
   std::vector<uint32_t> deleting_;    // kDeleting and pinned when last looked at
   std::vector<ObjectEvent> events_;
   std::unordered_map<uint32_t, DiskCopy> on_disk_;                         // by slot
+  std::map<ReadAhead::Place, uint32_t> on_disk_in_order_;                  // slots, as they lie in the files
   std::unordered_map<uint32_t, std::pair<uint64_t, uint64_t>> restoring_;  // by slot: the extent it is read into
   std::vector<DiskPlace> disk_freed_;
   uint64_t largest_spilled_bytes_ = 0;  // since on_disk_ was last empty

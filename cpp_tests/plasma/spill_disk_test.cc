@@ -10,6 +10,7 @@
 
 #include "fixture.h"
 #include "plasma/checksum.h"
+#include "plasma/read_ahead.h"
 #include "testing.h"
 
 namespace ray::plasma {
@@ -108,6 +109,22 @@ TEST(Checksum, TellsBlocksThatChangedPlacesAndOneBitWrongInEachOfTwo) {
       }
     }
   }
+}
+
+TEST(ReadAhead, ReadsFurtherAndFurtherForWhoeverReadsInARow) {
+  using Place = ReadAhead::Place;
+  ReadAhead reader;
+  EXPECT_EQ(reader.Asked({1, 8}, Place{1, 4}), 0u);
+  EXPECT_EQ(reader.Asked({1, 12}, Place{1, 8}), ReadAhead::kBytesMin);
+  reader.Began({1, 16});
+  reader.Began({2, 0});
+  EXPECT_EQ(reader.Asked({1, 12}, Place{1, 8}), ReadAhead::kBytesMin);      // the same question once more
+  EXPECT_EQ(reader.Asked({2, 0}, Place{1, 16}), 2 * ReadAhead::kBytesMin);  // what was begun is not there yet
+  EXPECT_EQ(reader.Asked({2, 4}, Place{2, 0}), ReadAhead::kBytesMax);       // the first that was not begun
+  EXPECT_EQ(reader.Asked({2, 8}, Place{2, 4}), ReadAhead::kBytesMax);
+  EXPECT_EQ(reader.Asked({2, 0}, Place{1, 16}), 0u);  // backwards
+  EXPECT_EQ(reader.Asked({7, 0}, Place{6, 4}), 0u);   // elsewhere
+  EXPECT_EQ(reader.Asked({0, 0}, std::nullopt), 0u);
 }
 
 SpillOptions InTmp() {

@@ -94,6 +94,22 @@ def test_what_will_be_wanted_soon_comes_back_although_nobody_waits_for_it(ray_st
 
 
 @small_store
+def test_who_takes_what_is_on_disk_one_after_the_other_finds_the_next_there(ray_start):
+    refs = [ray.put(big(i)) for i in range(MANY)]
+    with store() as client:
+        states = {key: row["state"] for key, row in client.list().items()}
+        in_order = [ref.binary() for ref in refs[:6]]
+        assert [states[key] for key in in_order] == ["spilled"] * 6
+        del refs[6:]  # now there is room
+        assert client.get(in_order[3]) and client.get(in_order[1])  # not in order: nothing more is read
+        assert client.get(in_order[2])
+        assert [row["state"] for key, row in client.list().items() if key == in_order[0]] == ["spilled"]
+        wait_until(lambda: client.list()[in_order[4]]["state"] == "sealed", what="the next to come back")
+    del refs
+    all_is_freed()
+
+
+@small_store
 def test_wait_has_what_is_on_disk_brought_back_unless_it_is_told_not_to(ray_start):
     refs = [ray.put(big(i)) for i in range(MANY)]
     with store() as client:
