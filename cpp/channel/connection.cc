@@ -90,8 +90,24 @@ std::unique_ptr<Connection> Connection::DialTcp(const std::string& host, uint16_
     return nullptr;
   }
   connection->preamble_.assign(reinterpret_cast<const char*>(preamble), sizeof preamble);
+  connection->unheard_ = true;
   connection->Flush();
   return connection;
+}
+
+std::unique_ptr<Connection> Connection::Unmade() {
+  std::unique_ptr<Connection> connection(new Connection(-1));
+  connection->unheard_ = true;
+  connection->ReadEnded(ENOTCONN, "the connection could not be begun");
+  return connection;
+}
+
+void Connection::TakeUnheard(Connection* other) {
+  assert(other->unheard_ && out_ == nullptr && "TakeUnheard: of one that was heard, or to one that is in use");
+  std::swap(out_, other->out_);
+  std::swap(out_head_, other->out_head_);
+  std::swap(out_tail_, other->out_tail_);
+  std::swap(out_end_, other->out_end_);
 }
 
 std::unique_ptr<Connection> Connection::Adopt(int fd, const Identity& self) {
@@ -180,6 +196,8 @@ void Connection::Trim(uint32_t payload_bytes) {
 
 int Connection::Flush() {
   last_frame_ = kNoFrame;
+  if (unheard_ && write_closed_) [[unlikely]]
+    return -1;
   if (handshake_) [[unlikely]] {
     const int greeting = FlushGreeting();
     if (greeting != 0 || handshake_held_) return greeting;
@@ -328,7 +346,9 @@ int Connection::FillTls() {
 
 // The peer's end came.
 int Connection::Ended() {
-  if (tls_ && !tls_->done()) {
+  if (!verified_ && error_ != 0) {
+    ReadEnded(error_, WhyOf(error_));  // the kernel gives the reason once, and Flush was told
+  } else if (tls_ && !tls_->done()) {
     ReadEnded(ECONNRESET, "the peer closed the connection before TLS was established (it has none, or died)");
   } else if (!verified_) {
     ReadEnded(ECONNRESET, "the peer closed the connection before its hello (it refused ours, or died)");
@@ -413,12 +433,17 @@ bool Connection::Greet() {
     if (handshake_->refused() == kPeerWithTls && !tls_) {
       (void)!send(fd_, kTlsOtherSetting, sizeof kTlsOtherSetting, MSG_NOSIGNAL | MSG_DONTWAIT);
     }
-    Refuse(handshake_->refused());
+    if (handshake_->refused() == kNoSuchProcess) {
+      CutOff(kNoSuchProcess);
+    } else {
+      Refuse(handshake_->refused());
+    }
     return false;
   }
   if (handshake_->verified()) {
     if (!JudgeGreeting()) return false;
     verified_ = true;
+    unheard_ = false;
     hello_deadline_ns_ = 0;
     peer_tag_ = handshake_->peer_tag();
     peer_role_ = handshake_->peer_role();
@@ -468,7 +493,7 @@ void Connection::WriteEnded(int error) {
   }
   write_closed_ = true;
   full_ = false;
-  out_head_ = out_tail_ = 0;
+  if (!unheard_) out_head_ = out_tail_ = 0;
 }
 
 // Reaches the peer even if a forked child holds a copy of the descriptor; but in such a child it would cut off its

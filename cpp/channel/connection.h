@@ -17,6 +17,7 @@
 
 #include <sys/types.h>
 
+#include <cerrno>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -45,6 +46,9 @@ class Connection {
   // at hello_deadline_ns(). kPermission without self.network_proof; kNotFound with self.tls and no OpenSSL.
   static std::unique_ptr<Connection> DialTcp(const std::string& host, uint16_t port, Destination destination,
                                              const uint8_t* tag, const Identity& self, Status* status);
+  // One that could not even be begun: dead from the start, and like one that DialTcp has made and that ended unheard it
+  // keeps what is reserved on it for TakeUnheard.
+  static std::unique_ptr<Connection> Unmade();
   // Takes over an accepted socket of either kind (of a TCP one the preamble has been read). Never null: a socket that
   // can't be used (another user's process, TCP without a network_proof) comes back closed, and why_closed() says so.
   // With self.tls a TCP connection must have been meant for this process: for the node's if self.role is a node's, else
@@ -104,6 +108,13 @@ class Connection {
     in_head_ += whole;
     return true;
   }
+
+  // Takes the frames that were reserved on a connection which DialTcp has made and which ended before the peer had
+  // greeted: nobody has heard a byte of them. This one must be fresh. Nothing else of `other` is of use afterwards.
+  void TakeUnheard(Connection* other);
+  // Of one that DialTcp has made: the process that it was for is known to be gone. Its node has said so (kGoneMagic),
+  // or that node's machine that nobody listens there any more, which a node does as long as it lives.
+  bool no_such_process() const { return why_ == kNoSuchProcess || error_ == ECONNREFUSED; }
 
   // Ends the connection from our side: unsent bytes are dropped, the peer sees the end at once (even if a forked child
   // still holds the descriptor), frames received are dropped. why must be a literal. Closing twice is one close.
@@ -168,6 +179,7 @@ class Connection {
   bool write_closed_ = false;             // Flush says -1
   bool full_ = false;                     // the socket took only part of the last send
   bool handshake_held_ = false;           // frames wait in out_ until the peer has proved itself
+  bool unheard_ = false;                  // dialled over TCP and not greeted: no frame has left, nor is one dropped
   std::unique_ptr<Handshake> handshake_;  // until verified and its last byte sent
   std::string preamble_;                  // what of it is still to be sent, before the hello
   std::unique_ptr<Tls> tls_;              // between the socket and everything but the preamble; null without TLS

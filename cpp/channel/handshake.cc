@@ -9,6 +9,8 @@
 
 namespace ray::channel {
 
+const char kNoSuchProcess[] = "the peer's node says that the process is gone";
+
 Handshake::Handshake(const Identity& self, std::unique_ptr<Proof> proof, Side side)
     : proof_(std::move(proof)), side_(side) {
   std::memcpy(out_, kHelloMagic, sizeof kHelloMagic);
@@ -30,7 +32,12 @@ size_t Handshake::Receive(const uint8_t* data, size_t bytes) {
     if (used > 0) std::memcpy(theirs_ + received_, data, used);
     received_ += used;
     // A stranger is shown the door at its first wrong byte: it may never send 64.
-    if (std::memcmp(theirs_, kHelloMagic, std::min(received_, sizeof kHelloMagic)) != 0) {
+    const size_t said = std::min(received_, sizeof kHelloMagic);
+    if (std::memcmp(theirs_, kHelloMagic, said) != 0) {
+      if (side_ == Side::kDialled && std::memcmp(theirs_, kGoneMagic, said) == 0) {
+        if (said == sizeof kGoneMagic) Refuse(kNoSuchProcess);
+        return used;
+      }
       if (theirs_[0] == kTlsHandshakeRecord || theirs_[0] == kTlsAlertRecord) {
         Refuse(kPeerWithTls);
         return used;

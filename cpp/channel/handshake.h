@@ -25,6 +25,10 @@ namespace ray::channel {
 
 constexpr uint8_t kHelloMagic[8] = {0x8f, 'r', 'a', 'y', '\r', '\n', 0x1a, '\n'};
 constexpr uint16_t kHelloVersion = 2;
+// What a node's gate says in a hello's place, before it closes: the process that the preamble names is gone. Said in
+// the clear, whether there is TLS or not; who could put it there could as well end the connection.
+constexpr uint8_t kGoneMagic[8] = {0x8f, 'r', 'a', 'y', 'g', 'o', 'n', 'e'};
+extern const char kNoSuchProcess[];  // refused(), and the why of a Connection, because of that
 constexpr uint8_t kRoleDriver = 0, kRoleWorker = 1;
 constexpr uint8_t kRoleHandoff = 4;
 constexpr uint8_t kRoleMax = kRoleHandoff;  // 0 driver, 1 worker, 2 node, 3 tool, 4 brings a descriptor (handoff.h)
@@ -55,6 +59,7 @@ class Handshake {
   void Sent(size_t bytes) { sent_ += bytes; }
 
   bool verified() const { return step_ == Step::kVerified; }  // the peer proved itself
+  bool half_way() const { return step_ == Step::kAnswer; }    // its hello has come, and it owes its answer
   const char* refused() const { return refused_; }            // why it did not, or null
   bool frames_may_follow() const { return frames_may_follow_; }
 

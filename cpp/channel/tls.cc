@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "channel/handshake.h"
 #include "common/sha256.h"
 
 namespace ray::channel {
@@ -219,6 +220,9 @@ bool Tls::JudgeFirstBytes() {
   const uint8_t* first = in_.get() + in_at_;
   const size_t bytes = in_end_ - in_at_;
   if (dialled_) {
+    if (bytes >= sizeof kGoneMagic && std::memcmp(first, kGoneMagic, sizeof kGoneMagic) == 0) {
+      return Fail(kNoSuchProcess);
+    }
     if (*first != kTlsHandshakeRecord && *first != kTlsAlertRecord) return Fail(kPeerWithoutTls);
     if (bytes >= sizeof kTlsOtherSetting && std::memcmp(first, kTlsOtherSetting, sizeof kTlsOtherSetting) == 0) {
       return Fail(kPeerWithoutTls);

@@ -32,6 +32,13 @@ constexpr int64_t kSilenceNs = 5 * kNsPerS;
 // How often the list of sources is gone through when all that is wrong with them is their silence.
 constexpr int kRoundsMax = 3;
 
+// A source whose connection ended, or could not be made, is dialled again after a pause that doubles from kPauseMinNs
+// to kPauseMaxNs: until it answers, or is said to be down (SourceDown). Of one that nobody knows any more nobody says
+// so.
+constexpr int64_t kPauseMinNs = 20 * kNsPerMs;
+constexpr int64_t kPauseMaxNs = kNsPerS;
+constexpr int64_t kBrokenNs = 60 * kNsPerS;
+
 // Unsent bytes of control frames at which a peer is taken for one that does not read.
 constexpr size_t kOutBytesMax = 4 << 20;
 constexpr size_t kPeersMax = 4096;

@@ -35,8 +35,10 @@ void PullQueue::Want(PullAsker asker, const PullBody& what, int64_t now_ns) {
   if (!fresh) {
     ++joined_;
     // Behind the others: indices of sources in use stay as they are.
+    const size_t known = pull.sources.size();
     AddSources(pull, what.sources, false);
     if (pull.state == State::kQueued) Admit();
+    if (pull.state == State::kPaused && pull.sources.size() > known) AskNext(what.key, pull, now_ns);
     return;
   }
   ++started_;
@@ -101,6 +103,7 @@ void PullQueue::AskNext(const ObjectId& key, Pull& pull, int64_t now_ns) {
     const auto chosen = next != pull.sources.end() ? next : last;  // who has referred us comes after those others
     if (chosen != pull.sources.end()) {
       pull.source = static_cast<size_t>(chosen - pull.sources.begin());
+      chosen->broken = false;
       pull.transfer = next_transfer_++;
       transfers_.emplace(pull.transfer, key);
       if (pull.state == State::kFlowing) ++resumed_;
@@ -109,6 +112,7 @@ void PullQueue::AskNext(const ObjectId& key, Pull& pull, int64_t now_ns) {
       actions_.emplace_back(SendAsk{pull.transfer, chosen->address, key, pull.received});
       return;
     }
+    if (Pause(pull, now_ns)) return;
     const bool any_silent =
         std::any_of(pull.sources.begin(), pull.sources.end(), [](const Source& s) { return s.silent && !s.lost; });
     if (!any_silent || ++pull.rounds >= kRoundsMax) break;
@@ -122,6 +126,20 @@ void PullQueue::AskNext(const ObjectId& key, Pull& pull, int64_t now_ns) {
     text += "; " + s.address.Text() + ": " + (s.why.empty() ? "silent" : s.why);
   }
   Fail(key, pull, Outcome::kNoSource, text);
+}
+
+// All sources left are silent. True: some only because they can't be reached, and it is worth to wait for them.
+bool PullQueue::Pause(Pull& pull, int64_t now_ns) {
+  if (std::none_of(pull.sources.begin(), pull.sources.end(), [](const Source& s) { return s.broken && !s.lost; })) {
+    return false;
+  }
+  if (pull.broken_since_ns == 0) pull.broken_since_ns = now_ns;
+  if (now_ns - pull.broken_since_ns >= kBrokenNs) return false;
+  if (pull.state == State::kRoom || pull.state == State::kQueued) return true;  // they are asked when there is room
+  pull.pause_ns = std::clamp(2 * pull.pause_ns, kPauseMinNs, kPauseMaxNs);
+  pull.state = State::kPaused;
+  pull.deadline_ns = now_ns + pull.pause_ns;
+  return true;
 }
 
 void PullQueue::Sizes(TransferId transfer, const SizesBody& sizes, int64_t now_ns) {
@@ -138,6 +156,7 @@ void PullQueue::Sizes(TransferId transfer, const SizesBody& sizes, int64_t now_n
   if (sizes.have_bytes < total && sizes.have_bytes <= pull->received) {
     return SourceLost(transfer, "is receiving it itself, and has no more of it than we", now_ns);
   }
+  pull->broken_since_ns = pull->pause_ns = 0;
   pull->sizes_known = true;
   pull->data_bytes = sizes.data_bytes;
   pull->metadata_bytes = sizes.metadata_bytes;
@@ -236,6 +255,16 @@ void PullQueue::SourceLost(TransferId transfer, const std::string& why, int64_t 
   AskNext(key, *pull, now_ns);
 }
 
+void PullQueue::SourceBroken(TransferId transfer, const std::string& why, int64_t now_ns) {
+  ObjectId key;
+  Pull* pull = Find(transfer, &key);
+  if (pull == nullptr) return;
+  Source& source = pull->sources[pull->source];
+  source.silent = source.broken = true;
+  source.why = why;
+  AskNext(key, *pull, now_ns);
+}
+
 void PullQueue::SourceDown(const Address& address, const std::string& why, int64_t now_ns) {
   std::vector<ObjectId> asking;
   for (auto& [key, pull] : pulls_) {
@@ -244,7 +273,7 @@ void PullQueue::SourceDown(const Address& address, const std::string& why, int64
       if (source.address != address) continue;
       source.lost = true;
       source.why = why;
-      if (pull.transfer != 0 && pull.source == i) asking.push_back(key);
+      if (pull.state == State::kPaused || (pull.transfer != 0 && pull.source == i)) asking.push_back(key);
     }
   }
   for (const ObjectId& key : asking) {  // each may end other pulls' waiting, and its own
@@ -272,8 +301,15 @@ void PullQueue::Finish(const ObjectId& key, Pull& pull) {
 
 void PullQueue::Tick(int64_t now_ns) {
   std::vector<TransferId> silent;
+  std::vector<ObjectId> rested;
   for (const auto& [key, pull] : pulls_) {
     if (pull.transfer != 0 && pull.deadline_ns <= now_ns) silent.push_back(pull.transfer);
+    if (pull.state == State::kPaused && pull.deadline_ns <= now_ns) rested.push_back(key);
+  }
+  for (const ObjectId& key : rested) {
+    Pull& pull = pulls_.find(key)->second;
+    for (Source& s : pull.sources) s.silent = s.broken = false;
+    AskNext(key, pull, now_ns);
   }
   for (const TransferId transfer : silent) {
     ObjectId key;
@@ -289,7 +325,8 @@ void PullQueue::Tick(int64_t now_ns) {
 std::optional<int64_t> PullQueue::next_deadline_ns() const {
   std::optional<int64_t> next;
   for (const auto& [key, pull] : pulls_) {
-    if (pull.transfer != 0 && pull.deadline_ns != INT64_MAX && (!next || pull.deadline_ns < *next)) {
+    const bool waits = pull.transfer != 0 || pull.state == State::kPaused;
+    if (waits && pull.deadline_ns != INT64_MAX && (!next || pull.deadline_ns < *next)) {
       next = pull.deadline_ns;
     }
   }
@@ -329,6 +366,9 @@ std::string PullQueue::Check() const {
     switch (pull.state) {
       case State::kAsking:
         if (pull.transfer == 0) return which + "ASKING nobody";
+        break;
+      case State::kPaused:
+        if (pull.transfer != 0) return which + "PAUSED, and asks";
         break;
       case State::kQueued:
       case State::kRoom:

@@ -3,6 +3,7 @@
 // Object manager's thread. One pull per object however many ask. A pull is in exactly one of
 //
 //     ASKING    a source was asked what it has                          transfer != 0
+//     PAUSED    no source can be reached at this moment                 until deadline_ns
 //     QUEUED    sizes known; waits until room may be asked for
 //     ROOM      the store was asked for room
 //     FLOWING   a source sends from `received` on; there is an extent   transfer != 0
@@ -84,8 +85,10 @@ class PullQueue {
 
   void Sizes(TransferId transfer, const SizesBody& sizes, int64_t now_ns);
   void Refer(TransferId transfer, const std::vector<Address>& to, int64_t now_ns);
-  // The source has not got it (any more), or its connection ended. `why` for a person.
+  // The source has not got it (any more), or is none. `why` for a person.
   void SourceLost(TransferId transfer, const std::string& why, int64_t now_ns);
+  // Its connection ended, or could not be made: others are asked, and it again after a pause.
+  void SourceBroken(TransferId transfer, const std::string& why, int64_t now_ns);
   // Nobody is at that address any more: no pull asks there again, and one that does now asks the next.
   void SourceDown(const Address& address, const std::string& why, int64_t now_ns);
   // So many bytes more are in the extent.
@@ -123,11 +126,12 @@ class PullQueue {
   std::string Check() const;
 
  private:
-  enum class State : uint8_t { kAsking, kQueued, kRoom, kFlowing };
+  enum class State : uint8_t { kAsking, kPaused, kQueued, kRoom, kFlowing };
   struct Source {
     Address address;
     bool lost = false;      // said no, or is unreachable: not asked again
     bool silent = false;    // in this round
+    bool broken = false;    // silent because it can't be reached
     bool referred = false;  // has referred us to others: if asked again, it must serve
     std::string why;
   };
@@ -143,7 +147,9 @@ class PullQueue {
     uint64_t received = 0;
     bool has_extent = false;
     int rounds = 0;
-    int64_t deadline_ns = 0;  // while a source owes us something
+    int64_t broken_since_ns = 0;  // no source has answered since then; 0: one has
+    int64_t pause_ns = 0;         // the last
+    int64_t deadline_ns = 0;      // while a source owes us something, or of the pause
     bool urgent() const;
     uint64_t total() const { return data_bytes + metadata_bytes; }
   };
@@ -151,6 +157,7 @@ class PullQueue {
 
   Pull* Find(TransferId transfer, ObjectId* key);
   void AskNext(const ObjectId& key, Pull& pull, int64_t now_ns);
+  bool Pause(Pull& pull, int64_t now_ns);
   void Leave(Pull& pull, bool tell_source);  // the source in use
   void Drop(const ObjectId& key, Pull& pull);
   void Go(Pull& pull, int64_t now_ns);

@@ -102,6 +102,7 @@ ssize_t Stream::RecvChunk(uint8_t* to, size_t bytes, FrameHeader* next) {
 
 bool Stream::Failed() {
   const bool tls = tls_ && errno == EPROTO;
+  nobody_listens_ = !proved_ && errno == ECONNREFUSED;
   return End(tls ? tls_->why() : std::strerror(errno), tls);
 }
 

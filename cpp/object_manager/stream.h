@@ -65,6 +65,10 @@ class Stream {
   void Abandon(const std::string& why) { End(why); }
   const std::string& why() const { return why_; }
   bool misbehaved() const { return misbehaved_; }
+  // Not proved, but it has said hello, and has our answer or will get it.
+  bool half_way() const { return handshake_.half_way(); }
+  // It could not be made: the machine says that no node listens there any more.
+  bool nobody_listens() const { return nobody_listens_; }
 
  private:
   bool End(const std::string& why, bool misbehaved = false);
@@ -82,7 +86,7 @@ class Stream {
   const bool dialled_;
   Handler* const handler_;
   channel::Handshake handshake_;
-  bool proved_ = false, ended_ = false, misbehaved_ = false, idle_ = false;
+  bool proved_ = false, ended_ = false, misbehaved_ = false, idle_ = false, nobody_listens_ = false;
   std::string why_;
 
   // in

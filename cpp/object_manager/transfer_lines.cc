@@ -164,11 +164,18 @@ bool TransferLoop::OnLine(uint64_t id, LineConn& line, const FrameHeader& header
   }
 }
 
-// A home that cannot be reached is dead, and the object with it.
+// A home that cannot be reached at this moment hears of it later: nobody else would free the object there.
 void TransferLoop::FreeAt(const Address& home, const ObjectId& key) {
   if (home == self_) return Free(key);
-  if (PeerConn* peer = Dial(home); peer != nullptr) {
+  Status status;
+  PeerConn* peer = Dial(home, &status);
+  if (peer != nullptr && peer->stream->proved()) {
     peer->stream->Send(Peer::kFree, 0, key.bytes, ObjectId::kBytes);
+  } else if (peer != nullptr || status.code() != StatusCode::kDisconnected) {
+    Owed& owed = owed_[home];
+    owed.keys.push_back(key);
+    if (owed.since_ns == 0) owed.since_ns = NowNs();
+    if (peer == nullptr && owed.again_ns == 0) owed.again_ns = NowNs() + kPauseMinNs;
   }
 }
 

@@ -95,6 +95,9 @@ int TransferLoop::TimeoutMs() const {
   for (const auto& [id, peer] : peers_) {
     if (peer.hello_deadline_ns != 0) next = std::min(next, peer.hello_deadline_ns);
   }
+  for (const auto& [home, owed] : owed_) {
+    if (owed.again_ns != 0) next = std::min(next, owed.again_ns);
+  }
   if (next == INT64_MAX) return -1;
   const int64_t left = std::max<int64_t>(0, next - NowNs());
   return static_cast<int>(std::min<int64_t>((left + kNsPerMs - 1) / kNsPerMs, INT_MAX));
@@ -121,6 +124,7 @@ void TransferLoop::Run() {
     }
     const int64_t now = NowNs();
     pulls_.Tick(now);
+    DialOwed(now);
     std::vector<uint64_t> late;
     for (const auto& [id, peer] : peers_) {
       if (peer.hello_deadline_ns != 0 && peer.hello_deadline_ns <= now) late.push_back(id);
@@ -157,8 +161,12 @@ void TransferLoop::Act() {
 
 void TransferLoop::Do(const PullAction& action) {
   if (const auto* ask = std::get_if<SendAsk>(&action)) {
-    PeerConn* peer = Dial(ask->source);
-    if (peer == nullptr) return pulls_.SourceLost(ask->transfer, "it cannot be reached", NowNs());
+    Status status;
+    PeerConn* peer = Dial(ask->source, &status);
+    if (peer == nullptr && status.code() == StatusCode::kDisconnected) {
+      return pulls_.SourceLost(ask->transfer, status.message(), NowNs());
+    }
+    if (peer == nullptr) return pulls_.SourceBroken(ask->transfer, "it cannot be reached", NowNs());
     asked_of_[ask->transfer] = peer->stream->id();
     const AskBody body{ask->key, 0, ask->offset};
     peer->stream->Send(Peer::kAsk, ask->transfer, &body, sizeof(body));

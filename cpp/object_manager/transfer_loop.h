@@ -78,6 +78,11 @@ class TransferLoop final : public Stream::Handler {
     ObjectId key;
     uint64_t data_bytes, metadata_bytes;
   };
+  // Objects that another store holds and must free, as soon as it can be reached.
+  struct Owed {
+    std::vector<ObjectId> keys;
+    int64_t since_ns = 0, again_ns = 0;  // when it is dialled again
+  };
 
   explicit TransferLoop(const TransferOptions& options) : options_(options) {}
   Status Open();
@@ -112,11 +117,12 @@ class TransferLoop final : public Stream::Handler {
   void SealPulled(const ObjectId& key);
 
   // ---- transfer_peers.cc
-  PeerConn* Dial(const Address& address);
+  PeerConn* Dial(const Address& address, Status* status);
   void Adopt(int fd);
   void PeerEvent(uint64_t id, uint32_t events);
   void PeerGone(uint64_t id, const std::string& why);
   void PeerDown(const Address& address);
+  void DialOwed(int64_t now_ns);
   void Pump(uint64_t id, PeerConn& peer);
   bool OnFrame(Stream& stream, const FrameHeader& header, std::span<const uint8_t> payload) override;
   bool OnPullerFrame(Stream& stream, PeerConn& peer, const FrameHeader& header, std::span<const uint8_t> payload);
@@ -151,6 +157,7 @@ class TransferLoop final : public Stream::Handler {
   std::map<Address, uint64_t> links_;                  // dialled peers
   std::unordered_map<TransferId, uint64_t> asked_of_;  // our transfers: the peer asked
   std::optional<Address> self_;
+  std::map<Address, Owed> owed_;
 
   std::shared_ptr<plasma::Client> store_;
   std::unordered_map<ObjectId, Extent, KeyHash> extents_;  // of pulls

@@ -18,11 +18,10 @@ using plasma::Place;
 
 // ---- connections
 
-TransferLoop::PeerConn* TransferLoop::Dial(const Address& address) {
+TransferLoop::PeerConn* TransferLoop::Dial(const Address& address, Status* status) {
   if (const auto at = links_.find(address); at != links_.end()) return &peers_.find(at->second)->second;
   if (peers_.size() >= kPeersMax) return nullptr;
-  Status status;
-  const int fd = channel::ConnectTcp(address.host, address.port, &status);
+  const int fd = channel::ConnectTcp(address.host, address.port, status);
   if (fd < 0) return nullptr;
   channel::TuneSocket(fd, false);
   const uint64_t id = next_id_++;
@@ -80,7 +79,19 @@ void TransferLoop::PeerGone(uint64_t id, const std::string& why) {
     if (asked == id) lost.push_back(transfer);
   }
   for (const TransferId transfer : lost) asked_of_.erase(transfer);
-  for (const TransferId transfer : lost) pulls_.SourceLost(transfer, why, NowNs());
+  // Who closes as soon as he has our answer has judged it: another token. Who does so late has not got it in time.
+  const bool refused = peer.stream->half_way() && peer.hello_deadline_ns - NowNs() > channel::kHelloDeadlineNs / 2;
+  const bool for_good = refused || peer.stream->misbehaved() || peer.stream->nobody_listens();
+  if (const auto owed = peer.stream->dialled() ? owed_.find(*peer.where) : owed_.end(); owed != owed_.end()) {
+    if (for_good) {
+      owed_.erase(owed);
+    } else {
+      owed->second.again_ns = NowNs() + kPauseMaxNs;
+    }
+  }
+  for (const TransferId transfer : lost) {
+    for_good ? pulls_.SourceLost(transfer, why, NowNs()) : pulls_.SourceBroken(transfer, why, NowNs());
+  }
   pushes_.PeerGone(id);
   for (auto at = servings_.lower_bound({id, 0}); at != servings_.end() && at->first.peer == id;
        at = servings_.lower_bound({id, 0})) {
@@ -91,21 +102,42 @@ void TransferLoop::PeerGone(uint64_t id, const std::string& why) {
 
 void TransferLoop::PeerDown(const Address& address) {
   const std::string why = "its node is down";
+  pulls_.SourceDown(address, why, NowNs());
   if (const auto at = links_.find(address); at != links_.end()) PeerGone(at->second, why);
   std::vector<uint64_t> theirs;  // that it has dialled: what they were served is gone with them
   for (const auto& [id, peer] : peers_) {
     if (peer.where == address) theirs.push_back(id);
   }
   for (const uint64_t id : theirs) PeerGone(id, why);
-  pulls_.SourceDown(address, why, NowNs());
+  owed_.erase(address);
+}
+
+void TransferLoop::DialOwed(int64_t now_ns) {
+  for (auto at = owed_.begin(); at != owed_.end();) {
+    auto& [home, owed] = *at;
+    Status status;
+    if (owed.again_ns != 0 && owed.again_ns <= now_ns) {
+      owed.again_ns = 0;
+      if (Dial(home, &status) == nullptr) owed.again_ns = now_ns + kPauseMaxNs;
+    }
+    // A home that nobody has said to be down, and nobody finds: it is none any more.
+    const bool over = status.code() == StatusCode::kDisconnected || now_ns - owed.since_ns >= kBrokenNs;
+    at = over ? owed_.erase(at) : std::next(at);
+  }
 }
 
 void TransferLoop::Proved(Stream& stream) {
-  peers_.find(stream.id())->second.hello_deadline_ns = 0;
-  if (!stream.dialled() || !self_) return;
-  std::string where;
-  AppendAddress(&where, *self_);
-  stream.Send(Peer::kWhere, 0, where);
+  PeerConn& peer = peers_.find(stream.id())->second;
+  peer.hello_deadline_ns = 0;
+  if (!stream.dialled()) return;
+  if (self_) {
+    std::string where;
+    AppendAddress(&where, *self_);
+    stream.Send(Peer::kWhere, 0, where);
+  }
+  if (const auto owed = owed_.extract(*peer.where); !owed.empty()) {
+    for (const ObjectId& key : owed.mapped().keys) stream.Send(Peer::kFree, 0, key.bytes, ObjectId::kBytes);
+  }
 }
 
 bool TransferLoop::OnFrame(Stream& stream, const FrameHeader& header, std::span<const uint8_t> payload) {

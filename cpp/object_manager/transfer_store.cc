@@ -112,7 +112,9 @@ bool TransferLoop::Hold(const ObjectId& key) {
 void TransferLoop::Free(const ObjectId& key) {
   for (const Address& copy : pushes_.TakeCopies(key)) {
     // One that cannot be reached any more frees it by eviction.
-    if (PeerConn* peer = Dial(copy); peer != nullptr) peer->stream->Send(Peer::kFree, 0, key.bytes, ObjectId::kBytes);
+    Status ignored;
+    PeerConn* peer = Dial(copy, &ignored);
+    if (peer != nullptr) peer->stream->Send(Peer::kFree, 0, key.bytes, ObjectId::kBytes);
   }
   pulls_.Freed(key);
   if (holds_.erase(key) != 0) store_->UnpinKey(key);

@@ -29,6 +29,76 @@ int AcceptBehindGate(Listener* listener) {
 
 }  // namespace
 
+TEST(Tcp, WhatNobodyHasHeardGoesOnOnAnotherConnection) {
+  Status status;
+  auto listener = ListenSomewhere(&status);
+  const Identity self = NetworkIdentity('D');
+  const auto dial = [&] {
+    return Connection::DialTcp("127.0.0.1", listener->port(), Destination::kNode, nullptr, self, &status);
+  };
+  auto unmade = Connection::Unmade();
+  EXPECT_FALSE(unmade->alive());
+  ASSERT_TRUE(Send(unmade.get(), 20, 1, "first"));
+  EXPECT_EQ(unmade->Flush(), -1);
+  auto dialled = dial();
+  dialled->TakeUnheard(unmade.get());
+  ASSERT_TRUE(Ready(listener->fd(), POLLIN));
+  close(AcceptBehindGate(listener.get()));  // late, or out of reach: it ends before a greeting
+  ASSERT_TRUE(Ready(dialled->fd(), POLLIN));
+  while (dialled->Fill() >= 0) {
+  }
+  EXPECT_FALSE(dialled->greeted());
+  EXPECT_FALSE(dialled->no_such_process());
+  ASSERT_TRUE(Send(dialled.get(), 20, 1, "second"));
+  EXPECT_EQ(dialled->Flush(), -1);
+  dialled->Close("it is dialled again");
+  auto again = dial();
+  again->TakeUnheard(dialled.get());
+  ASSERT_TRUE(Send(again.get(), 20, 1, "third"));
+  ASSERT_TRUE(Ready(listener->fd(), POLLIN));
+  auto accepted = Connection::Adopt(AcceptBehindGate(listener.get()), NetworkIdentity('A'));
+  while (accepted->alive() && again->alive() && !again->greeted()) {
+    if (Ready(accepted->fd(), POLLIN, 20)) accepted->Fill();
+    if (Ready(again->fd(), POLLIN, 20)) again->Fill();
+    again->Flush();
+  }
+  const auto heard = Receive(accepted.get(), 3);
+  ASSERT_EQ(heard.size(), 3u);
+  EXPECT_EQ(heard[0].payload, std::string("first"));
+  EXPECT_EQ(heard[1].payload, std::string("second"));
+  EXPECT_EQ(heard[2].payload, std::string("third"));
+}
+
+TEST(Tcp, AProcessThatIsGoneIsToldFromOneThatCannotBeReached) {
+  Status status;
+  auto listener = ListenSomewhere(&status);
+  const Identity self = NetworkIdentity('D');
+  auto dialled = Connection::DialTcp("127.0.0.1", listener->port(), Destination::kCore, self.tag, self, &status);
+  ASSERT_TRUE(Ready(listener->fd(), POLLIN));
+  const int gate = AcceptBehindGate(listener.get());
+  ASSERT_EQ(send(gate, kGoneMagic, 5, 0), 5);  // in two pieces
+  ASSERT_TRUE(Ready(dialled->fd(), POLLIN));
+  EXPECT_GT(dialled->Fill(), 0);
+  EXPECT_TRUE(dialled->alive());
+  ASSERT_EQ(send(gate, kGoneMagic + 5, 3, 0), 3);
+  close(gate);
+  ASSERT_TRUE(Ready(dialled->fd(), POLLIN));
+  EXPECT_EQ(dialled->Fill(), -1);
+  EXPECT_TRUE(dialled->no_such_process());
+
+  const uint16_t port = listener->port();
+  listener.reset();
+  auto refused = Connection::DialTcp("127.0.0.1", port, Destination::kCore, self.tag, self, &status);
+  if (refused != nullptr) {  // the kernel may also say so at once
+    EXPECT_TRUE(Ready(refused->fd(), POLLIN));
+    refused->Flush();
+    EXPECT_EQ(refused->Fill(), -1);
+    EXPECT_TRUE(refused->no_such_process());
+  } else {
+    EXPECT_TRUE(status.code() == StatusCode::kDisconnected);
+  }
+}
+
 TEST(Tcp, CarriesFramesQueuedBeforeAndAfterTheHellos) {
   Status status;
   auto listener = ListenSomewhere(&status);

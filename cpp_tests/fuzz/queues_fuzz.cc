@@ -84,7 +84,11 @@ void Pull(Input* in) {
         q.Refer(transfer, Addresses(in), now);
         break;
       case 7:
-        q.SourceLost(transfer, "lost", now);
+        if (key % 2 == 0) {
+          q.SourceBroken(transfer, "broken", now);
+        } else {
+          q.SourceLost(transfer, "lost", now);
+        }
         break;
       case 8:
         q.SourceDown({"10.0.0.1", static_cast<uint16_t>(1 + key % 6)}, "down", now);

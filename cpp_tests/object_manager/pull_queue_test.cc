@@ -160,6 +160,75 @@ TEST(PullQueue, LeavesASilentSourceForAnotherAndComesBackToItWhenThatIsAllThereI
   EXPECT_EQ(q.Check(), "");
 }
 
+TEST(PullQueue, ASourceThatCannotBeReachedIsAskedAgainUntilItIsDown) {
+  PullQueue q;
+  const TransferId t = Flow(&q, 1, {At(1), At(2)});
+  q.Got(t, 600, 0);
+  q.SourceBroken(t, "it closed the connection", 0);
+  auto asks = Take<SendAsk>(&q);
+  ASSERT_EQ(asks.size(), 1u);
+  EXPECT_TRUE(asks[0].source == At(2));
+  q.SourceLost(asks[0].transfer, "it has not got the object", 0);
+  EXPECT_EQ(q.TakeActions().size(), 0u);
+  EXPECT_EQ(q.Check(), "");
+  for (int i = 0; i < 8; ++i) {  // the pauses grow to a second
+    const int64_t now = *q.next_deadline_ns();
+    q.Tick(now - 1);
+    EXPECT_EQ(q.TakeActions().size(), 0u);
+    q.Tick(now);
+    asks = Take<SendAsk>(&q);
+    ASSERT_EQ(asks.size(), 1u);
+    EXPECT_TRUE(asks[0].source == At(1));
+    EXPECT_EQ(asks[0].offset, 600u);
+    q.SourceBroken(asks[0].transfer, "no route to host", now);
+    EXPECT_TRUE(*q.next_deadline_ns() - now <= kPauseMaxNs);
+  }
+  q.SourceDown(At(1), "its node is down", *q.next_deadline_ns());
+  EXPECT_TRUE(Take<Tell>(&q).at(0).outcome == Outcome::kNoSource);
+  EXPECT_EQ(q.size(), 0u);
+  EXPECT_EQ(q.Check(), "");
+}
+
+TEST(PullQueue, ASourceThatCannotBeReachedWhileRoomIsMadeIsAskedWhenItIsMade) {
+  PullQueue q;
+  q.Want({1, 1}, Body(1, {At(1)}), 0);
+  const TransferId t = Take<SendAsk>(&q).at(0).transfer;
+  q.Sizes(t, kWhole, 0);
+  ASSERT_EQ(Take<MakeRoom>(&q).size(), 1u);
+  q.SourceBroken(t, "it closed the connection", 0);
+  EXPECT_EQ(q.TakeActions().size(), 0u);
+  q.RoomMade(Key(1), 0);
+  EXPECT_EQ(Take<SendAsk>(&q).size(), 0u);
+  q.Tick(*q.next_deadline_ns());
+  EXPECT_EQ(Take<SendAsk>(&q).size(), 1u);
+  EXPECT_EQ(q.Check(), "");
+}
+
+TEST(PullQueue, AnotherSourceEndsThePauseAndOneThatStaysAwayTheWaiting) {
+  PullQueue q;
+  q.Want({1, 1}, Body(1, {At(1)}), 0);
+  q.SourceBroken(Take<SendAsk>(&q).at(0).transfer, "no route to host", 0);
+  q.Want({1, 2}, Body(1, {At(2)}), 1);
+  auto asks = Take<SendAsk>(&q);
+  EXPECT_TRUE(asks.at(0).source == At(2));
+  int64_t now = 1;
+  std::vector<Tell> told;
+  while (told.empty()) {
+    ASSERT_TRUE(now <= 2 * kBrokenNs);
+    for (const SendAsk& ask : asks) q.SourceBroken(ask.transfer, "no route to host", now);
+    asks.clear();
+    for (const PullAction& a : q.TakeActions()) {
+      if (const auto* ask = std::get_if<SendAsk>(&a)) asks.push_back(*ask);
+      if (const auto* tell = std::get_if<Tell>(&a)) told.push_back(*tell);
+    }
+    if (!asks.empty() || !told.empty()) continue;
+    now = *q.next_deadline_ns();
+    q.Tick(now);
+  }
+  EXPECT_TRUE(now >= kBrokenNs);
+  EXPECT_EQ(q.Check(), "");
+}
+
 TEST(PullQueue, GivesUpWithEachSourcesReasonWhenNoneIsLeft) {
   PullQueue q;
   q.Want({1, 1}, Body(1, {At(1), At(2)}), 0);
@@ -330,6 +399,8 @@ TEST(PullQueue, EveryAskerIsToldOrGoneWhateverHappens) {
         case 5:
           if (random() % 4 == 0) {
             q.SourceDown(At(static_cast<uint16_t>(1 + random() % 8)), "down", now);
+          } else if (random() % 2 == 0) {
+            q.SourceBroken(t, "broken", now);
           } else {
             q.SourceLost(t, "lost", now);
           }

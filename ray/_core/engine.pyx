@@ -19,6 +19,7 @@ Read in this order; each part is one idea, compiled together so that a call neve
     lease_pool.pxi  workers leased from the node
     lease_events.pxi    what nodes say about leases
     nodes.pxi       other nodes: links, leases there, their death
+    redial.pxi      links that cannot be made yet
     lineage.pxi     making lost objects again
     streams.pxi     generators: the items that come of one call
     placement.pxi   placement groups: children that follow their parent, leases that are refused
@@ -51,7 +52,7 @@ from libcpp.memory cimport unique_ptr
 from libcpp.string cimport string
 
 from ray._native cimport channel as c_channel
-from ray._native.channel cimport CConnection, CListener, Destination, Event, Frame, Identity, Poller, Spin, Standby, Status, kRoleHandoff, kTimerKey
+from ray._native.channel cimport CConnection, CListener, Destination, Event, Frame, Identity, Poller, Spin, Standby, Status, StatusCode, kRoleHandoff, kTimerKey
 from ray._native.plasma cimport PlasmaBuffer, PlasmaClient
 from ray._native.transfer cimport TransferLine
 from ray._native cimport references
@@ -147,6 +148,7 @@ cdef enum:
     D_HELLO = 3
     D_EVENTS = 4
     D_LIMITS = 5
+    D_REDIAL = 6
 
 cdef Engine the_engine = None
 cdef object target_wrapper = None  # (function or method, its name) -> what a worker calls in its place: see tracing.py
@@ -180,6 +182,7 @@ include "submit.pxi"
 include "lease_pool.pxi"
 include "lease_events.pxi"
 include "nodes.pxi"
+include "redial.pxi"
 include "lineage.pxi"
 include "streams.pxi"
 include "placement.pxi"
@@ -224,7 +227,7 @@ cdef class Engine:
         self.next_request = 1
         self.oom_retries = UNKNOWN_OOM_RETRIES
         self.links, self.peers = {}, {}
-        self.dirty, self.callbacks = [], []
+        self.dirty, self.callbacks, self.redials = [], [], []
         self.output, self.output_lock = collections.deque(), threading.RLock()
         self.borrowers, self.gets, self.acks, self.rpcs, self.handlers = {}, {}, {}, {}, {}
         self.callees, self.pools, self.lease_requests, self.leases = [], {}, {}, {}
@@ -298,14 +301,11 @@ cdef class Engine:
         link.key = self.next_key
         self.next_key += 1
         self.links[link.key] = link
-        self.poller.Add(link.conn.fd(), link.key)
-        if link.conn.wants_write():  # over TCP: the greeting goes out when the connection has been made
-            link.want_write = True
-            self.poller.Want(link.conn.fd(), link.key, True, True)
-        return 0
+        return watch_link(self, link)
 
     cdef Link dial(self, bytes tag):
-        """The link to the process `tag`, made if there is none. None: that process is gone."""
+        """The link to the process `tag`, made if there is none; one that can't be made yet is tried again (redial.pxi).
+        None: that process is gone."""
         cdef Status status
         cdef Link link
         cdef unique_ptr[CConnection] conn
@@ -326,7 +326,7 @@ cdef class Engine:
         link.engine, link.conn, link.dialed, link.tag = self, conn.release(), True, tag
         self.peers[tag] = link
         self.add_link(link)
-        return link
+        return link if link.alive else None
 
     def report_bad_peer(self, Link link, int frame_type):
         print(f"ray: process {link.conn.peer_pid()} sent a malformed frame (type {frame_type}); its connection was closed",
@@ -453,6 +453,8 @@ cdef class Engine:
             self.deadline_hello_ns = at_ns
         elif which == D_EVENTS:
             self.deadline_events_ns = at_ns
+        elif which == D_REDIAL:
+            self.deadline_redial_ns = at_ns
         else:
             self.deadline_limits_ns = at_ns
         return arm_timer(self)

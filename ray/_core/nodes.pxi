@@ -85,8 +85,9 @@ cdef int look_for_node(Engine self, uint32_t number) except -1:
 
 cdef CConnection* connect_to(Engine self, uint32_t number, bytes tag) except? NULL:
     """A connection, which may still be being made, to a core of another node, or to the node's process if tag is None. NULL: the
-    node is gone, or it can't be reached. Whether it answers shows later: a core may be long at something else. There is no
-    deadline for it but the node's own: one that can't be reached is soon declared dead."""
+    node is gone, or its process can't be reached; one to a core may be unmade, to be dialled again (redial.pxi). Whether it
+    answers shows later: a core may be long at something else. There is no deadline for it but the node's own: one that can't
+    be reached is soon declared dead."""
     cdef NodeAddress address = address_of(self, number)
     cdef unique_ptr[CConnection] conn
     cdef Status status
@@ -104,6 +105,8 @@ cdef CConnection* connect_to(Engine self, uint32_t number, bytes tag) except? NU
     else:
         conn = CConnection.DialTcp(address.host.encode(), address.port, Destination.kCore,
                                    <const uint8_t*>PyBytes_AS_STRING(tag), self.identity, &status)
+        if not conn.get() and status.code() != StatusCode.kDisconnected:
+            conn = CConnection.Unmade()
     return conn.release()
 
 

@@ -70,6 +70,10 @@ cdef int close_silent_links(Engine self, int64_t now) except -1:
     for link in list(self.links.values()):
         if link.dialed or link.conn.hello_deadline_ns() == 0:
             continue
+        if now >= link.conn.hello_deadline_ns():
+            read_link(self, link)  # it may have come while this process stood still
+            if not link.alive:
+                continue
         if link.conn.CloseIfLate(now):
             self.link_closed(link)
         elif next_ns == 0 or link.conn.hello_deadline_ns() < next_ns:
@@ -99,7 +103,8 @@ cdef int read_link(Engine self, Link link) except -1:
                 self.link_closed(link)
                 return 0
         if got < 0:
-            self.link_closed(link)
+            if not dial_again(self, link):
+                self.link_closed(link)
             return 0
         if link.conn.pending_bytes() and not link.want_write and not link.dirty:
             link.flush()
@@ -241,6 +246,8 @@ cdef int on_timer(Engine self) except -1:
             on_limits_timer(self.executor, now)
     if self.deadline_hello_ns and now >= self.deadline_hello_ns:
         close_silent_links(self, now)
+    if self.deadline_redial_ns and now >= self.deadline_redial_ns:
+        redial(self, now)
     arm_timer(self)
     return 0
 
@@ -255,6 +262,8 @@ cdef int arm_timer(Engine self) except -1:
         at = self.deadline_stuck_ns
     if self.deadline_hello_ns and (at == 0 or self.deadline_hello_ns < at):
         at = self.deadline_hello_ns
+    if self.deadline_redial_ns and (at == 0 or self.deadline_redial_ns < at):
+        at = self.deadline_redial_ns
     if self.deadline_events_ns and (at == 0 or self.deadline_events_ns < at):
         at = self.deadline_events_ns
     if self.deadline_limits_ns and (at == 0 or self.deadline_limits_ns < at):

@@ -93,6 +93,8 @@ cdef extern from "channel/connection.h" namespace "ray::channel" nogil:
         unique_ptr[CConnection] DialTcp(const string& host, uint16_t port, Destination destination, const uint8_t* tag,
                                         const Identity& identity, Status* status)  # tag: of a core, else NULL
         @staticmethod
+        unique_ptr[CConnection] Unmade()  # dead; keeps what is reserved on it for TakeUnheard
+        @staticmethod
         unique_ptr[CConnection] Adopt(int fd, const Identity& identity)
         uint8_t* Reserve(uint8_t type, uint8_t flags, uint32_t payload_bytes)  # NULL: too large or too much unsent
         void Trim(uint32_t payload_bytes)
@@ -111,6 +113,8 @@ cdef extern from "channel/connection.h" namespace "ray::channel" nogil:
         const uint8_t* peer_tag()  # 16 bytes
         uint8_t peer_role()
         int peer_pid()
+        void TakeUnheard(CConnection* other)  # the frames of one that DialTcp made and nobody heard
+        cbool no_such_process()  # its node has said that it is gone
         int TakePassed()  # the descriptor that came with a hello of kRoleHandoff, or -1
         int error()
         const char* why_closed()

@@ -7,12 +7,14 @@ for PREAMBLE_S, is closed, counted and mentioned in the log, at most a line a se
 *reading* (in `_reading`), passed on (no longer ours) and closed.
 
 Only a node that is part of a cluster has a Gate (`config["cluster_port"]`); a single machine listens on nothing. When
-the core at the other end has died, the connection is closed, which is what the caller would have seen of its death.
+the core at the other end has died, that is said (GONE_MAGIC) before the connection is closed: whoever dialled takes it
+for dead then, and dials again after any other end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -24,6 +26,7 @@ from ray._protocol.frames import (
     DESTINATION_CORE,
     DESTINATION_NODE,
     DESTINATION_STORE,
+    GONE_MAGIC,
     PREAMBLE_BYTES,
     PREAMBLE_MAGIC,
     PREAMBLE_VERSION,
@@ -61,6 +64,10 @@ def parse_preamble(preamble: bytes) -> tuple[int, bytes]:
     return destination, b""
 
 
+class Gone(Refused):
+    """The core that a connection is for has ended."""
+
+
 class Gate:
     """`passed` and `refused` count connections since the start, by destination and in all."""
 
@@ -77,7 +84,8 @@ class Gate:
         Args:
             host: the numeric address to listen on. port: 0 takes any free one, see `self.port`.
             to_node: owns the descriptor from then on.
-            to_core, to_store: take a copy of the descriptor. An OSError, or False: it could not be passed on.
+            to_core, to_store: take a copy of the descriptor. Gone: that core has ended. An OSError, or False: it could
+                not be passed on.
         Raises: FileExistsError: the port is in use. ValueError: host is no numeric address. OSError.
         """
         self._listener = TcpListener(host, port)
@@ -149,6 +157,10 @@ class Gate:
                 self._to_core(reading.socket.fileno(), tag)
             elif destination == DESTINATION_STORE and not self._to_store(reading.socket.fileno()):
                 raise Refused("this node's plasma_store takes no connections now")
+        except Gone as gone:
+            with contextlib.suppress(OSError):  # the caller has gone as well, or finds out when it dials again
+                reading.socket.send(GONE_MAGIC)
+            return self._refuse(reading, str(gone))
         except (Refused, OSError) as error:
             return self._refuse(reading, str(error))
         self.passed[destination] += 1
@@ -199,6 +211,6 @@ def hand_to_core(cores_folder: str, token: bytes, node_id: bytes) -> Callable[[i
         try:
             hand_over(os.path.join(cores_folder, tag.hex()), fd, token, node_id)
         except (FileNotFoundError, ConnectionRefusedError):
-            raise Refused(f"process {tag.hex()[8:16]}, for which it is, has ended") from None
+            raise Gone(f"process {tag.hex()[8:16]}, for which it is, has ended") from None
 
     return to_core

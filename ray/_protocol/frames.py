@@ -24,6 +24,8 @@ PREAMBLE_BYTES = 32
 DESTINATION_NODE = 0
 DESTINATION_CORE = 1
 DESTINATION_STORE = 2
+# What the gate answers, and then closes: the core that the preamble names is gone.
+GONE_MAGIC = b"\x8fraygone"
 
 TAG_BYTES = 16
 TOKEN_BYTES = 32

@@ -1,8 +1,9 @@
 """Does something bad to a cluster every moment, in an order that follows from the seed. LIBRARY of the chaos tests; a
 thread of the driver, and one for each attack that lasts.
 
-Every attack is undone, and a node that was lost is followed by a fresh one on its host, at the latest by `end`. At most
-all but one of the joined nodes are in danger at a time. What is done is written down in `Faults` before it is done.
+Every attack is undone, and a node that was lost is followed by a fresh one on its host, at the latest by `end`; the
+head's by its supervisor. The driver's own node is never lost. What is done is written down in `Faults` before it is
+done.
 """
 
 from __future__ import annotations
@@ -23,14 +24,13 @@ from tests.chaos import faults as f
 from tests.chaos.field import Field
 from tests.chaos.session import gone
 
-# The head's node process: nothing kills it until a cluster outlives that. It would be one more line in ATTACKS.
-HEAD_MAY_DIE = False
-
 # A node gives up on a store or a Redis that dies again and again without ever having lived for some seconds: that is
 # policy, not chaos. No two kills of one of them are nearer than this.
 STEADY_S = 5.5
 # A worker that is asked to exit and doesn't answer within worker_exit_grace_s, 5 s, is killed: policy, too.
 WORKER_PAUSE_S = 3.5
+# A supervisor gives up a head that has died 5 times within a minute: that is policy, too.
+HEAD_DEATHS_MAX = 2
 PROGRAM_SHARE = 0.4  # of the joined hosts have a driver of their own
 
 
@@ -50,6 +50,7 @@ class Attacker(threading.Thread):
         self._busy: set[int] = set()  # hosts whose node or link is under attack
         self._rested_at: dict[int, float] = {}
         self._spared_until: dict[tuple[str, int], float] = {}
+        self._head_deaths = 0
 
     # -- the thread
 
@@ -57,6 +58,8 @@ class Attacker(threading.Thread):
         attacks = [attack for attack, weight in ATTACKS.items() for _ in range(weight)]
         if not self._links:
             attacks = [attack for attack in attacks if attack not in NEED_LINKS]
+        if not self._field.head_may_die:
+            attacks.remove(Attacker.kill_head)
         try:
             for host in range(1, self._field.hosts):
                 self._maybe_program(host)
@@ -95,9 +98,9 @@ class Attacker(threading.Thread):
         thread.start()
 
     def _take(self, *, joined: bool = True) -> int | None:
-        """A host for an attack on its node or its link; None: too many are under attack."""
+        """A host for an attack on its node or its link; joined: one that may be lost. None: too many are under attack."""
         with self._lock:
-            host = self._random.randrange(1 if joined else 0, self._field.hosts)
+            host = self._random.choice(self._field.losable if joined else range(self._field.hosts))
             if host in self._busy or len(self._busy - {0}) >= max(1, self._field.hosts - 2):
                 return None
             # Two short silences of one link, its own and the head's, would add up to a long one; and after each the
@@ -192,6 +195,31 @@ class Attacker(threading.Thread):
                 self._replace(host, 5.0)
 
         self._lasting_attack(f"killing a {kind}", host, attack)
+
+    def kill_head(self) -> None:
+        """The head's node process, and with it all that lives on its node."""
+        with self._lock:
+            now = time.monotonic()
+            if self._busy or self._head_deaths == HEAD_DEATHS_MAX or any(at > now for at in self._rested_at.values()):
+                return
+            self._head_deaths += 1
+            self._busy.add(0)
+
+        def attack() -> None:
+            with self._faults.during(f.HEAD, 0, "killed head"):
+                victims = self._field.pids(0)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(victims[0], signal.SIGKILL)
+                for pid in victims:  # a store that stands still can't see that its node has gone
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGCONT)
+                for pid in victims:
+                    gone(pid)
+                self._field.wait_head_back()
+            for role in ("plasma_store", "redis"):
+                self._spared_until[role, 0] = time.monotonic() + STEADY_S
+
+        self._lasting_attack("killing the head", 0, attack)
 
     def pause_node(self) -> None:
         long = self._random.random() < 0.4
@@ -384,6 +412,7 @@ ATTACKS: dict[Callable[[Attacker], None], int] = {
     Attacker.kill_process: 8,
     Attacker.pause_process: 3,
     Attacker.kill_node: 2,
+    Attacker.kill_head: 1,
     Attacker.pause_node: 3,
     Attacker.cut_link: 3,
     Attacker.separate: 2,

@@ -174,7 +174,7 @@ def tasks_everywhere(r: random.Random, world: World) -> None:
 
 def counted_tasks(r: random.Random, world: World) -> None:
     """None is lost, none runs more often than its retries allow."""
-    page, retries = world.page(), r.choice([0, 1, 3])
+    page, retries, began_s = world.page(), r.choice([0, 1, 3]), time.monotonic()
     numbers = list(range(r.randint(1, 12)))
     refs = [
         counted.options(max_retries=retries, **world.somewhere(r)).remote(page, i, r.choice([0, 0, 0.05, 0.3]))
@@ -182,7 +182,7 @@ def counted_tasks(r: random.Random, world: World) -> None:
     ]
     done = []
     for i, ref in zip(numbers, refs):
-        with world.faults.may_fail("a task whose retries may be used up"):
+        with world.faults.may_fail("a task whose retries may be used up", began_s=began_s):
             assert get(ref) == 2 * i
             done.append(i)
     runs = [int(row[0]) for row in read(page)]
@@ -261,7 +261,7 @@ def streams(r: random.Random, world: World) -> None:
 
 def calls_in_order(r: random.Random, world: World) -> None:
     """One caller: each incarnation sees its calls in the order of their submission, none oftener than allowed."""
-    page, retries = world.page(), r.choice([-1, -1, 0, 2])
+    page, retries, began_s = world.page(), r.choice([-1, -1, 0, 2]), time.monotonic()
     restarts = -1 if retries == -1 else r.choice([-1, 1])
     actor = Clerk.options(max_restarts=restarts, max_task_retries=retries, **world.somewhere(r)).remote(page)
     answered: list[int] = []
@@ -272,7 +272,7 @@ def calls_in_order(r: random.Random, world: World) -> None:
             assert get(ref) == 2 * i
             answered.append(i)
             continue
-        with world.faults.may_fail("a call of an actor that is not repeated"):
+        with world.faults.may_fail("a call of an actor that is not repeated", began_s=began_s):
             assert get(ref) == 2 * i
             answered.append(i)
     rows = read(page)

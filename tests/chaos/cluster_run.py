@@ -1,5 +1,5 @@
 """A round of kind `nodes`: work with known results over several nodes, whose processes and links are attacked. LIBRARY
-of run.py, which is the driver on the head's node.
+of run.py, which is a driver on a node that is never lost.
 
 The cluster is the round's own: it is made, worked on and attacked for some seconds, then everything is mended, the
 work ends, and it is looked whether anything is left: on each node while the cluster lives, and on this machine
@@ -47,7 +47,7 @@ def round_nodes(seed: int, seconds: float, nodes: int = 4, links: bool = True) -
             field = opening.enter_context(open_field(nodes, SILENCE_S))
             assert ray.get([double.remote(i) for i in range(4)], timeout=30) == [0, 2, 4, 6]
             before, of_driver_before = held(), of_driver()
-            load = Load(seed, THREADS, World(faults, ledger, 0), KINDS, functools.partial(look, field))
+            load = Load(seed, THREADS, World(faults, ledger, field.home), KINDS, functools.partial(look, field))
             attacker = Attacker(field, faults, seed, SILENCE_S, ledger, links)
             attacker.start()
             try:

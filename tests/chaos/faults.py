@@ -21,12 +21,13 @@ from ray import exceptions as e
 
 WORKER, WORKERS, FORK_SERVER, STORE, REDIS, DRIVER = "worker", "workers", "fork server", "store", "redis", "driver"
 NODE, HOST = "node process", "host"  # killed; HOST: with all its processes, and a fresh node joins in its place
+HEAD = "head"  # its node process was killed: all that lived on its node dies with it, and its supervisor starts another
 PAUSED = "paused"  # a process, or a whole host, that stands still for less than the silence, or that no silence is of
 LONG_PAUSED = "paused for long"  # a node process, for longer than the silence
 CUT = "cut"  # a link, one way or both, or slow; less than the silence
 LONG_CUT = "cut for long"
 
-LOST_NODE = frozenset((NODE, HOST, LONG_PAUSED, LONG_CUT))  # what the head declares dead for it
+LOST_NODE = frozenset((NODE, HOST, HEAD, LONG_PAUSED, LONG_CUT))  # what the head declares dead for it
 LOST_WORKER = frozenset((WORKER, WORKERS)) | LOST_NODE
 LOST_STORE = frozenset((STORE,)) | LOST_NODE
 NONE: frozenset[str] = frozenset()
@@ -37,7 +38,7 @@ NONE: frozenset[str] = frozenset()
 ALLOWED: dict[str, dict[type[Exception], frozenset[str]]] = {
     # The worker may have run it; it isn't run again than max_retries says.
     "a task whose retries may be used up": {e.WorkerCrashedError: LOST_WORKER, e.NodeDiedError: LOST_NODE},
-    # The only copy was in the store of the driver's node, which no attack takes down as a whole.
+    # The only copy was in the store of the driver's node, whose node process no attack kills.
     "a put of this driver": {e.ObjectLostError: frozenset((STORE,))},
     # It is a put that nobody refers to any more; the result, lost wherever it was made, would need it to be made again.
     "the result of a task with a large value as argument": {e.ObjectReconstructionFailedError: LOST_STORE},
@@ -57,8 +58,10 @@ ALLOWED: dict[str, dict[type[Exception], frozenset[str]]] = {
     "a program on a lost node": {e.LocalRayletDiedError: LOST_NODE, e.RaySystemError: LOST_NODE},
 }
 
-# How long after its end a fault may still come to light: a link's end is read, a silence is noticed.
+# How long after its end a fault may still come to light: a link's end is read, a silence is noticed. The news waits
+# where something stands still, or doesn't let it through.
 LINGERS_S = 2.0
+HOLD_UP_NEWS = frozenset((PAUSED, LONG_PAUSED, CUT, LONG_CUT))
 
 
 @dataclass
@@ -113,24 +116,36 @@ class Faults:
 
     def since(self, began_s: float, kinds: frozenset[str], host: int | None = None) -> list[Fault]:
         """Those that may have met work which began then."""
+        every = self.all()
+        slow = sorted((fault for fault in every if fault.kind in HOLD_UP_NEWS), key=lambda fault: fault.began_s)
         return [
             fault
-            for fault in self.all()
-            if fault.kind in kinds
-            and (host is None or fault.host == host)
-            and (fault.ended_s is None or fault.ended_s + LINGERS_S > began_s)
+            for fault in every
+            if fault.kind in kinds and (host is None or fault.host == host) and _comes_to_light_s(fault, slow) > began_s
         ]
 
     @contextlib.contextmanager
-    def may_fail(self, what: str, host: int | None = None) -> Iterator[None]:
-        """Swallows what the row `what` of ALLOWED allows for faults (on that host) since the block began.
+    def may_fail(self, what: str, host: int | None = None, began_s: float | None = None) -> Iterator[None]:
+        """Swallows what the row `what` of ALLOWED allows for faults (on that host) since the block began, or began_s.
 
         Raises: AssertionError: an error of the row's classes, but nothing had been done that explains it."""
         row = ALLOWED[what]
-        began_s = time.monotonic()
+        began_s = time.monotonic() if began_s is None else began_s
         try:
             yield
         except tuple(row) as error:
             kinds = frozenset().union(*(kinds for kind, kinds in row.items() if isinstance(error, kind)))
             if not self.since(began_s, kinds, host):
                 raise AssertionError(f"{what} failed, with no fault that explains it ({', '.join(kinds)})") from error
+
+
+def _comes_to_light_s(fault: Fault, slow: list[Fault]) -> float:
+    """The latest moment at which it may; slow: the faults that hold up news, in the order of their beginnings."""
+    if fault.ended_s is None:
+        return float("inf")
+    usually_s = latest_s = fault.ended_s + LINGERS_S
+    for other in slow:
+        ended_s = other.ended_s or float("inf")
+        if fault.began_s < ended_s and other.began_s < usually_s:
+            latest_s = max(latest_s, ended_s + LINGERS_S)
+    return latest_s

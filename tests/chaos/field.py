@@ -1,5 +1,5 @@
 """The nodes that the chaos run works on and attacks: on hosts with addresses of their own, or all on this machine.
-LIBRARY; the process that uses it is a driver on host 0, which has the head.
+LIBRARY; the process that uses it is a driver on the host `home`. Host 0 has the head.
 
     with open_field(4, silence_s=3.0) as field:       HostsField; without root ClusterField, which has no links
         field.join(2)                                 a fresh node, where one has gone
@@ -26,6 +26,7 @@ from tests.cluster.hosts import ROOT, Hosts
 from tests.wait import wait_until
 
 HEARTBEAT_S = 0.2
+HEAD_WAIT_S = 40.0
 STORE_BYTES = 256 * 2**20
 TITLES = {
     "ray worker": "worker",
@@ -36,7 +37,7 @@ TITLES = {
 
 
 def open_field(nodes: int, silence_s: float) -> Field:
-    settings = {"node_silence_s": silence_s, "heartbeat_s": HEARTBEAT_S}
+    settings = {"node_silence_s": silence_s, "heartbeat_s": HEARTBEAT_S, "head_restart_wait_s": HEAD_WAIT_S}
     return ClusterField(nodes, settings) if netns.why_not() else HostsField(nodes, settings)
 
 
@@ -45,6 +46,8 @@ class Field(abc.ABC):
 
     kind = ""  # in words
     network: netns.Network | None = None
+    home = 0  # the host of this driver, whose node lives as long as the field does
+    head_may_die = False  # somebody starts it again
 
     def __init__(self, hosts: int) -> None:
         self.hosts = hosts
@@ -67,7 +70,16 @@ class Field(abc.ABC):
     @abc.abstractmethod
     def command(self, host: int, command: list[str]) -> list[str]: ...
 
+    def wait_head_back(self) -> None:
+        """After the death of the head's node process. Only if head_may_die."""
+        raise NotImplementedError
+
     # what they share
+
+    @property
+    def losable(self) -> list[int]:
+        """Hosts that may lose their node, and get another."""
+        return [host for host in range(1, self.hosts) if host != self.home]
 
     def pids(self, host: int, role: str | None = None) -> list[int]:
         """Of the node's processes; role: as in TITLES, or None for all, the node process first."""
@@ -113,17 +125,20 @@ class Field(abc.ABC):
 
 class HostsField(Field):
     kind = "hosts with addresses of their own"
+    head_may_die = True  # `ray start --head` has made it, under a supervisor
 
     def __init__(self, hosts: int, settings: dict[str, Any]) -> None:
         super().__init__(hosts)
-        self._inside = Hosts(hosts, settings)
+        self.home = 1
+        self._inside = Hosts(hosts, settings, home=self.home)
         self.network = self._inside.network
 
     def __enter__(self) -> HostsField:
         with contextlib.ExitStack() as opening:
             opening.enter_context(self._inside)
-            self.node_pids[0], self.node_ids[0] = self._inside.pid(0), self._inside.node_id(0)
-            for host in range(1, self.hosts):
+            for host in (0, self.home):
+                self._look(host)
+            for host in self.losable:
                 self.join(host)
             self._open = opening.pop_all()
         return self
@@ -133,7 +148,14 @@ class HostsField(Field):
 
     def join(self, host: int) -> None:
         self._inside.join(host, "--num-cpus=2")
+        self._look(host)
+
+    def _look(self, host: int) -> None:
         self.node_pids[host], self.node_ids[host] = self._inside.pid(host), self._inside.node_id(host)
+
+    def wait_head_back(self) -> None:
+        self._inside.wait_head_back(self.node_pids[0], HEAD_WAIT_S)
+        self._look(0)
 
     def folder(self, host: int) -> str:
         return self._inside.session_folder(host)

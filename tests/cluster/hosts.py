@@ -2,8 +2,10 @@
 
     with Hosts(3, {"node_silence_s": 2.0}) as hosts:      host 0: the head's, and this process is a driver there
         hosts.join(1, "--num-cpus=2")
+    with Hosts(3, home=1) as hosts:                       the driver is on host 1, whose node has joined
 
-For as long as the block lasts, the thread that entered it is on host 0, with all threads and processes that it starts.
+For as long as the block lasts, the thread that entered it is on the driver's host, with all threads and processes that
+it starts.
 A host has at most one node at a time; nodes may come and go. Each has a RAY_TMPDIR of its own and shares nothing with
 others but the token.
 """
@@ -39,13 +41,19 @@ STORE_BYTES = 256 * 2**20
 
 class Hosts:
     def __init__(
-        self, count: int, settings: dict[str, Any] | None = None, *, delays: dict[int, float] | None = None, **init: Any
+        self,
+        count: int,
+        settings: dict[str, Any] | None = None,
+        *,
+        delays: dict[int, float] | None = None,
+        home: int = 0,
+        **init: Any,
     ) -> None:
-        """settings: of the cluster. delays: see Network. init: more arguments of ray.init."""
+        """settings: of the cluster. delays: see Network. home: the driver's host. init: more arguments of ray.init."""
         self.network = Network(count, delays=delays)
         self.settings = {"heartbeat_s": 0.2, "node_silence_s": 2.0, "head_restart_wait_s": 0, **(settings or {})}
         self.address = ""
-        self._init = init
+        self._home, self._init = home, init
         self._ids: dict[int, str] = {}  # of the latest node of each host
         self._open = contextlib.ExitStack()
 
@@ -60,10 +68,13 @@ class Hosts:
             found = re.search(r"ray start --address=(\S+)`", said)
             assert found is not None, said
             self.address = found[1]
-            opening.enter_context(self.network.entered(0))
+            if self._home:
+                self._start_joined(self._home, "--num-cpus=2")
+            opening.enter_context(self.network.entered(self._home))
             opening.callback(ray.shutdown)
-            ray.init(self.session_folder(0), logging_level="error", log_to_driver=False, **self._init)
-            self._ids[0] = ray.get_runtime_context().get_node_id()
+            ray.init(self.session_folder(self._home), logging_level="error", log_to_driver=False, **self._init)
+            for host in {0, self._home}:
+                self._keep_id(host)
             self._open = opening.pop_all()
         return self
 
@@ -112,18 +123,36 @@ class Hosts:
 
     def join(self, host: int, *options: str) -> int:
         """A node with one CPU and one of the resource "host<N>". Returns its number, once work may go to it."""
+        number = self._start_joined(host, *options)
+        self._keep_id(host)
+        return number
+
+    def _start_joined(self, host: int, *options: str) -> int:
         own = json.dumps({f"host{host}": 1})
         said = self.start(host, f"--address={self.address}", "--num-cpus=1", f"--resources={own}", *options)
         found = re.search(r"It is node (\d+) of", said)
         assert found is not None, said
         number = int(found[1])
         wait_until(lambda: number in self.stats(0)["neighbours"])
-        self._ids[host] = str(
-            next(
-                r["NodeID"] for r in ray.nodes() if r["Alive"] and r["NodeManagerAddress"] == self.network.address(host)
-            )
-        )
         return number
+
+    def _keep_id(self, host: int) -> None:
+        living = [r for r in ray.nodes() if r["Alive"] and r["NodeManagerAddress"] == self.network.address(host)]
+        self._ids[host] = str(living[0]["NodeID"])
+
+    def wait_head_back(self, before: int, timeout_s: float) -> None:
+        """Until another node process than that with the pid `before` is the head's, and knows every other node."""
+
+        def back() -> bool:
+            try:
+                stats = self.stats(0)
+            except OSError:  # nobody listens, or it ended before it answered
+                return False
+            living = [row for row in ray.nodes() if row["Alive"]]
+            return stats["pids"]["node"] != before and len(stats["neighbours"]) == len(living) - 1
+
+        wait_until(back, timeout_s, what="the head to be back")
+        self._keep_id(0)
 
     def node_id(self, host: int) -> str:
         return self._ids[host]

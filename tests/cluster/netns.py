@@ -187,6 +187,16 @@ class Network:
         lines = [f"neigh replace {self.address(i)} lladdr {hardware} dev eth0 nud permanent" for i in to if i != host]
         _ip_batch(self.name(host), *lines)
 
+    @contextlib.contextmanager
+    def unreachable(self, host: int, to: Sequence[int]) -> Iterator[None]:
+        """Inside, what the host dials on these fails at once, as if a router on the way had no route."""
+        names = [f"unreachable {self.address(i)}/32" for i in to]
+        _ip_batch(self.name(host), *(f"route add {name}" for name in names))
+        try:
+            yield
+        finally:
+            _ip_batch(self.name(host), *(f"route del {name}" for name in names))
+
     def slow(self, host: int, mbit: float) -> None:
         """How fast frames travel to and from the host from now on; 0: as fast as the machine can."""
         for namespace, device in ((self._switch, f"port{host}"), (self.name(host), "eth0")):

@@ -362,6 +362,86 @@ def test_a_link_between_two_others_is_cut_for_a_while(three: Hosts) -> None:
     assert hosts.is_alive(1) and hosts.is_alive(2)
 
 
+@ray.remote(num_cpus=0)
+class Owner:
+    def put(self) -> list[Any]:
+        return [ray.put("its value")]
+
+    def items(self) -> Iterator[int]:
+        yield from range(3)
+
+    def alive(self) -> bool:
+        return True
+
+
+@ray.remote(num_cpus=0)
+class Keeper:
+    def keep(self, box: list[Any]) -> None:
+        self.box = box
+
+    def read(self) -> str:
+        return str(ray.get(self.box[0]))
+
+
+@ray.remote(num_cpus=0)
+def read(box: list[Any]) -> str:
+    return str(ray.get(box[0]))
+
+
+@ray.remote(num_cpus=0)
+def call(owner: Any) -> bool:
+    return bool(ray.get(owner.alive.remote()))
+
+
+@ray.remote(num_cpus=0)
+def draw(owner: Any) -> list[int]:
+    return [ray.get(ref) for ref in owner.items.options(num_returns="streaming").remote()]
+
+
+@ray.remote(num_cpus=0)
+def lease(options: dict[str, Any]) -> str:
+    return str(ray.get(where.options(**options).remote()))
+
+
+@pytest.mark.parametrize("dial", ["for a value", "to be counted", "for a call", "for items", "for a lease"])
+def test_a_process_that_cannot_be_dialled_for_a_while_is_not_taken_for_dead(three: Hosts, dial: str) -> None:
+    # Cause, once: whom a process could not dial was dead to it: OwnerDiedError, WorkerCrashedError, a call that hung.
+    hosts, there = three, three.on(2)
+    owner = Owner.options(**hosts.on(1)).remote()
+    box = ray.get(owner.put.remote(), timeout=20)
+    keeper = Keeper.options(**there).remote()
+    ray.get([where.options(**there).remote(), keeper.keep.remote([])], timeout=20)
+    with hosts.network.unreachable(2, [1]):
+        waiting, expected = {
+            "for a value": lambda: (read.options(**there).remote(box), "its value"),
+            "to be counted": lambda: (keeper.keep.remote(box), None),
+            "for a call": lambda: (call.options(**there).remote(owner), True),
+            "for items": lambda: (draw.options(**there).remote(owner), [0, 1, 2]),
+            "for a lease": lambda: (lease.options(**there).remote(hosts.on(1)), hosts.node_id(1)),
+        }[dial]()
+        ready, _ = ray.wait([waiting], timeout=1.0)
+        assert not ready, ray.get(ready)
+    assert ray.get(waiting, timeout=20) == expected
+    if dial == "to be counted":
+        del box
+        assert ray.get(keeper.read.remote(), timeout=20) == "its value"
+    assert hosts.is_alive(1) and hosts.is_alive(2)
+
+
+def test_a_process_that_is_gone_is_dead_to_whoever_dials_it_later(three: Hosts) -> None:
+    # Its node lives, and says so: nobody waits for more.
+    hosts = three
+    owner = Owner.options(**hosts.on(1)).remote()
+    box = ray.get(owner.put.remote(), timeout=20)
+    ray.kill(owner)
+    with pytest.raises(ray.exceptions.RayError):
+        ray.get(owner.alive.remote(), timeout=20)
+    began = time.monotonic()
+    with pytest.raises(ray.exceptions.OwnerDiedError):
+        ray.get(read.options(**hosts.on(2)).remote(box), timeout=20)
+    assert time.monotonic() - began < 5
+
+
 def test_nodes_that_are_told_to_stop_leave_at_once_and_come_again(hosts: Hosts) -> None:
     began = time.monotonic()
     hosts.ray(1, "stop")

@@ -109,7 +109,7 @@ def test_a_node_is_reached_through_the_gate(tmp_path: Path) -> None:
     with_a_place(scenario, tmp_path)
 
 
-def test_a_core_gets_what_is_for_it_and_a_dead_one_ends_the_connection(tmp_path: Path) -> None:
+def test_a_core_gets_what_is_for_it_and_a_dead_one_is_said_to_be_gone(tmp_path: Path) -> None:
     async def scenario(place: Place) -> None:
         dial = connect_tcp(HOST, place.gate.port, TOKEN, DIALLER, destination=DESTINATION_CORE, core_tag=CORE)
         dialling = asyncio.ensure_future(dial)
@@ -126,7 +126,7 @@ def test_a_core_gets_what_is_for_it_and_a_dead_one_ends_the_connection(tmp_path:
         peer.close()
         core_side.close()
         messenger.close()
-        with pytest.raises(ConnectionClosed):
+        with pytest.raises(ConnectionClosed, match="says that the process is gone"):
             await connect_tcp(HOST, place.gate.port, TOKEN, DIALLER, destination=DESTINATION_CORE, core_tag=b"X" * 16)
         assert place.gate.refused == 1
 
