@@ -98,7 +98,7 @@ class Attacker(threading.Thread):
         thread.start()
 
     def _take(self, *, joined: bool = True) -> int | None:
-        """A host for an attack on its node or its link; joined: one that may be lost. None: too many are under attack."""
+        """A host for an attack on its node or its link; joined: one that may be lost. None: all is busy."""
         with self._lock:
             host = self._random.choice(self._field.losable if joined else range(self._field.hosts))
             if host in self._busy or len(self._busy - {0}) >= max(1, self._field.hosts - 2):

@@ -90,12 +90,16 @@ def _objects(folder: str) -> dict[str, Any]:
         rows = client.list()
     finally:
         client.disconnect()
+    held = _object_manager(folder)["held"]
+    return {"objects": [f"{key.hex()}: {row}" for key, row in list(rows.items())[:5]], "held for others": held}
+
+
+def _object_manager(folder: str) -> dict[str, Any]:
     line = TransferLine(folder + "/objects.sock")
     try:
-        held = line.wait(line.ask_stats())[2]["held"]
+        return dict(line.wait(line.ask_stats())[2])
     finally:
         line.close()
-    return {"objects": [f"{key.hex()}: {row}" for key, row in list(rows.items())[:5]], "held for others": held}
 
 
 def _keys_of_ended_jobs(field: Field) -> list[str]:
@@ -129,6 +133,7 @@ def look(field: Field | None = None, hung: bool = True) -> str:
             with contextlib.suppress(Exception):
                 stats = field.stats(host)
                 parts.append(f"host {host}: {stats['scheduler']} {stats['pool']} {stats['pids']}")
+                parts.append(f"host {host}, its object manager: {_object_manager(field.folder(host))}")
     with contextlib.suppress(Exception):
         rows = [row for row in state.list_tasks(limit=1000) if row["state"] not in ("FINISHED", "FAILED")]
         parts.append("tasks:\n" + "\n".join(f"  {row}" for row in rows[:20]))
