@@ -169,12 +169,12 @@ TEST(PullQueue, ASourceThatCannotBeReachedIsAskedAgainUntilItIsDown) {
   ASSERT_EQ(asks.size(), 1u);
   EXPECT_TRUE(asks[0].source == At(2));
   q.SourceLost(asks[0].transfer, "it has not got the object", 0);
-  EXPECT_EQ(q.TakeActions().size(), 0u);
+  EXPECT_EQ(Take<SendAsk>(&q).size(), 0u);
   EXPECT_EQ(q.Check(), "");
   for (int i = 0; i < 8; ++i) {  // the pauses grow to a second
     const int64_t now = *q.next_deadline_ns();
     q.Tick(now - 1);
-    EXPECT_EQ(q.TakeActions().size(), 0u);
+    EXPECT_EQ(Take<SendAsk>(&q).size(), 0u);
     q.Tick(now);
     asks = Take<SendAsk>(&q);
     ASSERT_EQ(asks.size(), 1u);
@@ -196,7 +196,7 @@ TEST(PullQueue, ASourceThatCannotBeReachedWhileRoomIsMadeIsAskedWhenItIsMade) {
   q.Sizes(t, kWhole, 0);
   ASSERT_EQ(Take<MakeRoom>(&q).size(), 1u);
   q.SourceBroken(t, "it closed the connection", 0);
-  EXPECT_EQ(q.TakeActions().size(), 0u);
+  EXPECT_EQ(Take<SendAsk>(&q).size(), 0u);
   q.RoomMade(Key(1), 0);
   EXPECT_EQ(Take<SendAsk>(&q).size(), 0u);
   q.Tick(*q.next_deadline_ns());
