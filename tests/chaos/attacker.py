@@ -29,8 +29,8 @@ from tests.chaos.session import gone
 STEADY_S = 5.5
 # A worker that is asked to exit and doesn't answer within worker_exit_grace_s, 5 s, is killed: policy, too.
 WORKER_PAUSE_S = 3.5
-# A supervisor gives up a head that has died 5 times within a minute: that is policy, too.
-HEAD_DEATHS_MAX = 2
+# In a round. A supervisor gives up a head that has died 5 times within a minute: that is policy, too.
+HEAD_DEATHS_MAX = 1
 PROGRAM_SHARE = 0.4  # of the joined hosts have a driver of their own
 
 
@@ -199,13 +199,19 @@ class Attacker(threading.Thread):
     def kill_head(self) -> None:
         """The head's node process, and with it all that lives on its node."""
         with self._lock:
-            now = time.monotonic()
-            if self._busy or self._head_deaths == HEAD_DEATHS_MAX or any(at > now for at in self._rested_at.values()):
+            if 0 in self._busy or self._head_deaths == HEAD_DEATHS_MAX:
                 return
             self._head_deaths += 1
-            self._busy.add(0)
+            self._busy.add(0)  # nothing else begins that it could meet: a node that is silent as well would be lost
+
+        def alone() -> bool:
+            with self._lock:
+                return self._busy == {0} and all(at < time.monotonic() for at in self._rested_at.values())
 
         def attack() -> None:
+            while not alone():
+                if self._ending.wait(0.05):
+                    return
             with self._faults.during(f.HEAD, 0, "killed head"):
                 victims = self._field.pids(0)
                 with contextlib.suppress(ProcessLookupError):
