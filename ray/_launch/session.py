@@ -14,8 +14,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import signal
 import stat
+import time
 from collections.abc import Iterator
 
 SOCKET_PATH_BYTES_MAX = 107  # sun_path holds 108 with the final NUL
@@ -23,6 +25,7 @@ ENVIRONMENT_MARK = "RAY_SESSION_DIR"  # set for the node process: all its descen
 CURRENT = "current"  # a file in the base folder: see current.py
 STANDING = "standing"  # a file in the folder of a session that `ray start` made
 RESUMABLE = "resumable"  # a file in the folder of a cluster's head: its "HOST PORT"; it is not swept when it is dead
+LINGERS_S = 5.0  # at most, for what is left of a killed node process; on a machine with a free CPU some milliseconds
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"  # 32 letters: one byte picks one without bias
 
 
@@ -128,22 +131,32 @@ def take_over(folder: str) -> Session:
     is killed, and their sockets go; logs, the token and Redis' files stay.
 
     Raises: FileNotFoundError: there is none. BlockingIOError: it is alive.
+    Blocks: up to LINGERS_S if the lock is held: a child that the node process had only just forked has the lock, as it
+            has the port where nodes are listened for, until it comes to its exec or hears of its parent's death.
     """
     session = open_existing(folder)
     session.lock_fd = os.open(folder + "/lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(session.lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        session.release_lock()
-        raise BlockingIOError(f"the session in {folder} is alive") from None
+    deadline = time.monotonic() + LINGERS_S
+    while True:
+        try:
+            fcntl.flock(session.lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                session.release_lock()
+                raise BlockingIOError(f"the session in {folder} is alive") from None
+        time.sleep(0.01)  # there is no event for the end of a lock that could be waited for with a limit
     clear(folder)
     return session
 
 
 def clear(folder: str) -> None:
     """After the death of a node process: kills what is left of its processes, and removes what they listened on and
-    what they had spilled."""
-    kill_marked(folder)
+    what they had spilled.
+
+    Blocks: until those have ended, up to LINGERS_S: while one lives the port where nodes are listened for may be taken.
+    """
+    kill_marked(folder, LINGERS_S)
     for entry in list(os.scandir(folder)):
         if stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
             _ignore_missing(os.unlink, entry.path)
@@ -289,20 +302,32 @@ def marked(folder: str) -> list[int]:
     return sorted(found)  # whatever else there is, the node process has started it
 
 
-def kill_marked(folder: str) -> list[int]:
+def kill_marked(folder: str, wait_s: float = 0.0) -> list[int]:
     """SIGKILLs the processes of a session; returns their pids.
 
     Used only for sessions whose node process is gone or hangs: the kernel has killed its children, but not what user
     code in workers had started.
+
+    Blocks: up to wait_s, until they have ended.
     """
-    killed = []
+    killed: dict[int, int] = {}  # pid -> pidfd
     for pid in marked(folder):
         try:
-            os.kill(pid, signal.SIGKILL)
-            killed.append(pid)
+            pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
             continue
-    return killed
+        killed[pid] = pidfd
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    deadline = time.monotonic() + wait_s
+    for pidfd in killed.values():
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        os.close(pidfd)
+    return list(killed)
 
 
 # -- how it is done -------------------------------------------------------------------------------------------

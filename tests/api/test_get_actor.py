@@ -121,7 +121,7 @@ def test_a_name_that_is_taken_is_a_value_error_at_creation(ray_shared):
     with pytest.raises(ValueError, match=r"'one' is taken.*get_actor"):
         Counter.options(name="one").remote()
     assert ray.get(first.add.remote()) == 1
-    assert ray.util.list_named_actors() == ["one"]
+    wait_until(lambda: ray.util.list_named_actors() == ["one"])  # those of tests before are going
 
 
 @pytest.mark.parametrize("end", ["kill", "terminate", "scope", "init"])

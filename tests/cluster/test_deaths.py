@@ -62,7 +62,7 @@ def test_an_idle_worker_on_another_node_dies_and_the_next_task_finds_another(nod
 def test_a_store_dies_in_the_middle_of_a_transfer(nodes: Nodes, who: str) -> None:
     nodes.add_node({"CPU": 1}, object_store_memory=ROOMY)
     ref = make.options(**on(nodes, 1)).remote(7, LARGE)
-    ray.wait([ref])
+    ray.wait([ref], fetch_local=False)
     victim = store_of(nodes, 1 if who == "the source's store" else 0)
     values: list[int] = []
     getting = threading.Thread(target=lambda: values.append(int(ray.get(ref, timeout=30).sum())))

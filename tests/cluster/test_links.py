@@ -16,7 +16,7 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from tests.wait import wait_until
+from tests.wait import wait_until, within
 
 from . import netns
 from .hosts import Hosts
@@ -148,14 +148,15 @@ def test_four_machines_work_as_one(running: Hosts) -> None:
 def test_a_machine_that_is_cut_off_while_idle_is_given_up_and_ends_itself(hosts: Hosts, how: str) -> None:
     pid = hosts.pid(1)
     began = time.monotonic()
-    if how == "unplugged":
-        hosts.network.unplug(1)
-        assert "silent" in hosts.wait_dead(1)
-    else:
-        os.kill(pid, signal.SIGSTOP)
-        hosts.wait_dead(1)
-        os.kill(pid, signal.SIGCONT)  # it hears at once that others have its work
-    assert SILENCE_S * 0.8 < time.monotonic() - began < SILENCE_S + 1.5
+    with within(SILENCE_S + 1.5):
+        if how == "unplugged":
+            hosts.network.unplug(1)
+            assert "silent" in hosts.wait_dead(1)
+        else:
+            os.kill(pid, signal.SIGSTOP)
+            hosts.wait_dead(1)
+            os.kill(pid, signal.SIGCONT)  # it hears at once that others have its work
+    assert SILENCE_S * 0.8 < time.monotonic() - began
     hosts.wait_gone(1)
 
 
@@ -168,11 +169,10 @@ def test_the_work_of_a_machine_that_is_cut_off_is_done_elsewhere(three: Hosts) -
     assert ray.get(total.options(**hosts.on(1)).remote(big), timeout=60) == BIG * (BIG - 1) // 2
     tasks = [slow_where.options(**hosts.on(1, soft=True)).remote(1.0) for _ in range(3)]
     ray.get(actor.add.remote(), timeout=60)
-    hosts.network.unplug(1)
-    began = time.monotonic()
-    found = ray.get([*tasks, actor.where.remote()], timeout=60)
+    with within(SILENCE_S + 4):
+        hosts.network.unplug(1)
+        found = ray.get([*tasks, actor.where.remote()], timeout=60)
     assert hosts.node_id(1) not in found
-    assert time.monotonic() - began < SILENCE_S + 4
     assert ray.get(total.remote(big), timeout=60) == BIG * (BIG - 1) // 2
     hosts.wait_gone(1)
 
@@ -307,7 +307,9 @@ def test_a_link_that_is_restored_in_time_loses_nothing(hosts: Hosts) -> None:
     # came too late although the link had been back for more than a second.
     actor = Counter.options(**hosts.on(1)).remote()
     pid = ray.get(actor.pid.remote(), timeout=60)
-    for _ in range(2):
+    for again in (False, True):
+        if again:
+            time.sleep(SILENCE_S * 0.5)  # for this time to be one of its own
         running = [actor.add.remote() for _ in range(20)]
         mine = ray.put(np.arange(BIG))
         hosts.network.unplug(1)
@@ -317,7 +319,6 @@ def test_a_link_that_is_restored_in_time_loses_nothing(hosts: Hosts) -> None:
         hosts.network.plug(1)
         ray.get(running + more, timeout=60)
         assert ray.get(sums, timeout=60) == [BIG * (BIG - 1) // 2] * 2
-        time.sleep(SILENCE_S * 0.5)  # for the next time to be one of its own
     assert hosts.is_alive(1)
     assert ray.get([actor.add.remote(), actor.pid.remote()], timeout=60) == [81, pid]
 
@@ -328,7 +329,7 @@ def test_a_node_process_that_stands_still_for_less_than_the_silence_is_not_dead(
     pid = ray.get(actor.pid.remote(), timeout=60)
     with hosts.paused(host):
         assert ray.get([actor.add.remote() for _ in range(20)], timeout=60) == list(range(1, 21))
-        time.sleep(SILENCE_S * 0.7)  # for so long it stands still
+        time.sleep(SILENCE_S * 0.5)  # for so long it stands still
     assert ray.get(where.options(**hosts.on(1)).remote(), timeout=60) == hosts.node_id(1)
     time.sleep(0.5)  # what would be said of its silence had come by now
     assert hosts.is_alive(1) and ray.get(actor.pid.remote(), timeout=60) == pid
@@ -355,7 +356,7 @@ def test_a_link_between_two_others_is_cut_for_a_while(three: Hosts) -> None:
         hosts.node_id(1),
         hosts.node_id(2),
     ]
-    ready, _ = ray.wait(waiting, timeout=SILENCE_S * 1.5)
+    ready, _ = ray.wait(waiting, timeout=SILENCE_S * 1.2)
     assert not ready
     hosts.network.separate([])
     assert ray.get(waiting, timeout=30) == [12, BIG * (BIG - 1) // 2]
@@ -443,10 +444,9 @@ def test_a_process_that_is_gone_is_dead_to_whoever_dials_it_later(three: Hosts) 
 
 
 def test_nodes_that_are_told_to_stop_leave_at_once_and_come_again(hosts: Hosts) -> None:
-    began = time.monotonic()
-    hosts.ray(1, "stop")
-    hosts.wait_dead(1)
-    assert time.monotonic() - began < 5
+    with within(5):
+        hosts.ray(1, "stop")
+        hosts.wait_dead(1)
     hosts.wait_gone(1)
     hosts.join(1)
     assert ray.get(where.options(**hosts.on(1)).remote(), timeout=60) == hosts.node_id(1)

@@ -139,7 +139,7 @@ def test_generators_on_another_node_yield_large_items(nodes: Nodes) -> None:
 def test_a_get_in_the_middle_of_a_transfer_survives_the_death_of_the_node_that_sends(nodes: Nodes) -> None:
     nodes.add_node({"CPU": 1}, object_store_memory=256 * 2**20)
     ref = make.options(**on(nodes, 1, soft=True)).remote(7, 20_000_000)
-    ray.wait([ref])
+    ray.wait([ref], fetch_local=False)
     values: list[int] = []
     getting = threading.Thread(target=lambda: values.append(int(ray.get(ref, timeout=30).sum())))
     getting.start()
@@ -152,7 +152,7 @@ def test_a_get_in_the_middle_of_a_transfer_survives_the_death_of_the_node_that_s
 def test_a_result_whose_node_died_is_made_again_when_it_is_needed(nodes: Nodes) -> None:
     nodes.add_node({"CPU": 1})
     ref = make.options(**on(nodes, 1, soft=True)).remote(7)
-    ray.wait([ref])
+    ray.wait([ref], fetch_local=False)
     after = total.remote(ref)
     assert ray.get(after) == 7 * N
     nodes.kill(1)
@@ -169,7 +169,7 @@ def test_a_result_whose_owner_on_another_node_dies_is_freed(nodes: Nodes) -> Non
     @ray.remote(max_retries=0)
     def die(options: dict[str, Any]) -> None:
         ref = make.options(**options).remote(1)
-        ray.wait([ref])
+        ray.wait([ref], fetch_local=False)
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(ray.exceptions.WorkerCrashedError):

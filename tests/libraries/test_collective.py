@@ -278,8 +278,9 @@ def barrier(rank, group):
 
 @pytest.mark.parametrize("dies", [0, 1], ids=["the one that came first", "another"])
 def test_a_members_death_is_an_error_at_the_others_at_once(ray_shared, dies):
-    made = members(3, "death", gloo_timeout=None)
-    waiting = [member.call.remote(barrier, rank, "death") for rank, member in enumerate(made) if rank != dies]
+    death = f"death of {dies}"
+    made = members(3, death, gloo_timeout=None)
+    waiting = [member.call.remote(barrier, rank, death) for rank, member in enumerate(made) if rank != dies]
     with within(5):
         ray.kill(made[dies])
         for ref in waiting:
@@ -288,10 +289,10 @@ def test_a_members_death_is_an_error_at_the_others_at_once(ray_shared, dies):
 
     survivors = [member for rank, member in enumerate(made) if rank != dies]
     with pytest.raises(CollectiveError):  # and it stays so
-        ray.get(survivors[0].call.remote(barrier, 0, "death"))
-    ray.get([survivor.call.remote(collective.destroy_collective_group, "death") for survivor in survivors])
-    ray.get([survivor.join.remote(2, rank, group_name="death") for rank, survivor in enumerate(survivors)])
-    on_all(survivors, barrier, "death")
+        ray.get(survivors[0].call.remote(barrier, 0, death))
+    ray.get([survivor.call.remote(collective.destroy_collective_group, death) for survivor in survivors])
+    ray.get([survivor.join.remote(2, rank, group_name=death) for rank, survivor in enumerate(survivors)])
+    on_all(survivors, barrier, death)
 
 
 def test_a_member_that_leaves_is_an_error_at_the_others(ray_shared):

@@ -1,7 +1,7 @@
 """An environment with programs that were written for Ray, from the package index, in which `import ray` is this tree.
 
-Made once for the versions below, in build/third-party/ (30 s), and kept there. What ray itself needs is found in the
-environment of the tests, behind what the programs brought along.
+Made once for the versions below, in build/third-party/ (half a minute), and kept there. What ray itself needs is found
+in the environment of the tests, behind what the programs brought along.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -31,15 +32,24 @@ Run = Callable[[str], str]
 
 
 @pytest.fixture(scope="session")
-def python() -> Path:
-    """The interpreter of that environment."""
-    return interpreter_with(REQUIREMENTS)
+def made(request: pytest.FixtureRequest) -> dict[str, Future[Path]]:
+    """Interpreters, by the fixture that gives them: those that tests of this run will ask for are made side by side."""
+    environments = {"python": REQUIREMENTS, "python_with_tensorflow": TENSORFLOW}
+    wanted = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    with ThreadPoolExecutor() as pool:
+        return {name: pool.submit(interpreter_with, environments[name]) for name in environments.keys() & wanted}
 
 
 @pytest.fixture(scope="session")
-def python_with_tensorflow() -> Path:
+def python(made: dict[str, Future[Path]]) -> Path:
+    """The interpreter of that environment."""
+    return made["python"].result()
+
+
+@pytest.fixture(scope="session")
+def python_with_tensorflow(made: dict[str, Future[Path]]) -> Path:
     """The interpreter of one with TensorFlow."""
-    return interpreter_with(TENSORFLOW)
+    return made["python_with_tensorflow"].result()
 
 
 def interpreter_with(requirements: tuple[str, ...]) -> Path:
@@ -55,7 +65,9 @@ def interpreter_with(requirements: tuple[str, ...]) -> Path:
         # First, so that pip finds ray installed where a program asks for it, and brings no other.
         path_file = next(folder.glob("lib/python3*/site-packages")) / "zz_ray_of_this_tree.pth"
         path_file.write_text(f"{ROOT}\n{sysconfig.get_path('purelib')}\n")
-        pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
+        # --no-compile: of all that is installed only some is imported, and compiled then.
+        pip = [interpreter, "-m", "pip", "install", "--no-compile", "--quiet", "--disable-pip-version-check"]
+        pip += requirements
         done = subprocess.run(pip, capture_output=True, text=True, timeout=INSTALL_S)
         if done.returncode != 0 and "No matching distribution" in done.stderr and "connection" in done.stderr.lower():
             pytest.skip(f"the package index can't be reached: {done.stderr[-500:]}")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import stat
+import subprocess
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +18,7 @@ import pytest
 from ray import _config
 from ray._launch import session as sessions
 from ray._protocol import resources
+from tests.wait import wait_until
 
 
 @pytest.fixture
@@ -52,6 +57,49 @@ def test_a_dead_session_is_swept_by_the_next_one_and_a_living_one_is_not(tmp_pat
     for session in (living, third):
         session.release_lock()
         session.remove()
+
+
+@pytest.fixture
+def lingering(tmp_path: Path) -> Iterator[tuple[sessions.Session, subprocess.Popen[bytes]]]:
+    """A session that has been killed, and a child of its node process that has not come to its exec yet: it has the
+    lock, until its standard input ends."""
+    session = sessions.create(str(tmp_path))
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, pass_fds=[session.lock_fd]
+    )
+    session.release_lock()
+    yield session, child
+    child.communicate()
+    session.remove()
+
+
+def test_a_killed_session_is_taken_over_though_a_child_of_its_node_process_still_has_the_lock(
+    lingering: tuple[sessions.Session, subprocess.Popen[bytes]],
+) -> None:
+    session, child = lingering
+    assert child.stdin is not None and sessions.alive(session.folder)
+    threading.Timer(0.1, child.stdin.close).start()
+    sessions.take_over(session.folder).release_lock()
+
+
+def test_a_living_session_is_not_taken_over(
+    lingering: tuple[sessions.Session, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, _child = lingering
+    monkeypatch.setattr(sessions, "LINGERS_S", 0.05)
+    with pytest.raises(BlockingIOError, match="is alive"):
+        sessions.take_over(session.folder)
+
+
+def test_what_is_left_of_a_killed_session_has_ended_once_it_is_cleared(tmp_path: Path) -> None:
+    """Its port, for one, is free for the node process that goes on there."""
+    session = sessions.create(str(tmp_path))
+    with subprocess.Popen(["sleep", "1000"], env={sessions.ENVIRONMENT_MARK: session.folder}) as left:
+        wait_until(lambda: left.pid in sessions.marked(session.folder))
+        sessions.clear(session.folder)
+        assert left.poll() == -signal.SIGKILL
+    session.release_lock()
+    session.remove()
 
 
 def test_a_squatted_base_folder_is_not_used(tmp_path: Path) -> None:
