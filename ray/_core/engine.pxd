@@ -322,6 +322,7 @@ cdef class Engine:
     cdef dict pulls_ahead             # request -> bytes: those of them that only wait has asked for, so far
     cdef dict pull_failures           # ObjectRef -> why there can never be room for it here, until somebody is told
     cdef dict after_pull              # ObjectRef -> futures to finish when it is here
+    cdef dict freed                   # key -> (when, home) of ours that other stores were told to free a moment ago
     cdef dict holding                 # request -> (store, key): pinned by us until the object manager holds it for its owner
     cdef dict borrowers               # tag -> {ObjectRef: count}: what others hold of ours
     cdef deque[Dropped] dropped       # refs whose deallocation the owner or the store must hear of

@@ -222,6 +222,7 @@ cdef class Engine:
         self.is_driver = is_driver
         self.number = number_of(self.tag0)
         self.homes, self.pulls, self.pulls_ahead, self.pull_failures, self.after_pull, self.holding = {}, {}, {}, {}, {}, {}
+        self.freed = {}
         self.next_seq = 1
         self.next_key = 16
         self.next_request = 1
@@ -558,6 +559,8 @@ cdef class Engine:
         pass  # each object's loss is found, and repaired, when somebody needs it
 
     def on_store_back(self):
+        if self.freed:
+            free_again(self)
         if self.store is not None and self.store.alive:
             return  # we reached it before this news of it
         if not reach_new_store(self, self.store):

@@ -9,6 +9,10 @@
 # again or says why not. A store of ours that dies: pulls are asked for anew when it is back.
 
 cdef uint64_t TRANSFER_KEY = 2     # in the poller
+# What was freed elsewhere is remembered so long, and so much of it: the store that passes it on may die before it has, and
+# passes it on late to a home behind a cut link.
+cdef int64_t FREED_NS = 60_000_000_000
+cdef Py_ssize_t FREED_MAX = 10_000
 cdef int64_t STORE_SHARE_AHEAD = 8 # no object is fetched ahead that takes more than one part in so many of the store
 
 cdef extern from *:
@@ -346,6 +350,8 @@ cdef int to_store_held(Engine self, bytes key, Encoded e) except -1:
 cdef int own_elsewhere(Engine self, ObjectRef ref) except -1:
     """Another node's store holds it for us. Our store frees it there should we die: nobody else would know what is ours."""
     where = self.homes.get(ref.home)
+    if self.freed:
+        self.freed.pop(ref.key(), None)  # it was made again
     if where is not None:
         try:
             transfer_line(self).own(ref.key(), where)
@@ -364,14 +370,37 @@ cdef int let_pin_go(tuple pin) except -1:
 
 cdef int free_elsewhere(Engine self, bytes key, uint32_t home) except -1:
     """Ours, in another node's store (with copies wherever that has sent them): nobody refers to it any more."""
+    cdef int64_t now
     where = self.homes.get(home)
-    try:
-        if self.store is not None:
+    if self.store is not None:
+        try:
             self.store.delete(key)
-        if where is not None:
+        except PlasmaStoreDied:
+            pass  # the copy has died with it
+    if where is None:
+        return 0
+    now = NowNs()
+    for oldest, (at_ns, _) in self.freed.items():
+        if len(self.freed) < FREED_MAX and now - at_ns < FREED_NS:
+            break
+        del self.freed[oldest]
+        break  # one goes for each that comes
+    self.freed[key] = (now, home)
+    for _ in range(2):  # the line may be one to an earlier store
+        try:
             transfer_line(self).free(key, where)
-    except (PlasmaStoreDied, FileNotFoundError):
-        drop_line(self)  # what another store keeps for us, it keeps until it hears of our death
+            break
+        except (PlasmaStoreDied, FileNotFoundError):
+            drop_line(self)  # it is said again when the store is back
+    return 0
+
+
+cdef int free_again(Engine self) except -1:
+    """Our store has died and is back: it may not have passed on what we freed elsewhere, and nobody else would say it."""
+    freed, self.freed = self.freed, {}
+    for key, (at_ns, home) in freed.items():
+        if NowNs() - at_ns < FREED_NS:
+            free_elsewhere(self, key, home)
     return 0
 
 

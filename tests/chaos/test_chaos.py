@@ -39,6 +39,4 @@ def test_nothing_is_left_when_a_driver_is_killed_under_load(seed):
 
 
 def test_every_result_is_right_while_nodes_of_a_cluster_are_attacked(seed):
-    """Links are left alone here, but not by the command: an owner behind one that is cut is taken for dead, which the
-    command still finds now and then (docs/internals/fault-tolerance.md)."""
-    print(run.round_nodes(seed, SECONDS * 0.3, nodes=3, links=False))
+    print(run.round_nodes(seed, SECONDS * 0.3, nodes=3))

@@ -226,6 +226,21 @@ def test_a_result_for_another_node_is_held_there_though_the_store_died_before_it
     wait_until(nothing_left(nodes, 0, 1))
 
 
+def test_what_was_freed_elsewhere_as_the_own_store_died_is_freed_when_that_is_back(nodes: Nodes) -> None:
+    # Cause, once: the store that was to pass it on died with it, and the result stayed where it was for good.
+    nodes.add_node({"CPU": 1})
+    ref = make.options(**on(nodes, 1)).remote(1, 100_000)
+    ray.wait([ref])
+    wait_until(lambda: stats(nodes, 1)["held"] == 1)
+    own = store_of(nodes, 0)
+    os.kill(own, signal.SIGSTOP)
+    del ref
+    time.sleep(0.1)  # what is freed leaves at once, and lies there unread
+    kill(own)
+    wait_until(nothing_left(nodes, 1))
+    assert ray.get(pid.remote(), timeout=30)
+
+
 def test_a_driver_on_another_node_dies_while_it_puts_and_leaves_nothing(nodes: Nodes) -> None:
     nodes.add_node({"CPU": 1})
     program = f"""
