@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         ),
         *("context", "job_config", "log", "types", "cloudpickle"),
         *("_driver", "_init_options", "_local_mode", "_options", "_placement", "_signature"),  # what api.py is made of
-        *("_inspect", "_metrics", "_timeline", "_typing", "mypy_plugin"),
+        *("_inspect", "_metrics", "_simulation", "_timeline", "_typing", "mypy_plugin"),
     ),
     ("cli", "dashboard", "client", "client_builder", "cluster_utils"),
     ("util", "dag", "rllib", "experimental", "data"),

@@ -574,6 +574,11 @@ class LocalScheduler:
     def classes(self) -> Iterable[SchedulingClass]:
         return self._lines.classes.values()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether anything is queued here, in a line or aside."""
+        return bool(self._lines.classes or self._infeasible or self._for_group)
+
     def leases(self) -> Iterable[Lease]:
         return self._leases.values()
 

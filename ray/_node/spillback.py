@@ -68,7 +68,7 @@ class _Neighbour:
 
     def settle(self, now: float) -> None:
         """What was sent longer ago than SENT_S counts no more."""
-        while self.sent and now - self.sent[0][0] >= SENT_S:
+        while self.sent and self.sent[0][0] + SENT_S <= now:
             self.sent.popleft()
         available = dict(self.reported.available)
         for _, shape in self.sent:
@@ -101,7 +101,7 @@ class Neighbours:
         self._numbers: dict[bytes, int] = {}
         self._index: NodeIndex[int] = NodeIndex()
         self._with_bundles: dict[bytes, dict[int, None]] = {}  # by group, the nodes that have some of it
-        self._owed: dict[int, None] = {}  # nodes of whose room something is deducted
+        self._deducted: deque[tuple[float, int]] = deque()  # since when something is, of which node's room
         self._choices = 0
         self._chose_here = 0
 
@@ -121,7 +121,6 @@ class Neighbours:
                 if gone is not None:
                     self._list_bundles(gone, {})
                     self._numbers.pop(gone.row.node_id, None)
-                    self._owed.pop(row.number, None)
                     self._index.drop(row.number)
             else:
                 node = self._by_number.get(row.number)
@@ -147,7 +146,7 @@ class Neighbours:
     def sent(self, number: int, lease: Lease, now: float) -> None:
         """A request is on its way there: what it asks is not free any more."""
         node = self._by_number[number]
-        self._owed[number] = None
+        self._deducted.append((now, number))
         if self.look_at is None:
             self.look_soon(now)
         if lease.place is None:
@@ -172,14 +171,11 @@ class Neighbours:
         """Whether it is time to look again; then all that is known is brought up to date."""
         if self.look_at is None or now < self.look_at:
             return False
-        self.look_at = None
-        owed, self._owed = self._owed, {}
-        for number in owed:
-            node = self._by_number[number]
-            self._settle(node, now)  # with it what was sent into its bundles
-            if node.sent:
-                self._owed[number] = None
-                self.look_at = min(self.look_at or node.sent[0][0] + SENT_S, node.sent[0][0] + SENT_S)
+        while self._deducted and self._deducted[0][0] + SENT_S <= now:
+            node = self._by_number.get(self._deducted.popleft()[1])
+            if node is not None:
+                self._settle(node, now)  # with it what was sent into its bundles
+        self.look_at = self._deducted[0][0] + SENT_S if self._deducted else None
         return True
 
     def elsewhere(self, lease: Lease, here: NodeView, patient: bool = False) -> int | None:

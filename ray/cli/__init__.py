@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from ray._version import __version__
-from ray.cli import debug, memory, start, state, status, stop, timeline
+from ray.cli import debug, memory, simulate, start, state, status, stop, timeline
 
 
 def run_microbenchmark(options: argparse.Namespace) -> int:
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"ray, version {__version__}")
     commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    for command in (start, stop, status, state, memory, timeline, debug):
+    for command in (start, stop, status, state, memory, timeline, simulate, debug):
         command.add(commands)
     bench = commands.add_parser("microbenchmark", help="rates of tasks, actor calls, put and get on this machine")
     bench.add_argument("--only", default="", metavar="TEXT", help="only rows whose name contains this")

@@ -9,45 +9,26 @@ have arrived), that is written as `again`. Everything is drawn from one `random.
 from __future__ import annotations
 
 import collections
-import heapq
-import math
 import random
 from collections.abc import Callable
 from typing import Any
+
+from ray._simulation.agenda import Agenda
 
 LOCAL_S = 1 / 20_000  # mean delay of a message between two processes of one machine
 REMOTE_S = 1 / 1_000  # and between two machines
 REPEATED = 0.02  # of the messages that may be said twice
 
 
-class Network:
+class Network(Agenda):
     """The clock, the agenda, and what is said by kind."""
 
     def __init__(self, seed: int, drop: str = "") -> None:
+        super().__init__()
         self.random = random.Random(seed)
-        self.now = 0.0
-        self.events = 0  # taken from the agenda so far
         self.drop = drop  # the kind of message that never arrives: the planted bug
         self.sent: collections.Counter[str] = collections.Counter()
         self.trace: collections.deque[str] | None = None  # the last messages, for a person
-        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = 0
-
-    def later(self, delay_s: float, what: Callable[[], None]) -> None:
-        self.at(self.now + delay_s, what)
-
-    def at(self, time_s: float, what: Callable[[], None]) -> None:
-        self._order += 1
-        heapq.heappush(self._agenda, (time_s, self._order, what))
-
-    def step(self) -> None:
-        """The next thing that happens."""
-        self.now, _, what = heapq.heappop(self._agenda)
-        self.events += 1
-        what()
-
-    def next_at(self) -> float:
-        return self._agenda[0][0] if self._agenda else math.inf
 
     def note(self, text: str) -> None:
         if self.trace is not None:
