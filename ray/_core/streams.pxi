@@ -112,6 +112,8 @@ cdef int on_yield(Engine self, Link link, Reader* r, uint8_t flags) except -1:
         if index <= stream.delivered:
             ref = lost_item(stream, index)
             again = ref is not None
+            if ref is None and in_store:
+                ref = rewritten_item(self, stream, index, home)
         elif not stream.ended and not stream.dropped:
             ref = stream.coming
             if ref is None:
@@ -145,6 +147,21 @@ cdef ObjectRef lost_item(Stream stream, uint32_t index):
     if at == stream.kept.end() or (<ObjectRef>deref(at).second).state != PENDING:
         return None
     return <ObjectRef>deref(at).second
+
+
+cdef ObjectRef rewritten_item(Engine self, Stream stream, uint32_t index, uint32_t home):
+    """An item that is not lost, but that lay behind one that is, so that this run has yielded it once more. In the same store it has
+    taken the place of what was there: it is the item from now on, and not to be thrown away. None: it is in another store, or nobody
+    has the item any more."""
+    cdef KeptMap.iterator at = stream.kept.find(index)
+    cdef ObjectRef ref
+    if at == stream.kept.end():
+        return None
+    ref = <ObjectRef>deref(at).second
+    if ref.state != PLASMA or ref.home != home:
+        return None
+    unpin_lost(self, ref)
+    return ref
 
 
 cdef int end_stream(Engine self, Task task, object error) except -1:
@@ -236,7 +253,7 @@ cdef int lose_items(Engine self, Task task) except -1:
     for ref in stream.keepers():
         if ref.state == PLASMA and not in_store(self, ref):
             ref.state = PENDING
-            ref.pinned = False
+            unpin_lost(self, ref)
             stream.lost += 1
     if task.retries_left == 0:
         return fail_lost(task, 0, exceptions.ObjectReconstructionFailedMaxAttemptsExceededError(
