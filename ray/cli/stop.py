@@ -109,17 +109,18 @@ def _wait_for_rest(session: Session, deadline: float) -> None:
 
 def _kill(session: Session) -> None:
     """By force: the node process, whose death takes all else with it, then the session's leavings."""
-    for pid in sessions.marked(session.folder):
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-        try:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            node_link.has_ended(pidfd, None)
-        except ProcessLookupError:
-            pass  # the death of its parent was its own
-        finally:
-            os.close(pidfd)
+    while left := sessions.marked(session.folder):  # asked again: one of them may just have started another
+        for pid in left:
+            try:
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            try:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                node_link.has_ended(pidfd, None)
+            except ProcessLookupError:
+                pass  # the death of its parent was its own
+            finally:
+                os.close(pidfd)
     session.remove()
     current.release(session.folder)

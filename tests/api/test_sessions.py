@@ -257,7 +257,7 @@ def test_the_end_of_one_driver_ends_its_job_and_nobody_elses(standing, end):
         staying.stdin.flush()
         assert staying.stdout.readline() == f"(2, {actors[1]})\n", "the other's actor, with its state"
         shown = standing.command("status")
-        assert str(staying.pid) in shown and str(leaving.pid) not in shown
+        assert f"pid {staying.pid} " in shown and f"pid {leaving.pid} " not in shown
         staying.stdin.close()
     wait_until(lambda: "Programs: none" in standing.command("status"))
 

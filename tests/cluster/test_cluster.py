@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
 import subprocess
 import sys
+import termios
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -379,7 +381,12 @@ sys.stdin.read()  # at its end a driver waits for no terminal
 """
     program = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert program.stdin is not None and program.stdout is not None
-    time.sleep(3)  # its pipe has long been full, and so has what waits for it
+
+    def waiting() -> int:
+        return int.from_bytes(fcntl.ioctl(program.stdout, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+    wait_until(lambda: waiting() > 60_000)
+    time.sleep(0.5)  # its pipe is full, and soon what waits for it is, too
     lines: list[str] = []
     with program.stdout:
         while len(lines) < 100_001:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,7 @@ def test_what_keeps_a_machine_from_joining_is_said_and_leaves_nothing(machines: 
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         deaf = f"127.0.0.1:{listening.getsockname()[1]}"
-        for options, environment, status, says in (
+        cases: list[tuple[list[str], dict[str, str], int, str]] = [
             (["--address=127.0.0.1:1"], {}, 1, "can't be joined"),
             ([f"--address={deaf}"], {}, 1, "can't be joined"),
             (["--address=nonsense"], {}, 2, "expected HOST:PORT"),
@@ -119,10 +120,12 @@ def test_what_keeps_a_machine_from_joining_is_said_and_leaves_nothing(machines: 
             ([f"--address={address}", f"--node-manager-port={port}"], {}, 2, "can't be listened on"),
             ([f"--address={address}", "--head"], {}, 2, "give either --head"),
             ([f"--address={address}", "--port=7"], {}, 2, "--port belongs to the cluster's head"),
-        ):
-            said = b.ray("start", *options, status=status, **environment)  # type: ignore[arg-type]
-            assert says in said, (options, said)
-            assert b.is_empty(), options
+        ]
+        with ThreadPoolExecutor() as pool:  # at once: one of them waits for five seconds
+            answers = [pool.submit(b.ray, "start", *options, status=status, **env) for options, env, status, _ in cases]
+        for answer, (options, _, _, says) in zip(answers, cases):
+            assert says in answer.result(), (options, answer.result())
+        assert b.is_empty()
     said = b.ray("start", "--head", f"--port={port}", status=2)
     assert "can't be listened on" in said and host in said
     assert b.is_empty()

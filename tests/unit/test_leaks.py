@@ -81,7 +81,7 @@ def test_a_process_without_the_mark_is_a_stranger(before: leaks.Snapshot) -> Non
     with subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, preexec_fn=unmark) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        assert not any(str(child.pid) in line for line in before.leftovers(inside=False))
+        assert not any(line.startswith(f"process {child.pid} ") for line in before.leftovers(inside=False))
         child.kill()
 
 
