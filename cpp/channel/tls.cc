@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "channel/handshake.h"
 #include "common/sha256.h"
@@ -260,14 +261,18 @@ ssize_t Tls::Recv(void* to, size_t bytes, size_t fetch) {
   auto* at = static_cast<uint8_t*>(to);
   size_t got = 0;
   bool fetched = false;
-  hidden_ = false;
+  // Between calls OpenSSL holds nothing that it could hand out unless the last one filled its buffer, and it takes no
+  // more from `in_` than the record it hands out: so it is asked neither before anything came nor once more at the end.
+  // Each such question costs 0.25 us, of the 2 that a small message takes.
+  bool held = std::exchange(hidden_, false);
   for (;;) {
     if (!done_ && !Drive()) return -1;
     if (failed_) {
       errno = EPROTO;
       return -1;
     }
-    while (done_ && got < bytes && !ended_) {
+    while (done_ && got < bytes && !ended_ && (held || in_at_ < in_end_)) {
+      held = false;
       openssl_.ERR_clear_error();
       const int n = openssl_.SSL_read(ssl_, at + got, static_cast<int>(std::min<size_t>(bytes - got, 1u << 30)));
       if (n > 0) {
@@ -318,7 +323,6 @@ ssize_t Tls::Send(const iovec* parts, size_t count) {
       const auto* data = static_cast<const uint8_t*>(parts[i].iov_base);
       for (size_t at = 0; at < parts[i].iov_len && out_.size() < kBatchBytes;) {
         const size_t piece = std::min(parts[i].iov_len - at, kRecordPayloadBytes);
-        openssl_.ERR_clear_error();
         const int n = openssl_.SSL_write(ssl_, data + at, static_cast<int>(piece));
         if (n <= 0) {
           Fail("OpenSSL could not encrypt what was to be sent");
