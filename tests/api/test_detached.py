@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.api.test_sessions import Cluster
+from tests.wait import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_a_detached_actor_lives_on_after_its_driver_and_all_else_of_the_job_ends
     """
     )
     assert found.splitlines() == [f"{keeper_pid} 6 12", "1 ['keeper', 'child']"]
-    assert not os.path.exists(f"/proc/{mortal_pid}")
+    wait_until(lambda: not os.path.exists(f"/proc/{mortal_pid}"))
 
 
 def test_it_restarts_without_its_driver_with_its_state(cluster, keeper):

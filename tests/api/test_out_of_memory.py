@@ -133,7 +133,7 @@ def test_nothing_is_watched_if_the_refresh_is_0(ray_start: Any, tmp_path: Path) 
     assert ray.get(ref, timeout=60) == 300
 
 
-@pytest.mark.parametrize("ray_start", [OFTEN], indirect=True)
+@pytest.mark.parametrize("ray_start", [config(400)], indirect=True)  # with little to watch over it looks often
 def test_a_node_on_which_nothing_runs_does_not_look(ray_start: Any) -> None:
     @ray.remote
     def nap() -> None:
