@@ -75,7 +75,7 @@ def round_nodes(seed: int, seconds: float, nodes: int = 4, links: bool = True) -
             said = f"{field.kind}; {len(faults.all())} faults: {faults.counts()}; done {dict(load.done)}"
     finally:
         faulthandler.cancel_dump_traceback_later()
-    left = before_all.wait_until_clean(10.0)
+    left = before_all.wait_until_clean(60.0)
     assert not left, "left behind:\n  " + "\n  ".join(left)
     return said
 

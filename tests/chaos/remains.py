@@ -71,7 +71,7 @@ def remains(field: Field, before: dict[str, int]) -> list[str]:
     return lines
 
 
-def wait_until_nothing_remains(field: Field, before: dict[str, int], timeout_s: float = 20.0) -> None:
+def wait_until_nothing_remains(field: Field, before: dict[str, int], timeout_s: float = 60.0) -> None:
     """Raises: AssertionError: something does, and what."""
     deadline = time.monotonic() + timeout_s
     while lines := remains(field, before):
