@@ -418,7 +418,7 @@ def test_blocking_start_ends_the_cluster_when_it_is_told_to_end(place):
         assert re.search(r"up 0:0\d:", place.command("status"))
         start.send_signal(signal.SIGTERM)
         assert start.wait(30) == 0
-    assert place.is_empty()
+    wait_until(place.is_empty)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a process namespace of its own needs root")
@@ -437,7 +437,7 @@ def test_as_the_first_process_of_a_container_start_stays_and_says_which_option_h
         os.kill(int(first), signal.SIGTERM)
         assert container.wait(30) == 0
         assert "--node-manager-port has no effect on the head" in container.stderr.read()
-    assert place.is_empty()
+    wait_until(place.is_empty)
 
 
 def test_what_ray_start_is_given_is_what_the_session_has(place, tmp_path):

@@ -339,7 +339,7 @@ def test_a_pool_starts_ray_if_need_be(engine):
 def test_ray_remote_args_are_those_of_the_workers(ray_shared):
     with Pool(1, ray_remote_args={"num_cpus": 1.5}) as pool:
         pool.apply(pid)
-        assert ray.available_resources()["CPU"] == 0.5
+        wait_until(lambda: ray.available_resources()["CPU"] == 0.5)
     wait_until(lambda: ray.available_resources()["CPU"] == 2)
 
 

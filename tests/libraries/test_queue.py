@@ -155,7 +155,7 @@ def test_shutdown_waits_no_longer_than_the_grace_period(ray_shared):
 def test_the_actor_takes_options(ray_shared):
     q = Queue(actor_options={"num_cpus": 0.5})
     q.put(1)
-    assert ray.available_resources()["CPU"] == 1.5
+    wait_until(lambda: ray.available_resources()["CPU"] == 1.5)
     q.shutdown(force=True)
     wait_until(lambda: ray.available_resources()["CPU"] == 2)
 
