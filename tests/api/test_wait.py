@@ -8,7 +8,7 @@ import time
 import pytest
 
 import ray
-from tests.wait import wait_until
+from tests.wait import wait_until, within
 
 
 @ray.remote
@@ -44,8 +44,9 @@ def test_wait_gives_up_after_timeout_seconds(ray_shared, tmp_path, timeout):
     late = when.remote(tmp_path / "go", 1)
     done = ray.put(2)
     start = time.monotonic()
-    assert ray.wait([late, done], num_returns=2, timeout=timeout) == ([done], [late])
-    assert timeout <= time.monotonic() - start < timeout + 2
+    with within(timeout + 2):
+        assert ray.wait([late, done], num_returns=2, timeout=timeout) == ([done], [late])
+    assert timeout <= time.monotonic() - start
     (tmp_path / "go").touch()
     ray.get(late)
 
@@ -108,4 +109,4 @@ def test_results_are_handled_as_they_come(ray_shared):
 
 def test_the_older_keyword_is_understood(ray_shared):
     ref = ray.put(1)
-    assert ray.wait(object_ids=[ref], num_returns=1, timeout=5) == ([ref], [])
+    assert ray.wait(object_ids=[ref], num_returns=1, timeout=60) == ([ref], [])

@@ -4,6 +4,7 @@ stops reading or dies. Both ends run in this process, but for the one that is ki
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import pickle
@@ -109,6 +110,7 @@ def run(tmp_path: Path) -> Callable[[Callable[[Pair], Awaitable[None]]], None]:
 
     def runner(body: Callable[[Pair], Awaitable[None]]) -> None:
         async def main() -> None:
+            gc.collect()  # what earlier tests have left
             before = len(os.listdir("/proc/self/fd"))
             pair = Pair(str(tmp_path / "s"))
             try:

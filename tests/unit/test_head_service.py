@@ -253,7 +253,7 @@ def test_a_detached_actor_keeps_its_jobs_code_until_it_is_dead() -> None:
 
 
 def test_a_function_is_waited_for_if_the_task_was_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(function_cache, "WAIT_S", 0.2)
+    monkeypatch.setattr(function_cache, "WAIT_S", 1.0)
 
     async def test() -> None:
         async with session() as (s, _plane):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 
@@ -18,6 +19,7 @@ def test_what_is_ready_with_pollpri_calls_back_until_it_is_closed() -> None:
             theirs, _ = server.accept()
             with theirs:
                 called = asyncio.Event()
+                gc.collect()  # what earlier tests have left
                 before = len(os.listdir("/proc/self/fd"))
                 trigger = PressureTrigger(loop, os.dup(theirs.fileno()), called.set)
                 ours.send(b"plain data says nothing of the kind")
