@@ -138,6 +138,10 @@ std::string Store::Audit() const {
   for (const auto& [slot, copy] : on_disk_) {
     if (place[slot] != kOwnedByTable) complain("slot " + std::to_string(slot) + " has bytes on disk but no object");
   }
+  if (on_disk_in_order_.size() != on_disk_.size()) complain("what is on disk is not the same in order");
+  for (const auto& [at, slot] : on_disk_in_order_) {
+    if (PlaceOf(slot) != at) complain("slot " + std::to_string(slot) + " does not lie on disk where the order says");
+  }
   for (uint32_t slot = 0; slot < slots_end_; ++slot) {
     if (place[slot] == kNowhere) complain("slot " + std::to_string(slot) + " is lost");
     if (slot_lease_[slot] != 0 && place[slot] != kInLease)

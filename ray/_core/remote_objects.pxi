@@ -142,18 +142,19 @@ cdef int pull_ahead(Engine self, ObjectRef ref) except -1:
     one that may be evicted. Not a large one: for its sake objects would go to disk, which nobody has asked for."""
     where = self.homes.get(ref.home)
     cdef int64_t on_their_way = sum(self.pulls_ahead.values())
+    cdef int64_t nbytes = ref.size if ref.size > 0 else AHEAD_BYTES // 8  # not known
     if where is None or self.store is None or ref in self.pull_failures:
         return 0
-    if on_their_way != 0 and on_their_way + ref.size > AHEAD_BYTES:
+    if on_their_way != 0 and on_their_way + nbytes > AHEAD_BYTES:
         return 0
     try:
-        if ref.size * STORE_SHARE_AHEAD > self.store.capacity:
+        if nbytes * STORE_SHARE_AHEAD > self.store.capacity:
             return 0
         request = transfer_line(self).pull(ref.key(), (where,), True)
     except (PlasmaStoreDied, FileNotFoundError):
         return 0  # whoever needs it finds out, and what that means
     ref.pull, ref.arrived = request, False
-    self.pulls[request], self.pulls_ahead[request] = ref, ref.size
+    self.pulls[request], self.pulls_ahead[request] = ref, nbytes
     return 0
 
 
