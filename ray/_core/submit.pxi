@@ -248,9 +248,34 @@ cdef int lost_calls(Engine self, Link link) except -1:
     tasks.sort(key=task_order)
     for task in tasks:
         task.link = None
+    disown_results(self, link, tasks)
     if isinstance((<Task>tasks[0]).callee, ActorMethod):
         return (<ActorMethod>(<Task>tasks[0]).callee).actor.calls_lost(tasks)
     return ask_exit_cause(self, link, tasks)
+
+
+cdef int disown_results(Engine self, Link link, list tasks) except -1:
+    """These calls ended without an answer that reached us. What their worker, now dead, has written for us into another node's
+    store nobody would ever free; that node does, when it hears of it (ray/_node/lost_results.py)."""
+    cdef Task task
+    cdef NodeLink at
+    cdef bytes key
+    cdef uint16_t i
+    if not self.homes or self.closed or not self.node.alive or len(link.tag) != 16 or not link.conn.greeted():
+        return 0
+    number = node_number(link.tag)
+    if number not in self.homes:
+        return 0
+    at = node_link(self, number)
+    if at is None or not at.link.alive:
+        return 0
+    keys = []
+    for task in tasks:
+        for i in range(task.num_returns):
+            key = PyBytes_FromStringAndSize(NULL, 28)
+            store_id(<uint8_t*>PyBytes_AS_STRING(key), make_id(self, task.seq, i))
+            keys.append(key)
+    return tell_node(self, at, "results_lost", link.tag, keys)
 
 
 def task_order(Task task):

@@ -17,6 +17,7 @@ from ray._protocol.frames import job_id_bytes
 
 FIRST_JOB = job_id_bytes(1)  # of a fresh session: lets its first worker start before its driver has registered
 EXIT_CAUSES_KEPT = 4096
+PIDS_KEPT = 10_000  # of workers: more than die while the news of that is on its way
 
 
 class Job:
@@ -80,11 +81,15 @@ class Cores:
         self.worker_of_pid: dict[int, int] = {}  # forked and not yet reaped
         self.jobs: dict[bytes, Job] = {}
         self._causes: OrderedDict[bytes, str] = OrderedDict()
+        self._pids: OrderedDict[bytes, int] = OrderedDict()  # of workers, living and dead
 
     def add(self, core: Core) -> None:
         self.by_tag[core.tag] = core
         if core.worker_id:
             self.by_worker[core.worker_id] = core
+            self._pids[core.tag] = core.pid
+            while len(self._pids) > PIDS_KEPT:
+                self._pids.popitem(last=False)
         else:
             self.jobs[core.job_id].drivers[core.tag] = core
 
@@ -101,6 +106,10 @@ class Cores:
         self._causes[tag] = cause
         while len(self._causes) > EXIT_CAUSES_KEPT:
             self._causes.popitem(last=False)
+
+    def pid_of_dead(self, tag: bytes) -> int:
+        """That a worker had; 0: it lives, or is not known."""
+        return self._pids.get(tag, 0) if tag not in self.by_tag else 0
 
     def cause_of(self, tag: bytes) -> str | None:
         return self._causes.get(tag)

@@ -38,6 +38,10 @@ class ObjectTransfers:
         """Frees what is held here for the process `tag`, or, by the first four bytes, for all of a node."""
         self._tell("owner_dead", tag)
 
+    def free(self, key: bytes) -> None:
+        """An object here that nobody wants any more, and its copies elsewhere."""
+        self._tell("free", key)
+
     def peer_down(self, host: str, port: int) -> None:
         """The node whose gate is there is dead: what is fetched from it is fetched elsewhere, or is lost, at once."""
         self._tell("peer_down", host, port)

@@ -232,6 +232,9 @@ class Requests:
         if target is not None and target.worker_id and target.job_id == core.job_id:
             self._node.feed(self._node.pool, wm.KillAsked(target.worker_id, "killed by ray.cancel(force=True)"))
 
+    def event_results_lost(self, core: Core, tag: bytes, keys: list[bytes]) -> None:
+        self._node.lost_results.forget(tag, [key for key in keys if key.startswith(core.tag)])
+
     def event_reclaimed(self, core: Core, reusable: bool = True) -> None:
         if core.worker_id:
             self._node.feed(self._node.pool, wm.Reclaimed(core.worker_id))

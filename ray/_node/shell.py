@@ -45,6 +45,7 @@ from .head_port import HeadPort
 from .inspection import Inspection
 from .leaving_jobs import LeavingJobs
 from .log_tail import LogTail
+from .lost_results import LostResults
 from .object_transfers import ObjectTransfers
 from .orphans import OrphanedObjects
 from .requests import Requests
@@ -122,6 +123,9 @@ class Node:
         # On a head that takes over: set when it knows again what it must know before anybody registers.
         self.resumed: asyncio.Future[None] | None = self.loop.create_future() if config.get("resume") else None
         self.orphans = OrphanedObjects(self.loop, session.plasma_socket)
+        self.lost_results = LostResults(
+            self.loop, session.plasma_socket, self.cores.pid_of_dead, lambda key: self.transfers.free(key)
+        )
         self.transfers = ObjectTransfers(session.objects_socket)
         self._queue: deque[tuple[Any, Any]] = deque()
         self._pumping = False
@@ -528,6 +532,7 @@ class Node:
         if self.cluster_view is not None:
             self.cluster_view.close()
         self.orphans.close()
+        self.lost_results.close()
         self.transfers.close()
         if self.store is not None:
             self.store.stop()

@@ -74,6 +74,7 @@ def remove_placement_group(placement_group: PlacementGroup) -> None:
     if not placement_group.is_empty:
         engine, group_id = api.engine(), placement_group.id.binary()
         engine.groups_created.discard(group_id)
+        engine.return_idle()
         engine.event_soon("remove_group", group_id)
 
 

@@ -92,5 +92,6 @@ def _say(field: Field, faults: Faults, load: Load, attacker: Attacker, error: Ba
         for row in ray.nodes():
             print(f"  {row['NodeID']} {row['NodeName']} {row['Alive']} {row['DeathReasonMessage']}", file=sys.stderr)
     print(f"work: {load.now}, done {dict(load.done)}", file=sys.stderr)
-    if not load.failed:
-        print(look(field, hung="work that never" in str(error)), file=sys.stderr, flush=True)
+    if not load.failed or attacker.errors:
+        hung = "work that never" in str(error) or "Timeout" in str(error)
+        print(look(field, hung), file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import ray
+from ray._native.transfer import TransferLine
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from tests.wait import wait_until, within
@@ -441,6 +442,55 @@ def test_a_process_that_is_gone_is_dead_to_whoever_dials_it_later(three: Hosts) 
     with pytest.raises(ray.exceptions.OwnerDiedError):
         ray.get(read.options(**hosts.on(2)).remote(box), timeout=20)
     assert time.monotonic() - began < 5
+
+
+@ray.remote(num_cpus=0, max_restarts=1)
+class Maker:
+    def pid(self) -> int:
+        return os.getpid()
+
+    def make(self, gate: Gate) -> np.ndarray:
+        gate.pass_by()
+        return np.arange(BIG)
+
+
+@ray.remote(num_cpus=0)
+class Caller:
+    def call(self, maker: Any, gate: Gate) -> str:
+        try:
+            ray.get(maker.make.remote(gate))
+        except ray.exceptions.ActorUnavailableError:
+            return "unavailable"
+        return "made"
+
+    def pid(self, maker: Any) -> int:
+        return int(ray.get(maker.pid.remote()))
+
+
+def held(hosts: Hosts, host: int) -> int:
+    line = TransferLine(hosts.session_folder(host) + "/objects.sock")
+    try:
+        return int(line.wait(line.ask_stats())[2]["held"])
+    finally:
+        line.close()
+
+
+def test_a_result_whose_answer_never_came_is_freed_though_its_owner_lives_on(three: Hosts, tmp_path: Path) -> None:
+    # Cause, once: it was held for an owner who did not know of it, and who would never free it.
+    hosts, gate = three, Gate(tmp_path)
+    maker = Maker.options(**hosts.on(1)).remote()
+    caller = Caller.options(**hosts.on(2)).remote()
+    pid = ray.get(caller.pid.remote(maker), timeout=20)
+    calling = caller.call.remote(maker, gate)
+    gate.wait_begun()
+    hosts.network.separate([1, 2])
+    gate.let_through()
+    wait_until(lambda: held(hosts, 1) == 1)
+    os.kill(pid, signal.SIGKILL)
+    assert ray.get(calling, timeout=20) == "unavailable"
+    hosts.network.separate([])
+    wait_until(lambda: held(hosts, 1) == 0)
+    assert ray.get(caller.pid.remote(maker), timeout=20) != pid
 
 
 def test_nodes_that_are_told_to_stop_leave_at_once_and_come_again(hosts: Hosts) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import subprocess
@@ -115,6 +116,27 @@ def test_a_group_takes_its_resources_and_gives_them_back(ray_shared):
     remove_placement_group(group)
     wait_until(lambda: free() == 2)
     assert not group.wait(0)
+
+
+@pytest.mark.parametrize("ray_start", [{"num_cpus": 1}], indirect=True)
+def test_the_end_of_a_group_takes_no_worker_that_had_nothing_left_to_do_in_it(ray_start):
+    # Cause, once: the lease was kept for some milliseconds after the last task; so the worker was killed, and what it
+    # owned died with it.
+    @ray.remote
+    def keep():
+        return os.getpid(), [ray.put("kept")]
+
+    @ray.remote
+    def pid():
+        return os.getpid()
+
+    owner, refs = ray.get(keep.remote(), timeout=60)
+    group = placement_group([{"CPU": 1}])
+    assert group.wait(60)
+    assert ray.get(pid.options(**in_group(group)).remote(), timeout=60) == owner
+    remove_placement_group(group)
+    wait_until(lambda: free() == 1)
+    assert ray.get(refs[0], timeout=60) == "kept"
 
 
 def test_ready_is_a_ref_of_the_group_itself(group):
