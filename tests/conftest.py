@@ -10,6 +10,7 @@ There is one session at a time in a process, so a test with `ray_start` ends the
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -101,6 +102,13 @@ def level_of_the_log() -> Iterator[None]:
     level = logger.level
     yield
     logger.setLevel(level)
+
+
+def pytest_collection_finish() -> None:
+    """What the tests themselves are made of stays: without it a collection, of which many tests ask for one, is ten
+    times as quick."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

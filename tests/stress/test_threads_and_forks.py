@@ -481,7 +481,7 @@ def test_refs_dropped_by_finalizers_in_many_threads_are_given_back(ray_shared):
             cycle.append(cycle)
             del cycle
             if k % 20 == 0:
-                gc.collect()
+                gc.collect(1)  # what is young: all of a large process would take long
 
     in_threads(4, work)
     gc.collect()
