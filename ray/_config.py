@@ -176,7 +176,7 @@ TABLE: tuple[Setting, ...] = (
     ),
     Setting(
         "tls", False, "yes or no", "node, driver, worker",
-        "Whether what nodes say to each other over TCP is encrypted (docs/security.md), not ray://. Who joins takes it "
+        "Whether what nodes and ray:// clients say over TCP is encrypted (docs/security.md). Who joins takes it "
         "over from the head. It needs OpenSSL 3 or 1.1.1 on each machine.",
         "Processor time for each byte between machines.",
     ),

@@ -84,8 +84,8 @@ std::unique_ptr<Connection> Connection::DialTcp(const std::string& host, uint16_
   if (fd < 0) return nullptr;
   std::unique_ptr<Connection> connection(new Connection(fd));
   uint8_t preamble[kPreambleBytes];
-  WritePreamble(destination, tag, preamble);
-  if (!connection->Begin(self, Handshake::Side::kDialled, preamble)) {
+  WritePreamble(destination, destination == Destination::kCore ? tag : nullptr, preamble);
+  if (!connection->Begin(self, Handshake::Side::kDialled, preamble, tag)) {
     *status = Status(StatusCode::kPermission, "won't talk to " + host + ": " + connection->why_);
     return nullptr;
   }
@@ -120,7 +120,7 @@ std::unique_ptr<Connection> Connection::Adopt(int fd, const Identity& self) {
   return connection;
 }
 
-bool Connection::Begin(const Identity& self, Handshake::Side side, const uint8_t* preamble) {
+bool Connection::Begin(const Identity& self, Handshake::Side side, const uint8_t* preamble, const uint8_t* wanted) {
   const bool is_unix = IsUnixSocket(fd_);
   std::unique_ptr<Proof> proof;
   if (is_unix) {
@@ -155,7 +155,7 @@ bool Connection::Begin(const Identity& self, Handshake::Side side, const uint8_t
     }
   }
   TuneSocket(fd_, is_unix);
-  handshake_ = std::make_unique<Handshake>(self, std::move(proof), side);
+  handshake_ = std::make_unique<Handshake>(self, std::move(proof), side, wanted);
   hello_deadline_ns_ = NowNs() + kHelloDeadlineNs;
   return true;
 }
@@ -429,10 +429,7 @@ bool Connection::JudgeGreeting() {
 bool Connection::Greet() {
   in_head_ += handshake_->Receive(in_ + in_head_, in_tail_ - in_head_);
   if (handshake_->refused() != nullptr) {
-    // Told in its own language, so that it can say what is wrong. Whether it arrives changes nothing here.
-    if (handshake_->refused() == kPeerWithTls && !tls_) {
-      (void)!send(fd_, kTlsOtherSetting, sizeof kTlsOtherSetting, MSG_NOSIGNAL | MSG_DONTWAIT);
-    }
+    if (handshake_->refused() == kPeerWithTls && !tls_) TellOtherSetting(fd_);
     if (handshake_->refused() == kNoSuchProcess) {
       CutOff(kNoSuchProcess);
     } else {

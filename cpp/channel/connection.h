@@ -41,7 +41,8 @@ class Connection {
   // user's).
   static std::unique_ptr<Connection> Dial(const std::string& unix_path, const Identity& self, Status* status);
   // The same over TCP, to the gate of a node; host is a numeric address, since names may take seconds to resolve. The
-  // preamble, which says for whom it is (tag: 16 bytes, of the process if it is for a core; else null), goes first.
+  // preamble, which says for whom it is, goes first. tag: 16 bytes, whose the peer must be; null, not for a core:
+  // whoever has the token.
   // Returns while the connection is still being made: a refusal shows in Fill or Flush, an address that doesn't answer
   // at hello_deadline_ns(). kPermission without self.network_proof; kNotFound with self.tls and no OpenSSL.
   static std::unique_ptr<Connection> DialTcp(const std::string& host, uint16_t port, Destination destination,
@@ -145,7 +146,7 @@ class Connection {
  private:
   explicit Connection(int fd);
 
-  bool Begin(const Identity& self, Handshake::Side side, const uint8_t* preamble);
+  bool Begin(const Identity& self, Handshake::Side side, const uint8_t* preamble, const uint8_t* wanted = nullptr);
   bool MakeRoom(size_t bytes);
   bool MakeRoomToRead(size_t least);
   int FlushGreeting();

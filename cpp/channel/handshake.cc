@@ -11,8 +11,16 @@ namespace ray::channel {
 
 const char kNoSuchProcess[] = "the peer's node says that the process is gone";
 
-Handshake::Handshake(const Identity& self, std::unique_ptr<Proof> proof, Side side)
-    : proof_(std::move(proof)), side_(side) {
+namespace {
+constexpr char kNotWanted[] =
+    "the peer is another process than the one that was dialled (its address is somebody else's now, or the connection "
+    "was led elsewhere)";
+}  // namespace
+
+Handshake::Handshake(const Identity& self, std::unique_ptr<Proof> proof, Side side, const uint8_t* wanted)
+    : proof_(std::move(proof)),
+      side_(side),
+      wanted_(wanted != nullptr ? std::optional(Tag::FromBytes(wanted)) : std::nullopt) {
   std::memcpy(out_, kHelloMagic, sizeof kHelloMagic);
   std::memcpy(out_ + kVersionAt, &kHelloVersion, sizeof kHelloVersion);
   out_[kRoleAt] = self.role;
@@ -70,6 +78,8 @@ void Handshake::JudgeHello() {
   for (size_t i = 0; i < kZeroBytes; ++i) {
     if (theirs_[kZeroAt + i] != 0) return Refuse("the peer's hello has bits set that must be zero");
   }
+  // What it says here is proved with its answer.
+  if (wanted_ && std::memcmp(wanted_->bytes, theirs_ + kTagAt, sizeof wanted_->bytes) != 0) return Refuse(kNotWanted);
   if (!proof_->AcceptOffer(theirs_ + kProofAt)) return Refuse("the peer's hello doesn't carry this session's token");
   if (!proof_->answers()) return Verify();
   step_ = Step::kAnswer;

@@ -13,10 +13,13 @@
 //
 // The side is in the hello because the answers are codes of both hellos: without it somebody between two processes that
 // both dial him could let each prove itself to the other, and both would take the other for the one they had dialled.
+// A dialler that knows the tag of whom it wants refuses everybody else, however well he proves himself: an address may
+// have become somebody else's, or the connection may have been led elsewhere.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "channel/proof.h"
 #include "common/ids.h"
@@ -47,7 +50,8 @@ class Handshake {
  public:
   enum class Side : uint8_t { kDialled, kAccepted };
 
-  Handshake(const Identity& self, std::unique_ptr<Proof> proof, Side side);
+  // wanted: the 16 bytes that must be the peer's tag; null: whoever proves himself.
+  Handshake(const Identity& self, std::unique_ptr<Proof> proof, Side side, const uint8_t* wanted = nullptr);
 
   // Consumes up to `bytes` of the peer's stream and returns how many. Never more than the greeting: what follows are
   // frames. The same bytes in any pieces lead to the same state.
@@ -79,6 +83,7 @@ class Handshake {
 
   const std::unique_ptr<Proof> proof_;
   const Side side_;
+  const std::optional<Tag> wanted_;
   Step step_ = Step::kHello;
   bool frames_may_follow_ = false;
   const char* refused_ = nullptr;

@@ -30,7 +30,9 @@ class NetworkProof final : public Proof {
 constexpr size_t kPreambleBytes = 32;
 constexpr uint8_t kPreambleMagic[8] = {0x8f, 'r', 'a', 'y', 'g', 'a', 't', 'e'};
 constexpr uint16_t kPreambleVersion = 1;
-enum class Destination : uint8_t { kNode = 0, kCore = 1, kStore = 2 };
+// kClients is no gate's: ray client server listens on a port of its own, and no preamble is sent there. It names what a
+// TLS connection to it is for (tls.h).
+enum class Destination : uint8_t { kNode = 0, kCore = 1, kStore = 2, kClients = 3 };
 void WritePreamble(Destination destination, const uint8_t tag[16], uint8_t out[kPreambleBytes]);
 
 }  // namespace ray::channel

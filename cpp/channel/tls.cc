@@ -38,6 +38,10 @@ constexpr size_t kRecordPayloadBytes = 16u << 10;
 
 }  // namespace
 
+void TellOtherSetting(int fd) {
+  (void)!send(fd, kTlsOtherSetting, sizeof kTlsOtherSetting, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
 // --- making one
 
 OpenSsl::Context* Tls::ContextOf(const OpenSsl& f) {

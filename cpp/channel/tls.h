@@ -36,6 +36,8 @@ constexpr uint8_t kTlsHandshakeRecord = 0x16;
 constexpr uint8_t kTlsAlertRecord = 0x15;
 // An alert in plain text, protocol_version: what either side answers to a peer whose setting differs from its own.
 constexpr uint8_t kTlsOtherSetting[7] = {kTlsAlertRecord, 3, 3, 0, 2, 2, 70};
+// Tells a peer that speaks TLS that this side doesn't, in its own language. Whether it arrives changes nothing here.
+void TellOtherSetting(int fd);
 
 class Tls {
  public:

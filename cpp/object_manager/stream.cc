@@ -22,14 +22,18 @@ channel::Handshake::Side SideOf(bool dialled) {
 }
 }  // namespace
 
-Stream::Stream(uint64_t id, int fd, const channel::Identity& self, bool dialled, Handler* handler)
-    : id_(id), fd_(fd), dialled_(dialled), handler_(handler), handshake_(self, self.network_proof(), SideOf(dialled)) {
+Stream::Stream(uint64_t id, int fd, const channel::Identity& self, const Tag* wanted, Handler* handler)
+    : id_(id),
+      fd_(fd),
+      dialled_(wanted != nullptr),
+      handler_(handler),
+      handshake_(self, self.network_proof(), SideOf(dialled_), dialled_ ? wanted->bytes : nullptr) {
   uint8_t preamble[channel::kPreambleBytes];
   channel::WritePreamble(channel::Destination::kStore, nullptr, preamble);
-  if (dialled) first_.assign(reinterpret_cast<const char*>(preamble), sizeof preamble);
+  if (dialled_) first_.assign(reinterpret_cast<const char*>(preamble), sizeof preamble);
   if (!self.tls) return;
   Status status;
-  tls_ = channel::Tls::Make(fd, dialled, self.token, preamble, &status);
+  tls_ = channel::Tls::Make(fd, dialled_, self.token, preamble, &status);
   if (!tls_) End(status.message());
 }
 
@@ -114,7 +118,10 @@ bool Stream::ReadGreeting() {
   if (n < 0) return Failed();
   if (n == 0) return End("it closed the connection before it had proved itself (another token?)");
   const size_t used = handshake_.Receive(byte, static_cast<size_t>(n));
-  if (handshake_.refused() != nullptr) return End(handshake_.refused(), true);
+  if (handshake_.refused() != nullptr) {
+    if (handshake_.refused() == channel::kPeerWithTls && !tls_) channel::TellOtherSetting(fd_);
+    return End(handshake_.refused(), true);
+  }
   idle_ = false;  // there may be an answer to send
   if (!handshake_.verified()) return true;
   // What follows the greeting in the same piece is the front of a header.

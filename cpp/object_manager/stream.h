@@ -35,9 +35,10 @@ class Stream {
     virtual void Proved(Stream& stream) = 0;
   };
 
-  // fd: taken over. Dialled streams pull, accepted ones serve. With self.tls all but the preamble, which a dialling
-  // side sends first, goes through TLS.
-  Stream(uint64_t id, int fd, const channel::Identity& self, bool dialled, Handler* handler);
+  // fd: taken over. wanted: whose store was dialled, the tag that the peer must prove to be its own (StoreTag); null:
+  // accepted. Dialled streams pull, accepted ones serve. With self.tls all but the preamble, which a dialling side
+  // sends first, goes through TLS.
+  Stream(uint64_t id, int fd, const channel::Identity& self, const Tag* wanted, Handler* handler);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;

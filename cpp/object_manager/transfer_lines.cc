@@ -145,6 +145,7 @@ bool TransferLoop::OnLine(uint64_t id, LineConn& line, const FrameHeader& header
       auto address = ReadAddress(payload);
       if (!address) return false;
       self_ = std::move(*address);
+      std::memcpy(options_.identity.tag, StoreTag(*self_).bytes, Tag::kBytes);
       return true;
     }
     case Line::kPeerDown: {

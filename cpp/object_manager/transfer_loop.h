@@ -144,7 +144,7 @@ class TransferLoop final : public Stream::Handler {
   void Do(const PullAction& action);
   void Do(const PushAction& action);
 
-  const TransferOptions options_;
+  TransferOptions options_;  // identity.tag: set once it is known where the store is reached
   std::thread thread_;
   int epoll_fd_ = -1, listen_fd_ = -1, stop_fd_ = -1;
   bool bound_ = false;

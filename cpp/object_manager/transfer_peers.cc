@@ -26,7 +26,8 @@ TransferLoop::PeerConn* TransferLoop::Dial(const Address& address, Status* statu
   channel::TuneSocket(fd, false);
   const uint64_t id = next_id_++;
   PeerConn& peer = peers_[id];
-  peer.stream = std::make_unique<Stream>(id, fd, options_.identity, true, this);
+  const Tag wanted = StoreTag(address);
+  peer.stream = std::make_unique<Stream>(id, fd, options_.identity, &wanted, this);
   peer.where = address;
   peer.hello_deadline_ns = NowNs() + channel::kHelloDeadlineNs;
   peer.watched_write = true;
@@ -43,7 +44,7 @@ void TransferLoop::Adopt(int fd) {
   channel::TuneSocket(fd, false);
   const uint64_t id = next_id_++;
   PeerConn& peer = peers_[id];
-  peer.stream = std::make_unique<Stream>(id, fd, options_.identity, false, this);
+  peer.stream = std::make_unique<Stream>(id, fd, options_.identity, nullptr, this);
   peer.hello_deadline_ns = NowNs() + channel::kHelloDeadlineNs;
   Watch(fd, id, false, true);
 }

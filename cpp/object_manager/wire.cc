@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "common/sha256.h"
+
 namespace ray::objects {
 
 namespace {
@@ -28,6 +30,13 @@ bool TakeAddress(std::span<const uint8_t>* rest, Address* out) {
   return true;
 }
 }  // namespace
+
+Tag StoreTag(const Address& address) {
+  const std::string text = "ray store at " + address.Text();
+  Sha256 hash;
+  hash.Add(text.data(), text.size());
+  return Tag::FromBytes(hash.Finish().data());
+}
 
 void AppendAddress(std::string* out, const Address& address) {
   const uint16_t port = address.port;

@@ -100,6 +100,9 @@ struct Address {
   friend auto operator<=>(const Address&, const Address&) = default;
 };
 
+// What the store that is reached there says that it is, in its hello: so whoever dialled it knows that it is that one.
+Tag StoreTag(const Address& address);
+
 struct PullBody {
   Urgency urgency = Urgency::kGet;
   ObjectId key{};

@@ -109,7 +109,7 @@ bool ReadToken(const char* path, uint8_t out[ray::channel::kTokenBytes]) {
   return true;
 }
 
-// Shows itself to other stores as a node process does; the tag only tells connections apart in a log.
+// Shows itself to other stores as a node process does; as nobody's, until it is told where it is reached (StoreTag).
 ray::Status StartTransfers(ray::objects::TransferOptions* options, std::unique_ptr<ray::objects::TransferLoop>* out) {
   options->identity.role = 2;
   if (getrandom(options->identity.tag, sizeof(options->identity.tag), 0) != sizeof(options->identity.tag)) {

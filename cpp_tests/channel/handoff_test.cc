@@ -61,15 +61,15 @@ TEST(Handoff, AConnectionOverTcpReachesTheProcessThatItIsFor) {
   auto gate = Listener::ListenTcp("127.0.0.1", 0, 16, Proving('N', 2), &status);
   ASSERT_TRUE(gate != nullptr);
   auto core = Listener::Listen(folder / "core", 16, &status);
-  const Identity caller = Proving('D', 1);
-  auto dialled = Connection::DialTcp("127.0.0.1", gate->port(), Destination::kCore, caller.tag, caller, &status);
+  const Identity caller = Proving('D', 1), callee = Proving('C', 1);
+  auto dialled = Connection::DialTcp("127.0.0.1", gate->port(), Destination::kCore, callee.tag, caller, &status);
   ASSERT_TRUE(dialled != nullptr);
   ASSERT_TRUE(Send(dialled.get(), 20, 1, "a call"));
   ASSERT_GE(dialled->Flush(), 0);
   ASSERT_TRUE(Ready(gate->fd(), POLLIN));
   const int fd = gate->Accept();
   uint8_t expected[kPreambleBytes];
-  WritePreamble(Destination::kCore, caller.tag, expected);
+  WritePreamble(Destination::kCore, callee.tag, expected);
   EXPECT_EQ(ReadPreamble(fd), std::string(reinterpret_cast<const char*>(expected), sizeof expected));
 
   ASSERT_TRUE(HandOver(folder / "core", fd, Proving('N', 2)).ok());

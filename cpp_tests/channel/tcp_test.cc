@@ -195,6 +195,31 @@ TEST(Tcp, APeerThatIsNotThereShowsAsAnEnd) {
   EXPECT_NE(dialled->error(), 0);
 }
 
+// The address is another node's now, or somebody has led the connection there: it knows the token, and is not the one.
+TEST(Tcp, WhoeverIsNotTheOneThatWasDialledIsRefused) {
+  for (const char asked : {'A', 'B'}) {
+    Status status;
+    auto listener = ListenSomewhere(&status);
+    const Identity wanted = NetworkIdentity(asked);
+    auto dialled = Connection::DialTcp("127.0.0.1", listener->port(), Destination::kNode, wanted.tag,
+                                       NetworkIdentity('D'), &status);
+    ASSERT_TRUE(dialled != nullptr);
+    ASSERT_TRUE(Send(dialled.get(), 20, 1, "for A only"));
+    ASSERT_TRUE(Ready(listener->fd(), POLLIN));
+    auto accepted = Connection::Adopt(AcceptBehindGate(listener.get()), NetworkIdentity('A'));
+    for (int i = 0; i < 10 && dialled->alive() && accepted->alive(); ++i) {
+      if (Ready(accepted->fd(), POLLIN, 100)) accepted->Fill();
+      if (Ready(dialled->fd(), POLLIN, 100)) dialled->Fill();
+    }
+    EXPECT_EQ(dialled->open(), asked == 'A');
+    EXPECT_EQ(accepted->greeted(), asked == 'A');
+    Frame frame;
+    EXPECT_EQ(accepted->Next(&frame), asked == 'A');
+    if (asked == 'B')
+      EXPECT_TRUE(std::string(dialled->why_closed()).find("than the one that was dialled") != std::string::npos);
+  }
+}
+
 TEST(Tcp, AHostNameIsRefusedSinceLookingItUpWouldBlock) {
   Status status;
   EXPECT_TRUE(Connection::DialTcp("localhost", 80, Destination::kNode, nullptr, NetworkIdentity('D'), &status) ==

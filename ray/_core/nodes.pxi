@@ -101,7 +101,8 @@ cdef CConnection* connect_to(Engine self, uint32_t number, bytes tag) except? NU
         path = os.path.join(address.host[5:], "node.sock" if tag is None else f"c/{tag.hex()}")
         conn = CConnection.Dial(os.fsencode(path), self.identity, &status)
     elif tag is None:
-        conn = CConnection.DialTcp(address.host.encode(), address.port, Destination.kNode, NULL, self.identity, &status)
+        conn = CConnection.DialTcp(address.host.encode(), address.port, Destination.kNode,
+                                   <const uint8_t*>PyBytes_AS_STRING(address.node_id), self.identity, &status)
     else:
         conn = CConnection.DialTcp(address.host.encode(), address.port, Destination.kCore,
                                    <const uint8_t*>PyBytes_AS_STRING(tag), self.identity, &status)

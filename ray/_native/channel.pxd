@@ -67,11 +67,34 @@ cdef extern from "channel/network_proof.h" namespace "ray::channel" nogil:
         kNode
         kCore
         kStore
+        kClients
+
+    void WritePreamble(Destination destination, const uint8_t* tag, uint8_t* out)
+
+
+cdef extern from "<sys/uio.h>" nogil:
+    cdef struct iovec:
+        void* iov_base
+        size_t iov_len
 
 
 cdef extern from "channel/tls.h" namespace "ray::channel" nogil:
     const char* kPeerWithoutTls
     const char* kPeerWithTls
+
+    cdef cppclass CTls "ray::channel::Tls":
+        @staticmethod
+        unique_ptr[CTls] Make(int fd, cbool dialled, const uint8_t* token, const uint8_t* preamble, Status* status)
+        ssize_t Recv(void* to, size_t bytes, size_t fetch)  # -1 and errno; nothing hidden if fetch <= bytes - kRecordBytesMax
+        ssize_t Send(const iovec* parts, size_t count)  # -1 and errno; after EAGAIN the same bytes again
+        cbool wants_write()
+        cbool done()
+        const char* why()  # after EPROTO
+
+
+cdef extern from *:
+    "constexpr size_t kTlsRecordBytesMax = ray::channel::Tls::kRecordBytesMax;"
+    const size_t kTlsRecordBytesMax
 
 
 cdef extern from "channel/openssl.h" namespace "ray::channel" nogil:

@@ -5,7 +5,8 @@ payload into a `bytes` once, never block, hold the GIL throughout (it is the cha
 When the other process dies, `receive` first returns what it still managed to send, then raises `ConnectionClosed`.
 """
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.errno cimport EPROTO
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.errno cimport EAGAIN, EINTR, EPROTO, errno
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 from libcpp.memory cimport unique_ptr
@@ -16,6 +17,8 @@ HELLO_DEADLINE_S = kHelloDeadlineNs / 1e9
 # What ConnectionClosed.why says if one side speaks TLS and the other doesn't: that it is the peer who does not, or does.
 WHY_WITHOUT_TLS = (<bytes>kPeerWithoutTls).decode()
 WHY_WITH_TLS = (<bytes>kPeerWithTls).decode()
+
+TLS_ROOM_BYTES_MIN = 2 * kTlsRecordBytesMax  # of a buffer for TlsSocket.recv_into
 
 cdef enum:
     TOKEN_BYTES = 32
@@ -104,12 +107,14 @@ cdef class Connection:
         return self
 
     @staticmethod
-    def dial_tcp(host, port, destination, token, tag, role, core_tag=None, *, tls=False):
+    def dial_tcp(host, port, destination, token, tag, role, peer_tag=None, *, tls=False):
         """Connects to the gate of a node. Frames may be sent at once: they leave when both sides have proved themselves.
 
         Args:
             host: a numeric address.
-            destination: whose the connection is to become: 0 the node process, 1 its core `core_tag`, 2 its plasma_store.
+            destination: whose the connection is to become: 0 the node process, 1 a core, 2 its plasma_store.
+            peer_tag: whose it must be: of the core (needed), or a node's id; anybody else is refused. None: whoever proves
+                the token, where the id isn't known yet.
             tls: through TLS; a peer without it is refused (`WHY_WITHOUT_TLS`).
         Raises:
             ValueError: an argument of the wrong size or kind.
@@ -124,12 +129,12 @@ cdef class Connection:
         cdef const uint8_t* to = NULL
         if destination not in (0, 1, 2):
             raise ValueError(f"destination must be 0 (node), 1 (core) or 2 (store), not {destination!r}")
-        if (destination == 1) != (core_tag is not None):
-            raise ValueError("core_tag is needed for destination 1 (core), and for no other")
-        if core_tag is not None:
-            if not isinstance(core_tag, bytes) or len(core_tag) != TAG_BYTES:
-                raise ValueError(f"core_tag must be {TAG_BYTES} bytes, not {_shape(core_tag)}")
-            to = <const uint8_t*><const char*><bytes>core_tag
+        if destination == 1 and peer_tag is None:
+            raise ValueError("peer_tag is needed for destination 1 (core)")
+        if peer_tag is not None:
+            if not isinstance(peer_tag, bytes) or len(peer_tag) != TAG_BYTES:
+                raise ValueError(f"peer_tag must be {TAG_BYTES} bytes, not {_shape(peer_tag)}")
+            to = <const uint8_t*><const char*><bytes>peer_tag
         identity.tls = tls
         self._c = CConnection.DialTcp(host.encode(), _port(port), <Destination><int>destination, to, identity, &status)
         if not self._c:
@@ -348,6 +353,105 @@ cdef class TcpListener:
     def close(self):
         """Stops listening. Twice is fine."""
         self._c.reset()
+
+
+cdef class TlsSocket:
+    """A connected TCP socket of `ray://` with TLS over it (cpp/channel/tls.h): bytes in and out, as of a non-blocking socket.
+
+    Both sides prove the token, and that neither took the connection for one between nodes. One event loop's.
+    """
+
+    cdef unique_ptr[CTls] _c
+    cdef object _sock
+
+    def __init__(self, sock, token, *, dialled):
+        """sock: a `socket.socket`, ours from now on; made non-blocking. dialled: whether this side did.
+
+        Raises: FileNotFoundError: no OpenSSL here. OSError: one that can't. ValueError: no token.
+        """
+        cdef Status status
+        cdef uint8_t preamble[32]
+        cdef Identity identity = _identity(token, bytes(TAG_BYTES), 3)
+        WritePreamble(Destination.kClients, NULL, preamble)
+        sock.setblocking(False)
+        self._c = CTls.Make(sock.fileno(), dialled, identity.token, preamble, &status)
+        if not self._c:
+            _raise(status)
+        self._sock = sock
+
+    def recv_into(self, buffer):
+        """How many bytes came, 0 at the end. If buffer has TLS_ROOM_BYTES_MIN or more, nothing stays back that the descriptor
+        would not show; of less, whoever goes on reads once more before he waits.
+
+        Raises: BlockingIOError: none yet; wait for the socket to be readable, and writable if `wants_write`. ConnectionClosed:
+            the peer has not proved itself, has no TLS, or what came was changed. OSError: the socket's.
+        """
+        cdef unsigned char[::1] room = buffer
+        cdef size_t got = 0, left = room.shape[0]
+        cdef ssize_t n
+        if left == 0:
+            raise ValueError("buffer is empty")
+        while got == 0 or left >= 2 * kTlsRecordBytesMax:
+            n = self._c.get().Recv(&room[got], left, kTlsRecordBytesMax if left < 2 * kTlsRecordBytesMax else left - kTlsRecordBytesMax)
+            if n > 0:
+                got += n
+                left -= n
+            elif got > 0 or n == 0:  # after bytes: whatever it is shows again
+                break
+            elif errno != EINTR:
+                self._failed()
+        return got
+
+    def sendmsg(self, buffers):
+        """How many bytes went. The rest of the record that was begun leaves with the next call, which must begin alike.
+
+        Raises: as recv_into; BlockingIOError also until the peer has proved itself.
+        """
+        cdef iovec parts[64]
+        cdef Py_buffer views[64]
+        cdef size_t count = 0, i
+        cdef ssize_t n
+        try:
+            for one in buffers[:64]:
+                PyObject_GetBuffer(one, &views[count], PyBUF_SIMPLE)
+                parts[count].iov_base = views[count].buf
+                parts[count].iov_len = views[count].len
+                count += 1
+            n = self._c.get().Send(parts, count)
+            if n < 0:
+                self._failed()
+            return n
+        finally:
+            for i in range(count):
+                PyBuffer_Release(&views[i])
+
+    cdef _failed(self):
+        cdef int error = errno
+        if error == EAGAIN or error == EINTR:
+            raise BlockingIOError(error, os.strerror(error))
+        if error == EPROTO:
+            raise ConnectionClosed((<bytes>self._c.get().why()).decode())
+        raise OSError(error, os.strerror(error))
+
+    @property
+    def done(self):
+        """Both sides have proved themselves. It is recv_into that brings this about."""
+        return self._c.get().done()
+
+    @property
+    def wants_write(self):
+        """Whether something of ours waits for the socket to be writable."""
+        return self._c.get().wants_write()
+
+    def fileno(self):
+        return self._sock.fileno()
+
+    def setsockopt(self, level, option, value):
+        self._sock.setsockopt(level, option, value)
+
+    def close(self):
+        """Twice is fine."""
+        self._sock.close()
 
 
 def hand_over(path, int fd, token, tag):

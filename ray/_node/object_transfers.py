@@ -64,6 +64,9 @@ class ObjectTransfers:
         try:
             if self._line is None:
                 self._line = TransferLine(self._socket)
+                # A new store, perhaps: one that hasn't been told who it is is refused by others.
+                if self._reached_at is not None and method != "reached_at":
+                    self._line.reached_at(*self._reached_at)
             getattr(self._line, method)(*args)
             self._line.receive()  # answers that nobody waits for
         except OSError as error:

@@ -74,6 +74,7 @@ class ToolRequests:
             "plasma_socket": node.session.plasma_socket,
             "node_id": node.node_id,
             "node_ip": node.node_ip,
+            "tls": bool(node.settings.tls),
         }
 
     async def rpc_status(self, peer: Any) -> dict[str, Any]:

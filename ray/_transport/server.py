@@ -115,14 +115,16 @@ async def connect_tcp(
     *,
     role: int = ROLE_NODE,
     destination: int = DESTINATION_NODE,
-    core_tag: bytes | None = None,
+    peer_tag: bytes | None = None,
     tls: bool = False,
 ) -> Peer:
     """Dials the gate of a node and waits until both sides have proved that they know the token; `on_peer` as above.
 
     Args:
         host: a numeric address.
-        destination: whose the connection becomes: the node process's, or that of its core `core_tag`.
+        destination: whose the connection becomes: the node process's, or that of one of its cores.
+        peer_tag: whose it must be, and anybody else is refused: the core's tag (needed), or the node's id. None:
+            whoever proves the token, where the id isn't known yet.
         tls: through TLS, as the cluster's setting says; a peer that has it otherwise is refused.
     Raises:
         ConnectionRefusedError, ConnectionClosed: nobody listens there; it refused our token, or we its; no gate at all;
@@ -132,7 +134,7 @@ async def connect_tcp(
     """
 
     def dial() -> Connection:
-        return Connection.dial_tcp(host, port, destination, token, tag, role, core_tag, tls=tls)
+        return Connection.dial_tcp(host, port, destination, token, tag, role, peer_tag, tls=tls)
 
     return await _greeted(dial, on_peer, f"{host}:{port}")
 

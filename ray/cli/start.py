@@ -70,7 +70,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--tls",
         action="store_true",
-        help="encrypt what the cluster's nodes say to each other; who joins takes it over from the head",
+        help="encrypt what the cluster's nodes and ray:// clients say; who joins takes it over from the head",
     )
     command.add_argument("--huge-pages", action="store_true", help="shared memory from the hugetlbfs of that folder")
     command.add_argument(
@@ -203,24 +203,13 @@ def _lead(options: argparse.Namespace, config: dict[str, Any]) -> bytes | None:
     from ray._launch import token
 
     if config["settings"].get("tls"):
-        _check_tls(options)
+        from ray._native.channel import check_tls
+
+        check_tls()
     host = addresses.numeric("--node-ip-address", config.get("node_ip") or "127.0.0.1")
     config["cluster_port"] = (host, options.port)
     config["lasts"] = True
     return token.find_or_make()
-
-
-def _check_tls(options: argparse.Namespace) -> None:
-    """Raises: FileNotFoundError: this machine can't speak it.  ValueError: something would go without it."""
-    from ray._native.channel import check_tls
-
-    check_tls()
-    where = options.ray_client_server_host
-    if options.ray_client_server_port is not None and where not in ("127.0.0.1", "::1", "localhost"):
-        raise ValueError(
-            f"--ray-client-server-host {where}: ray:// clients don't speak TLS yet, and this cluster is to (tls): "
-            "leave it out, and let clients come through a tunnel (ssh -L)"
-        )
 
 
 def _join(options: argparse.Namespace, config: dict[str, Any]) -> bytes:

@@ -169,15 +169,15 @@ def dial(
     row = next((row for row in rows if row["number"] == node_number(target)), None)
     if said is None or row is None:
         raise ConnectionError(f"node {node_number(target)} is gone")
-    core = None if target == node_tag(row["number"]) else target
+    to_node = target == node_tag(row["number"])
     far = Connection.dial_tcp(
         row["host"],
         row["port"],
-        DESTINATION_NODE if core is None else DESTINATION_CORE,
+        DESTINATION_NODE if to_node else DESTINATION_CORE,
         session.token,
         client_tag,
         ROLE_DRIVER,
-        core,
+        row["node_id"] if to_node else target,
         tls=said["tls"],
     )
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -28,8 +28,7 @@ from ray._launch import token
 from ray._launch.title import set_title
 from ray._native.plasma import PlasmaClient
 from ray._node.store_process import binary
-from ray.client import door, proof, tunnel
-from ray.client.server import read_exactly
+from ray.client import door, link, proof, tunnel
 
 logger: logging.Logger = logging.getLogger("ray.client")
 
@@ -175,24 +174,30 @@ class LocalEnd(tunnel.Tunnel):
 class Dialler:
     """Connects to the server and proves the token; remembers which wire goes on."""
 
-    def __init__(self, host: str, port: int, secret: bytes) -> None:
-        self._host, self._port, self._secret = host, port, secret
+    def __init__(self, host: str, port: int, secret: bytes, tls: bool | None) -> None:
+        """tls: what this program is told of it; None: nothing, the server decides."""
+        self._host, self._port, self._secret, self._tls = host, port, secret, tls
         self._session = bytes(proof.SESSION_BYTES)
         self._kind = proof.NEW
 
-    async def __call__(self, received: int) -> tuple[socket.socket, int]:
-        """(socket, how many of our frames the server has). Raises: proof.Refused; OSError, EOFError: try again."""
+    async def __call__(self, received: int) -> tuple[link.Link, int]:
+        """(connection, how many of our frames the server has).
+
+        Raises: proof.Refused.  ValueError: it has TLS and we are told not to, or the reverse.  OSError, EOFError: try
+            again.
+        """
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         sock = socket.socket(found[0][0], socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             await loop.sock_connect(sock, found[0][4])
-            their_nonce = proof.read_challenge(await read_exactly(loop, sock, proof.CHALLENGE_BYTES))
+            their_nonce, tls = proof.read_challenge(await link.read_exactly(sock, proof.CHALLENGE_BYTES))
+            at = await link.secured(sock, self._secret, tls, self._tls)
             nonce = secrets.token_bytes(proof.NONCE_BYTES)
             request = proof.request(self._secret, their_nonce, nonce, self._kind, self._session, received)
-            await loop.sock_sendall(sock, request)
+            await link.send_all(at, request)
             try:
-                message = await read_exactly(loop, sock, proof.ANSWER_BYTES)
+                message = await link.read_exactly(at, proof.ANSWER_BYTES)
             except (EOFError, ConnectionResetError):
                 if self._kind == proof.RESUME:
                     raise  # this token was good before: the new connection has broken too
@@ -204,7 +209,7 @@ class Dialler:
             sock.close()
             raise
         self._kind, self._session = proof.RESUME, session
-        return sock, received_there
+        return at, received_there
 
 
 def start_store(folder: sessions.Session, memory_bytes: int) -> subprocess.Popen[bytes]:
@@ -236,7 +241,7 @@ async def run(config: dict[str, Any], secret: bytes) -> str:
     """Why it ended; "" if the client's process wanted it."""
     loop = asyncio.get_running_loop()
     folder = sessions.open_existing(config["folder"])
-    dial = Dialler(config["host"], config["port"], secret)
+    dial = Dialler(config["host"], config["port"], secret, link.wanted(os.environ.get(link.TLS_VARIABLE)))
     sock, received = await asyncio.wait_for(dial(0), CONNECT_TIMEOUT_S)
     store = start_store(folder, config["memory_bytes"])
     end = None

@@ -1,13 +1,16 @@
 """How the two ends of a TCP connection prove to each other that they know the cluster's token, before a byte of it is
 interpreted. Pure: builds and judges the three messages of fixed size; the token itself never travels.
 
-    server -> client   CHALLENGE   magic 8, u16 version, 6 zero, nonce 32
+    server -> client   CHALLENGE   magic 8, u16 version, u8 tls, 5 zero, nonce 32
     client -> server   REQUEST     magic 8, u16 version, u8 kind, 5 zero, nonce 32, session 16, u64 received, proof 32
     server -> client   ANSWER      magic 8, u16 version, u8 verdict, 5 zero, session 16, u64 received, proof 32
 
 A proof is HMAC-SHA256 under the token of a label that differs for the two directions, both nonces, and everything that
 stands before it in its message. So neither can be replayed into another connection, reflected, or changed on its way.
 `session` and `received` say which Wire goes on (wire.py); kind NEW begins one.
+
+With `tls` all that follows the CHALLENGE goes through TLS (link.py). Nobody vouches for that byte, and nobody need: a
+server that has TLS takes and gives no proof without it, so whoever clears the byte gains a client that nobody answers.
 """
 
 from __future__ import annotations
@@ -17,14 +20,14 @@ import hmac
 import struct
 
 MAGIC = b"\x8fray\r\n\x1ac"
-VERSION = 1
+VERSION = 2
 NONCE_BYTES = 32
 SESSION_BYTES = 16
 PROOF_BYTES = 32
 NEW, RESUME = 0, 1
 WELCOME, UNKNOWN_SESSION = 0, 1
 
-_CHALLENGE = struct.Struct("<8sH6x32s")
+_CHALLENGE = struct.Struct("<8sHB5x32s")
 _REQUEST = struct.Struct("<8sHB5x32s16sQ")
 _ANSWER = struct.Struct("<8sHB5x16sQ")
 CHALLENGE_BYTES = _CHALLENGE.size
@@ -36,15 +39,17 @@ class Refused(ConnectionError):
     """The other end did not prove itself, or is no end of a ray:// connection at all."""
 
 
-def challenge(nonce: bytes) -> bytes:
-    return _CHALLENGE.pack(MAGIC, VERSION, nonce)
+def challenge(nonce: bytes, tls: bool = False) -> bytes:
+    return _CHALLENGE.pack(MAGIC, VERSION, tls, nonce)
 
 
-def read_challenge(message: bytes) -> bytes:
-    """The server's nonce. Raises: Refused."""
-    magic, version, nonce = _CHALLENGE.unpack(message)
+def read_challenge(message: bytes) -> tuple[bytes, bool]:
+    """(the server's nonce, whether it goes on with TLS). Raises: Refused."""
+    magic, version, tls, nonce = _CHALLENGE.unpack(message)
     _check(magic, version)
-    return bytes(nonce)
+    if tls not in (0, 1):
+        raise Refused(f"the server's first message has {tls} where 0 or 1 is expected")
+    return bytes(nonce), bool(tls)
 
 
 def request(token: bytes, server_nonce: bytes, nonce: bytes, kind: int, session: bytes, received: int) -> bytes:

@@ -1,9 +1,10 @@
 """PROCESS ray client server: the door through which `ray://` clients reach a session. `python -m ray.client.server`.
 
 Started by `ray start --head` (or by a person) beside a session; listens on one TCP port, loopback unless told
-otherwise. Whoever connects must prove the cluster's token (proof.py) before a byte of it is looked at. For each client
-it holds a `ClientEnd`: connections to the session's processes, a listening socket by which they reach the client's own
-process (the owner of its objects), and the client's pins in the store.
+otherwise; through TLS (link.py) if the session's setting `tls` says so. Whoever connects must prove the cluster's token
+(proof.py) before a byte of it is looked at. For each client it holds a `ClientEnd`: connections to the session's
+processes, a listening socket by which they reach the client's own process (the owner of its objects), and the client's
+pins in the store.
 
 When a client says goodbye or its process dies, all of that goes at once, and the node process sees a driver end. When
 only the connection breaks, everything waits GRACE_S for the client to come back. When this process dies, its clients'
@@ -28,13 +29,14 @@ from ray._launch import session as sessions
 from ray._launch import token
 from ray._launch.address import CLIENT_PORT
 from ray._launch.title import set_title
-from ray._native.channel import Connection, ConnectionClosed
+from ray._native.channel import Connection, ConnectionClosed, TlsSocket, check_tls
 from ray._protocol.frames import ROLE_DRIVER, ROLE_HANDOFF, ROLE_TOOL
 from ray._transport.peer import Peer
 from ray._transport.server import connect_unix
 from ray._version import __version__
 from ray.client import bridge, proof, tunnel
 from ray.client.desk import Desk
+from ray.client.link import Link, read_exactly, send_all
 from ray.client.wire import Malformed
 
 logger: logging.Logger = logging.getLogger("ray.client.server")
@@ -42,6 +44,7 @@ logger: logging.Logger = logging.getLogger("ray.client.server")
 PROOF_DEADLINE_S = 5.0
 ROLE_AT = 10  # in a hello (cpp/channel/handshake.h)
 UNPROVED_MAX = 256
+ASK_TIMEOUT_S = 10.0
 
 
 class ClientEnd(tunnel.Tunnel):
@@ -66,7 +69,7 @@ class ClientEnd(tunnel.Tunnel):
         }
         self.send(tunnel.INFO, 0, json.dumps(info).encode())
 
-    def attach(self, sock: socket.socket, received_there: int) -> None:
+    def attach(self, sock: Link, received_there: int) -> None:
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None
@@ -200,12 +203,15 @@ class ClientEnd(tunnel.Tunnel):
 class Server:
     """The listening port and its clients."""
 
-    def __init__(self, session: sessions.Session, listener: socket.socket, secret: bytes, grace_s: float) -> None:
+    def __init__(
+        self, session: sessions.Session, listener: socket.socket, secret: bytes, grace_s: float, tls: bool
+    ) -> None:
         self.session = session
         self.grace_s = grace_s
         self.ends: dict[bytes, ClientEnd] = {}
         self.refused: int = 0  # connections that did not prove themselves
         self._secret = secret
+        self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._unproved: dict[asyncio.Task[None], None] = {}
@@ -236,27 +242,28 @@ class Server:
 
     async def _prove(self, sock: socket.socket) -> None:
         nonce = secrets.token_bytes(proof.NONCE_BYTES)
-        await self._loop.sock_sendall(sock, proof.challenge(nonce))
-        message = await read_exactly(self._loop, sock, proof.REQUEST_BYTES)
+        await send_all(sock, proof.challenge(nonce, self._tls))
+        link: Link = TlsSocket(sock, self._secret, dialled=False) if self._tls else sock
+        message = await read_exactly(link, proof.REQUEST_BYTES)
         kind, session_id, received, their_nonce = proof.read_request(message, self._secret, nonce)
         answer = functools.partial(proof.answer, self._secret, nonce, their_nonce)
         if kind == proof.NEW:
             session_id = secrets.token_bytes(proof.SESSION_BYTES)
-            await self._loop.sock_sendall(sock, answer(proof.WELCOME, session_id, 0))
+            await send_all(link, answer(proof.WELCOME, session_id, 0))
             end = self.ends[session_id] = ClientEnd(self, session_id)
-            end.attach(sock, received)
+            end.attach(link, received)
             return
         found = self.ends.get(session_id)
         if found is None:
-            await self._loop.sock_sendall(sock, answer(proof.UNKNOWN_SESSION, session_id, 0))
+            await send_all(link, answer(proof.UNKNOWN_SESSION, session_id, 0))
             raise EOFError("it wants to go on with a session that has ended here")
         found.detach()  # first: what the old connection still brought would be sent again by the new one
         try:
-            await self._loop.sock_sendall(sock, answer(proof.WELCOME, session_id, found.wire.received))
+            await send_all(link, answer(proof.WELCOME, session_id, found.wire.received))
         except OSError as error:
             found.lost(str(error))
             raise
-        found.attach(sock, received)
+        found.attach(link, received)
 
     def close(self) -> None:
         self._loop.remove_reader(self._listener)
@@ -265,17 +272,6 @@ class Server:
             greeting.cancel()
         for end in list(self.ends.values()):
             end.close()
-
-
-async def read_exactly(loop: asyncio.AbstractEventLoop, sock: socket.socket, nbytes: int) -> bytes:
-    """Raises: EOFError: the other end closed first."""
-    message = b""
-    while len(message) < nbytes:
-        piece = await loop.sock_recv(sock, nbytes - len(message))
-        if not piece:
-            raise EOFError("it closed the connection before it had proved itself")
-        message += piece
-    return message
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -289,7 +285,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def serve(session: sessions.Session, listener: socket.socket, secret: bytes, grace_s: float) -> None:
-    """Until the session ends, or SIGTERM or SIGINT."""
+    """Until the session ends, or SIGTERM or SIGINT.
+
+    Raises: FileNotFoundError: the session speaks TLS, and this machine has no OpenSSL.
+    """
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -300,7 +299,10 @@ async def serve(session: sessions.Session, listener: socket.socket, secret: byte
 
     # A connection that is never used: its end is the node's.
     node = await connect_unix(session.node_socket, session.token, secrets.token_bytes(16), watch, role=ROLE_TOOL)
-    server = Server(session, listener, secret, grace_s)
+    tls = (await node.rpc("session", timeout_s=ASK_TIMEOUT_S))["tls"]  # the cluster's setting
+    if tls:
+        check_tls()
+    server = Server(session, listener, secret, grace_s, tls)
     try:
         print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
         await ended.wait()
@@ -322,10 +324,10 @@ def main(arguments: list[str] | None = None) -> int:
         session = sessions.open_existing(options.session)
         secret = token.find_or_make()
         listener = listen(options.host, options.port)
+        asyncio.run(serve(session, listener, secret, grace_s))
     except (OSError, ValueError) as error:
         print(f"ray client server: {error}", file=sys.stderr)
         return 1
-    asyncio.run(serve(session, listener, secret, grace_s))
     return 0
 
 

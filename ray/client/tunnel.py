@@ -21,6 +21,7 @@ import logging
 import socket
 from collections import deque
 
+from ray.client.link import Link
 from ray.client.wire import Malformed, Wire
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ class Tunnel:
         self.wire: Wire = Wire()
         self.local_token = local_token
         self.streams: dict[int, Stream] = {}
-        self.sock: socket.socket | None = None
+        self.sock: Link | None = None
         self._next_stream = self.FIRST_STREAM
         self._reading = False
         self._writing = False
@@ -230,11 +231,10 @@ class Tunnel:
 
     # -- the connection
 
-    def attach(self, sock: socket.socket, received_there: int) -> None:
+    def attach(self, sock: Link, received_there: int) -> None:
         """Goes on over sock, whose two ends have proved themselves; frames that the other end lacks are sent again."""
         self.detach()
         self.wire.resume(received_there)
-        sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
@@ -244,6 +244,7 @@ class Tunnel:
         self._writing = False
         self._reading = False
         self._read(True)
+        self.loop.call_soon(self._readable)  # of TLS something may have come with the greeting
         self._flush()
 
     def detach(self) -> None:
@@ -308,7 +309,7 @@ class Tunnel:
 
     def _readable(self) -> None:
         sock = self.sock
-        if sock is None:
+        if sock is None or not self._reading:
             return
         try:
             nbytes = sock.recv_into(self.wire.room())

@@ -30,7 +30,8 @@ UNACKED_BYTES_HIGH = 16 << 20
 # Payloads below this are copied behind their header: one buffer less for the kernel to walk.
 JOIN_BYTES = 32 << 10
 BUFFERS_PER_WRITE = 64
-READ_BUFFER_BYTES = 2 * FRAME_BYTES_MAX
+ROOM_BYTES_MIN = 64 << 10  # of a read: what TLS wants at least (TlsSocket.recv_into), and more than a segment
+READ_BUFFER_BYTES = 2 * (FRAME_BYTES_MAX + ROOM_BYTES_MIN)
 
 
 class Malformed(ValueError):
@@ -94,10 +95,10 @@ class Wire:
     # -- receiving
 
     def room(self) -> memoryview:
-        """Where the next bytes that come are to be written; `feed` says how many did."""
+        """Where the next bytes that come are to be written, ROOM_BYTES_MIN or more; `feed` says how many did."""
         if self._parsed == self._filled:
             self._parsed = self._filled = 0
-        elif len(self._buffer) - self._parsed < HEADER.size + FRAME_BYTES_MAX:  # the frame begun here may not fit
+        elif len(self._buffer) - self._parsed < HEADER.size + FRAME_BYTES_MAX + ROOM_BYTES_MIN:  # it may not fit here
             begun = bytes(self._buffer[self._parsed : self._filled])
             self._buffer[: len(begun)] = begun
             self._parsed, self._filled = 0, len(begun)

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,78 +17,11 @@ import numpy as np
 import pytest
 
 import ray
-from ray.client import proof
 from ray.exceptions import LocalRayletDiedError
+from tests.relay import Relay
 from tests.wait import wait_until
 
 TOKEN = "a token that only this test knows"
-
-
-def _break(sock: socket.socket) -> None:
-    try:
-        sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        return  # has ended by itself
-
-
-class Relay:
-    """Passes bytes between a port of its own and the server's; cut() breaks every connection, as a network does."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._pairs: list[socket.socket] = []
-        self._threads: list[threading.Thread] = []
-        self.refusing = False
-        self.breaking = 0  # so many connections break between the client's proof and the server's
-        self._run(self._accept)
-
-    def _run(self, target: Any, *args: Any) -> None:
-        thread = threading.Thread(target=target, args=args)
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            if self.refusing:
-                near.close()
-                continue
-            far = socket.create_connection(("127.0.0.1", self._port))
-            self._pairs += [near, far]
-            if self.breaking > 0:
-                self.breaking -= 1
-                near.sendall(far.recv(proof.CHALLENGE_BYTES, socket.MSG_WAITALL))
-                near.recv(proof.REQUEST_BYTES, socket.MSG_WAITALL)
-                _break(near)
-                _break(far)
-                continue
-            for one, other in ((near, far), (far, near)):
-                self._run(self._pass, one, other)
-
-    def _pass(self, one: socket.socket, other: socket.socket) -> None:
-        try:
-            while data := one.recv(65536):
-                other.sendall(data)
-        except OSError:
-            pass  # cut
-        for sock in (one, other):
-            _break(sock)
-
-    def cut(self) -> None:
-        for sock in self._pairs:
-            _break(sock)
-
-    def close(self) -> None:
-        _break(self._listener)
-        for thread in self._threads:
-            thread.join()
-        for sock in (self._listener, *self._pairs):
-            sock.close()
 
 
 class Cluster:

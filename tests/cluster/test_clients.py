@@ -37,7 +37,7 @@ def door(nodes: Nodes) -> Iterator[str]:
     assert server.wait(60) == 0
 
 
-def client(door: str, program: str, code: int = 0) -> str:
+def client(door: str, program: str, code: int = 0, **environment: str) -> str:
     text = f"import ray, numpy as np\nray.init({door!r}, logging_level='error')\n" + textwrap.dedent(program)
     done = subprocess.run(
         [sys.executable, "-c", text],
@@ -45,7 +45,7 @@ def client(door: str, program: str, code: int = 0) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         timeout=60,
-        env={**os.environ, "RAY_AUTH_TOKEN": TOKEN},
+        env={**os.environ, "RAY_AUTH_TOKEN": TOKEN, **environment},
     )
     assert done.returncode == code, done.stdout
     return done.stdout
@@ -63,6 +63,7 @@ def left(nodes: Nodes, number: int) -> tuple[int, int]:
         line.close()
 
 
+@pytest.mark.parametrize("nodes", [{}, {"_system_config": {"tls": True}}], ids=["plain", "tls"], indirect=True)
 def test_tasks_actors_and_objects_of_another_node(nodes: Nodes, door: str) -> None:
     out = client(
         door,

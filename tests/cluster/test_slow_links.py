@@ -32,9 +32,10 @@ class Place:
         return str(ray.get_runtime_context().get_node_id())
 
 
-def test_a_delay_of_50_ms_and_lost_frames_change_no_result(engine: Any) -> None:
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_delay_of_50_ms_and_lost_frames_change_no_result(engine: Any, tls: bool) -> None:
     engine.watch()
-    with Hosts(2, {"node_silence_s": 4.0}, delays={1: 0.05}) as hosts:
+    with Hosts(2, {"node_silence_s": 4.0, "tls": tls}, delays={1: 0.05}) as hosts:
         hosts.join(1)
         for loss in (0.0, 0.01):
             hosts.network.cables[1].loss = loss

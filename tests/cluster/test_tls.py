@@ -122,10 +122,3 @@ def test_a_head_without_tls_refuses_who_insists_on_it(engine: object) -> None:
             cluster.add_node(_system_config={"tls": True})
     finally:
         cluster.shutdown()
-
-
-def test_a_door_for_clients_on_the_network_is_refused_since_it_has_no_tls(machines: list[Machine]) -> None:
-    a, _ = machines
-    options = ("--head", "--port=0", "--tls", "--ray-client-server-port=0", "--ray-client-server-host=0.0.0.0")
-    said = a.ray("start", *options, status=2)
-    assert "--ray-client-server-host 0.0.0.0" in said and "ssh -L" in said and a.is_empty()

@@ -28,7 +28,7 @@ def test_an_object_and_its_metadata_arrive_in_another_store() -> None:
         assert buffer is not None
         assert buffer.metadata() == b"about it"
         assert numpy.array_equal(numpy.frombuffer(buffer, numpy.uint8), data)
-        assert b.client.list()[KEY]["pins"] == 2
+        wait_until(lambda: b.client.list()[KEY]["pins"] == 2)
         b.line.let_go(request)
         wait_until(lambda: b.client.list()[KEY]["pins"] == 1)
         assert a.client.audit() == b.client.audit() == ""

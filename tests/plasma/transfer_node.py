@@ -52,7 +52,9 @@ class Gate:
 
     def _next_line(self) -> TransferLine:
         """To the store that was started in the place of one that died."""
-        return TransferLine(self._line.socket_path)
+        line = TransferLine(self._line.socket_path)
+        line.reached_at(*self.address)  # before anybody is handed over, as a node does: it must know who it is
+        return line
 
     def close(self) -> None:
         os.write(self._stop_write, b"x")

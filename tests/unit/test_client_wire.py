@@ -130,7 +130,8 @@ def request(token: bytes = TOKEN) -> bytes:
 
 
 def test_both_ends_learn_what_the_other_said():
-    assert proof.read_challenge(proof.challenge(NONCE)) == NONCE
+    for tls in (False, True):
+        assert proof.read_challenge(proof.challenge(NONCE, tls)) == (NONCE, tls)
     assert proof.read_request(request(), TOKEN, NONCE) == (proof.RESUME, b"i" * 16, 77, OTHER)
     answer = proof.answer(TOKEN, NONCE, OTHER, proof.WELCOME, b"i" * 16, 9)
     assert proof.read_answer(answer, TOKEN, NONCE, OTHER) == (proof.WELCOME, b"i" * 16, 9)

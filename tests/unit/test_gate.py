@@ -111,7 +111,7 @@ def test_a_node_is_reached_through_the_gate(tmp_path: Path) -> None:
 
 def test_a_core_gets_what_is_for_it_and_a_dead_one_is_said_to_be_gone(tmp_path: Path) -> None:
     async def scenario(place: Place) -> None:
-        dial = connect_tcp(HOST, place.gate.port, TOKEN, DIALLER, destination=DESTINATION_CORE, core_tag=CORE)
+        dial = connect_tcp(HOST, place.gate.port, TOKEN, DIALLER, destination=DESTINATION_CORE, peer_tag=CORE)
         dialling = asyncio.ensure_future(dial)
         await place.until(lambda: place.gate.passed[DESTINATION_CORE] == 1)
         messenger = place.core.accept()
@@ -127,7 +127,7 @@ def test_a_core_gets_what_is_for_it_and_a_dead_one_is_said_to_be_gone(tmp_path: 
         core_side.close()
         messenger.close()
         with pytest.raises(ConnectionClosed, match="says that the process is gone"):
-            await connect_tcp(HOST, place.gate.port, TOKEN, DIALLER, destination=DESTINATION_CORE, core_tag=b"X" * 16)
+            await connect_tcp(HOST, place.gate.port, TOKEN, DIALLER, destination=DESTINATION_CORE, peer_tag=b"X" * 16)
         assert place.gate.refused == 1
 
     with_a_place(scenario, tmp_path)

@@ -88,7 +88,7 @@ def test_a_connection_for_a_core_is_handed_over_to_its_socket(tmp_path: Any) -> 
             peer.on_event = lambda name, args: arrived.set_result((name, args))
 
         dialling = asyncio.ensure_future(
-            connect_tcp(HOST, listener.port, TOKEN, b"D" * 16, destination=DESTINATION_CORE, core_tag=b"C" * 16)
+            connect_tcp(HOST, listener.port, TOKEN, b"D" * 16, destination=DESTINATION_CORE, peer_tag=b"C" * 16)
         )
         fd, preamble = await accept_behind_preamble(listener)
         assert preamble[10] == DESTINATION_CORE and preamble[16:] == b"C" * 16
@@ -117,7 +117,7 @@ def test_a_connection_for_a_core_is_handed_over_to_its_socket(tmp_path: Any) -> 
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="port must be 0 to 65535, not 65536"):
         Connection.dial_tcp(HOST, 65536, 0, TOKEN, b"D" * 16, 2)
-    with pytest.raises(ValueError, match="core_tag is needed"):
+    with pytest.raises(ValueError, match="peer_tag is needed"):
         Connection.dial_tcp(HOST, 1, DESTINATION_CORE, TOKEN, b"D" * 16, 2)
     with pytest.raises(ValueError, match="numeric"):
         Connection.dial_tcp("localhost", 1, 0, TOKEN, b"D" * 16, 2)
