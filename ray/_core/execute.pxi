@@ -21,7 +21,10 @@ cdef int on_function(Engine self, Link link, Reader* r) except -1:
     cdef Function function = Function.__new__(Function)
     if not r.ok:
         return 0
-    settings = pickle.loads((<const char*>at)[:settings_bytes]) if settings_bytes else {}
+    settings = settings_of((<const char*>at)[:settings_bytes]) if settings_bytes else {}
+    if settings is None:
+        r.ok = False
+        return 0
     function.resources = settings.get("resources") or {}
     function.group_name = settings.get("concurrency_group") or ""
     function.time_limit_ns = <int64_t>((settings.get("timeout_s") or 0.0) * 1e9)
@@ -30,7 +33,7 @@ cdef int on_function(Engine self, Link link, Reader* r) except -1:
     function.place = settings.get("place")
     function.capture = capture_of(function.place)
     function.threads = threads_for(function.resources)
-    function.name = (<const char*>name)[:n].decode()
+    function.name = (<const char*>name)[:n].decode("utf-8", "replace")
     function.function_id = (<const char*>digest)[:16]
     function.max_calls = <int>max_calls
     function.plain = -1
@@ -44,6 +47,15 @@ cdef int on_function(Engine self, Link link, Reader* r) except -1:
         function.blob = (<const char*>r.Take(n))[:n]
     link.functions[number] = function
     return 0
+
+
+cdef object settings_of(bytes pickled):
+    """None: they are no settings, and the frame makes no sense."""
+    try:
+        found = pickle.loads(pickled)
+    except Exception:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def threads_for(resources):
@@ -386,7 +398,7 @@ cdef class Executor:
             at = r.Take(n)
             if at == NULL:
                 raise exceptions.RaySystemError("malformed TASK frame: keyword names")
-            names.append((<const char*>at)[:n].decode())
+            names.append((<const char*>at)[:n].decode("utf-8", "replace"))
         i = h.num_args - h.num_keywords
         return target, tuple(values[:i]), dict(zip(names, values[i:]))
 

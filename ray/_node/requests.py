@@ -156,7 +156,8 @@ class Requests:
         if core.kind == "guest" and name not in guests.EVENTS:
             raise PermissionError(f"{name}: tell your own node")
         if name in self._head_events:
-            if name in ("actor_ready", "actor_failed"):
+            # An id of another kind is the head's to refuse.
+            if name in ("actor_ready", "actor_failed") and args and isinstance(args[0], bytes):
                 self._node.feed(self._node.scheduler, lm.ActorStarted(args[0]))
             self._node.head.event(core, name, args)
             return
@@ -198,6 +199,11 @@ class Requests:
         for name, units in resources.items():
             if not isinstance(name, str) or not isinstance(units, int) or units < 0:
                 raise ValueError(f"lease_request: resources must be units >= 0 by name, not {name!r}: {units!r}")
+        holds = info.get("holds")
+        if holds is not None and not (
+            isinstance(holds, dict) and all(isinstance(n, int) for pair in holds.items() for n in pair)
+        ):
+            raise ValueError(f"lease_request: holds must be bytes by number of a node, not {holds!r}")
         request = lm.LeaseRequested(
             core.tag,
             int(req_id),
@@ -207,7 +213,7 @@ class Requests:
             strategy=parse_strategy(info.get("strategy")),
             priority=int(info.get("priority", 0)),
             hops=int(info.get("hops", 0)),
-            holds=info.get("holds"),
+            holds=holds,
             retriable=bool(info.get("retriable", True)),
         )
         self._node.envs.request(("task", core.tag, int(req_id)), str(info.get("runtime_env") or ""), request)

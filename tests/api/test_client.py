@@ -5,18 +5,23 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import ray
+from ray._launch import token
+from ray.client import proof, tunnel, wire
 from ray.exceptions import LocalRayletDiedError
 from tests.relay import Relay
 from tests.wait import wait_until
@@ -307,3 +312,49 @@ def test_ray_util_client_knows_whether_there_is_a_connection(client):
     assert stub.get(ref) == 1 and isinstance(ref, common.ClientObjectRef)
     stub.disconnect()
     assert not stub.is_connected() and num_connected_contexts() == 0 and not ray.is_initialized()
+
+
+def nonsense(chance: random.Random) -> bytes:
+    """A frame of a client, or something like it. Few streams and few keys, so that some of them mean something."""
+    kind = chance.choice((*range(30), 99, 255))
+    key = bytes([chance.randrange(3)]) * 28
+    payload = chance.choice(
+        (
+            b"",
+            bytes(16),
+            tunnel.OBJECTS,
+            chance.randbytes(16),
+            key,
+            key,
+            key + struct.pack("<Q", chance.choice((0, 1, 50, 1 << 20, 1 << 40, (1 << 64) - 1))),
+            chance.randbytes(8),
+            struct.pack("<Q", chance.randrange(5)),
+            chance.randbytes(chance.randrange(100)),
+        )
+    )
+    size = len(payload) if chance.random() < 0.97 else chance.choice((0, 1, len(payload) + 1, 2**20 + 1, 2**32 - 1))
+    return wire.HEADER.pack(size, kind, chance.choice((0, 1, 2, 3, 5, 2**32 - 1))) + payload
+
+
+def test_a_client_that_knows_the_token_and_talks_nonsense_harms_nobody(client, cluster):
+    secret = token.find()
+    for seed in range(60):
+        print(f"seed {seed}")
+        chance = random.Random(seed)
+        with socket.create_connection(("127.0.0.1", cluster.port)) as rogue:
+            rogue.settimeout(10)
+            nonce, _ = proof.read_challenge(rogue.recv(proof.CHALLENGE_BYTES, socket.MSG_WAITALL))
+            rogue.sendall(proof.request(secret, nonce, bytes(32), proof.NEW, bytes(16), 0))
+            assert len(rogue.recv(proof.ANSWER_BYTES, socket.MSG_WAITALL)) == proof.ANSWER_BYTES
+            try:
+                rogue.sendall(b"".join(nonsense(chance) for _ in range(30)))
+                rogue.sendall(wire.HEADER.pack(0, tunnel.GOODBYE, 0))
+                while rogue.recv(65536):
+                    pass
+            except TimeoutError:
+                pass  # the end of it was no frame: the server waits for the rest
+            except OSError:
+                pass  # closed with bytes of ours unread
+    assert ray.get(plus.remote(1, 1), timeout=60) == 2
+    log = Path(cluster.folder, "logs", "client_server.log").read_text()
+    assert "Traceback" not in log and "Exception" not in log, log

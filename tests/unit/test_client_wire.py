@@ -159,3 +159,43 @@ def test_a_request_can_not_be_reflected_as_an_answer():
         proof.read_answer(answer, TOKEN, NONCE, OTHER)
     with pytest.raises(proof.Refused):
         proof.read_answer(request()[: proof.ANSWER_BYTES], TOKEN, NONCE, OTHER)
+
+
+@given(st.binary(max_size=120), st.integers(0, 2))
+def test_no_message_of_a_stranger_is_taken_for_a_proof(data, which):
+    sizes = (proof.CHALLENGE_BYTES, proof.REQUEST_BYTES, proof.ANSWER_BYTES)
+    right = (proof.challenge(NONCE), request(bytes(32)), proof.answer(bytes(32), NONCE, OTHER, 0, b"i" * 16, 9))[which]
+    message = bytes(a ^ b for a, b in zip(right, data.ljust(sizes[which], b"\0")))
+    try:
+        if which == 0:
+            nonce, tls = proof.read_challenge(message)
+            assert len(nonce) == proof.NONCE_BYTES and tls in (False, True)
+        elif which == 1:
+            pytest.fail(f"taken for a proof: {proof.read_request(message, TOKEN, NONCE)}")
+        else:
+            pytest.fail(f"taken for a proof: {proof.read_answer(message, TOKEN, NONCE, OTHER)}")
+    except proof.Refused:
+        pass
+
+
+chunks = st.binary(max_size=60) | st.tuples(
+    st.sampled_from((0, 1, 7, 8, 9, 5000, wire.FRAME_BYTES_MAX, wire.FRAME_BYTES_MAX + 1, 2**32 - 1)),
+    st.integers(0, 255),
+    st.integers(0, 2**32 - 1),
+    st.binary(max_size=12),
+).map(lambda f: wire.HEADER.pack(*f[:3]) + f[3])
+
+
+@given(st.lists(chunks, max_size=12))
+@settings(max_examples=200, deadline=None)
+def test_bytes_of_any_kind_are_frames_or_malformed_and_never_more_than_came(pieces):
+    there = Wire()
+    there.send(3, 1, b"something to acknowledge")
+    got = 0
+    try:
+        for piece in pieces:
+            got += sum(wire.HEADER.size + len(payload) for _, _, payload in fed(there, piece))
+            assert len(there.room()) >= wire.ROOM_BYTES_MIN
+    except Malformed:
+        pass
+    assert got <= sum(map(len, pieces))
