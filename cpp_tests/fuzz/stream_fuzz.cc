@@ -155,7 +155,9 @@ struct Both {
   }
   ~Both() { close(fds[1]); }
 
+  // As the poll has it: what is dialled is writable before there can be anything to read.
   void Step() {
+    if (alive && stream->wants_write()) alive = stream->Writable();
     if (alive) alive = stream->Readable();
     if (alive && stream->wants_write()) alive = stream->Writable();
   }

@@ -451,7 +451,7 @@ cdef class Executor:
     cdef int64_t grace_ns         # between the interruption of a call that is over its time and force
     cdef object become            # (actor_id, creation, incarnation, gpu_ids) to act on
 
-    cdef int on_task(self, Link link, const uint8_t* data, uint32_t size, uint8_t flags) except -1
+    cdef int on_task(self, Link link, const uint8_t* data, uint32_t size, uint8_t flags) except -2  # -1: it makes no sense
     cdef int on_cancel(self, Link link, uint64_t seq, uint8_t flags) except -1
     cdef int on_gpus(self, Link link, Reader* r) except -1
     cdef int on_stuck_timer(self, int64_t now) except -1

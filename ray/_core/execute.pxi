@@ -89,15 +89,19 @@ cdef class Executor:
         engine.on_event("reclaim", self.on_reclaim)
 
     # ------------------------------------------------------------------ frames (any receiving thread)
-    cdef int on_task(self, Link link, const uint8_t* data, uint32_t size, uint8_t flags) except -1:
+    cdef int on_task(self, Link link, const uint8_t* data, uint32_t size, uint8_t flags) except -2:
+        """0, or -1 for a frame that makes no sense."""
         cdef Call call
         cdef TaskHeader* header = <TaskHeader*>data
         if size < sizeof(TaskHeader):
-            raise ValueError("TASK frame shorter than its header")
+            return -1
+        function = link.functions.get(header.function)
+        if function is None:
+            return -1
         call = Call.__new__(Call)
         call.link = link
         call.seq = header.seq
-        call.function = <Function>link.functions[header.function]
+        call.function = <Function>function
         call.frame = PyBytes_FromStringAndSize(<const char*>data, size)
         if self.groups is not None:
             self.running[(link, call.seq)] = call

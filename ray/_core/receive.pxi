@@ -130,7 +130,7 @@ cdef int on_frame(Engine self, Link link, Frame* frame) except -2:
     elif t == F_TASK:
         if self.executor is None:
             return -1
-        self.executor.on_task(link, frame.data, frame.size, frame.flags)
+        return self.executor.on_task(link, frame.data, frame.size, frame.flags)
     elif t == F_RETURNED:
         on_returned(self, link, &r)
     elif t == F_HAVE:
