@@ -26,7 +26,7 @@ from tests.chaos.session import engine
 RESULT, RETURNED, GOT, RELEASE, YIELD = 17, 19, 22, 23, 28
 TYPES = range(16, 30)
 EDGES = (0, 1, 2, 3, 7, 28, 255, 256, 65535, 1 << 31, (1 << 32) - 1, 1 << 63, (1 << 64) - 1)
-ROUNDS, FRAMES = 120, 40
+ROUNDS, FRAMES = 60, 40
 
 
 @ray.remote
