@@ -23,7 +23,7 @@ meanwhile.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ray._protocol.resources import Resources, Shape
@@ -62,19 +62,22 @@ class _Neighbour:
     def __init__(self, row: NodeRow) -> None:
         self.reported = row
         self.row = row  # the same, less what was sent
-        self.parts: list[_Part] = []
-        self.sent: deque[tuple[float, Shape]] = deque()
+        self.parts: Sequence[_Part] = ()
+        self.sent: list[tuple[float, Shape]] = []  # few
         self.chosen_at = 0  # by SPREAD: how manieth choice
 
     def settle(self, now: float) -> None:
         """What was sent longer ago than SENT_S counts no more."""
         while self.sent and self.sent[0][0] + SENT_S <= now:
-            self.sent.popleft()
-        available = dict(self.reported.available)
-        for _, shape in self.sent:
-            _deduct(available, shape)
-        self.row = self.reported._replace(available=available)
-        self.parts = [_Part(group_id, *part) for group_id, parts in self.reported.bundles.items() for part in parts]
+            del self.sent[0]
+        self.row, self.parts = self.reported, ()
+        if self.sent:
+            available = dict(self.reported.available)
+            for _, shape in self.sent:
+                _deduct(available, shape)
+            self.row = self.reported._replace(available=available)
+        if self.reported.bundles:
+            self.parts = [_Part(group_id, *part) for group_id, parts in self.reported.bundles.items() for part in parts]
 
 
 class _Part:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from ray._head.group_record import RESERVING
 from ray._scheduling.strategy import DEFAULT, InGroup, NodeAffinity, NodeLabels, Spread, Strategy
 
 from .drivers import Driver, Task
@@ -80,7 +81,9 @@ class Cluster:
     def dial_head(self, node: Node) -> Line:
         line = Line(self.net, "joining - head", remote=bool(self.all))
         line.on_end[0] = lambda why: node.dies(f"its head is gone: {why}", False)
+        self.head.dialled(line)
         line.say(0, "join", self.head.join, node)
+        node.at_ends.append((line, 0))
         return line
 
     def by_number(self, node: Node, number: int) -> None:
@@ -92,14 +95,20 @@ class Cluster:
     def _between(self, a: int, b: int) -> list[Line]:
         return self.lines.setdefault((min(a, b), max(a, b)), [])
 
-    def dial(self, home: Node, node: Node, name: str) -> Line:
-        """From a process of one node to a process of another, or of the same."""
+    def dial(self, home: Node, node: Node, name: str, to_node: bool = False) -> Line:
+        """From a process of one node to a process of another, or of the same.
+
+        to_node: to that node's own."""
         line = Line(self.net, name, remote=home is not node)
         if home is not node:
             lines = self._between(home.number, node.number)
             lines[:] = [x for x in lines if not all(x.ended)]
             lines.append(line)
             line.cut = (min(home.number, node.number), max(home.number, node.number)) in self.cuts
+        if to_node:
+            node.at_ends = [(x, end) for x, end in node.at_ends if not x.over]
+            node.at_ends.append((line, 1))
+            line.stopped[1] = node.stopped
         if not node.alive:
             if node.uplink.ended == [True, True]:
                 line.ended[1] = True
@@ -260,10 +269,42 @@ class Cluster:
         elif pick < 0.6 and len(living) > 1:
             self.laws.faults += 1
             self.random.choice(living).dies("killed", self.random.random() < 0.3)
+        elif pick < 0.65 and living:
+            self._stop(self.random.choice(living), self.random.choice((0.01, 0.2, 2.0, 20.0)))
+        elif pick < 0.66:
+            self._stop(
+                self.all[0], self.random.choice((0.01, 0.2, 2.0))
+            )  # the head's: nodes look for it if it is longer
+        elif pick < 0.7:
+            self._kill_in_reservation()
         elif pick < 0.9 and living:
             a, b = sorted((self.random.choice([0, *[n.number for n in living]]), self.random.choice(living).number))
             if a != b:
                 self.cut(a, b, self.random.choice((0.01, 0.2, 2.0, 20.0)), self.random.random() < 0.3)
+
+    def _stop(self, node: Node, for_s: float) -> None:
+        if node.stopped:
+            return
+        self.laws.faults += 1
+        if for_s > 9.0:
+            self.laws.died.add(node.node_id)  # it may be declared dead
+        node.stop(for_s)
+
+    def _kill_in_reservation(self) -> None:
+        """One of several nodes that have been asked to prepare a group's bundles, before or after it has."""
+        asked = [
+            self.by_id(node_id)
+            for group in self.head.service.groups.groups.all()
+            if group.state == RESERVING
+            for node_id in group.asked
+        ]
+        nodes = [node for node in asked if node.alive and node.number > 0 and node.opened]
+        if nodes:
+            self.laws.faults += 1
+            self.random.choice(nodes).dies("killed in a reservation", self.random.random() < 0.5)
+
+    def by_id(self, node_id: bytes) -> Node:
+        return self.nodes[self.head.numbers[node_id]]
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

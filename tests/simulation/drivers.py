@@ -16,7 +16,8 @@ from ray._scheduling.strategy import Strategy
 from .network import Line
 
 if TYPE_CHECKING:
-    from .nodes import Node, Worker
+    from .nodes import Node
+    from .workers import Worker
 
 REQUESTS_MAX = 3  # of one queue at a time
 IDLE_S = 0.01
@@ -92,6 +93,8 @@ class Driver:
         self.line_home = Line(self.cluster.net, f"driver {tag.hex()[:8]}", remote=False)
         self.line_home.on_end[0] = lambda why: self.dies(why, False)
         self.lines[home.number] = self.line_home
+        home.at_ends.append((self.line_home, 1))
+        self.line_home.stopped[1] = home.stopped
         self.cluster.starting.append(self)
         self.line_home.say(0, "register_driver", self._register)
 
@@ -167,7 +170,9 @@ class Driver:
         line = self.lines.get(number)
         node = self.cluster.nodes[number]
         if line is None:
-            line = self.lines[number] = self.cluster.dial(self.home, node, f"guest {self.tag.hex()[:8]} at {number}")
+            line = self.lines[number] = self.cluster.dial(
+                self.home, node, f"guest {self.tag.hex()[:8]} at {number}", to_node=True
+            )
             line.on_end[0] = lambda why: self._lost_line(number, line)
             line.say(0, "register_guest", node.guest_joined, self, line)
         line.say(0, kind, getattr(node, method), self, *args)

@@ -52,6 +52,25 @@ class Head:
         self.numbers: dict[bytes, int] = {}
         self.at: dict[int, Node] = {}
         self._tick_at = 0.0
+        self.stopped = False  # its process, which is that of node 0
+        self.lines: list[Line] = []  # to nodes, and to those that want to join
+
+    def stop(self) -> None:
+        self.stopped = True
+        for line in self.lines:
+            line.stopped[1] = True
+
+    def go_on(self) -> None:
+        """First what sockets have, then timers."""
+        self.stopped = False
+        for line in list(self.lines):
+            line.go_on(1)
+        self._tick()
+
+    def dialled(self, line: Line) -> None:
+        """By a node that wants to join."""
+        self.lines = [line, *(x for x in self.lines if not x.over)]
+        line.stopped[1] = self.stopped
 
     # -- nodes --------------------------------------------------------------------------------------------------------
 
@@ -109,7 +128,7 @@ class Head:
         self.cluster.laws.head(self)
 
     def _tick(self) -> None:
-        if self._tick_at <= self.net.now:
+        if self._tick_at <= self.net.now and not self.stopped:
             self.service.look_for_silence()
             self._watch()
 

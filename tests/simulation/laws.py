@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from .cluster import Cluster
     from .drivers import Driver, Task
     from .heads import Head
-    from .nodes import Node, Worker
+    from .nodes import Node
+    from .workers import Worker
 
 
 class Laws:

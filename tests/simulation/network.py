@@ -1,7 +1,8 @@
 """Virtual time, and connections between simulated processes that are late, cut, broken, or lose one kind of message.
 
 A `Line` is one stream connection, as TCP or a Unix socket is: each way what is sent arrives once, in order, late; while
-the line is cut, it waits; when the line breaks, what is under way is lost, and each end hears of the end for itself.
+the line is cut, or the process at the other end is stopped, it waits; when the line breaks, what is under way is lost,
+and each end hears of the end for itself.
 Nothing is ever reordered or repeated by a line: where a process says something twice (it repeats what it can't know to
 have arrived), that is written as `again`. Everything is drawn from one `random.Random`, so a seed replays exactly.
 """
@@ -38,13 +39,17 @@ class Network(Agenda):
 class Line:
     """One connection. Ends are numbered 0 and 1; what a process does when it ends is `on_end[its end]`."""
 
-    __slots__ = ("_arrive_at", "_due", "_net", "_under_way", "cut", "delay_s", "ended", "name", "on_end")
+    __slots__ = (
+        "_arrive_at", "_due", "_net", "_to_tell", "_under_way", "cut", "delay_s", "ended", "name", "on_end", "stopped"
+    )  # fmt: skip
 
     def __init__(self, net: Network, name: str, remote: bool) -> None:
         self.name = name
         self.cut = False
         self.delay_s = REMOTE_S if remote else LOCAL_S
         self.ended = [False, False]  # an end that has ended neither says nor hears anything any more
+        self.stopped = [False, False]  # the process at that end: it hears nothing until it goes on
+        self._to_tell: list[str | None] = [None, None]  # that the line has broken, when it does
         self.on_end: list[Callable[[str], None]] = [lambda why: None, lambda why: None]
         self._net = net
         self._arrive_at = [0.0, 0.0]
@@ -81,7 +86,23 @@ class Line:
         for end in (0, 1):
             if not self.ended[end]:
                 self.ended[end] = True  # what it says from here on goes nowhere
+                if self.stopped[end]:
+                    self._to_tell[end] = why
+                    continue
                 self._net.later(random.expovariate(1 / REMOTE_S), lambda end=end: self._told(end, why))  # type: ignore[misc]
+
+    @property
+    def over(self) -> bool:
+        """For both ends, and nobody has yet to be told."""
+        return all(self.ended) and self._to_tell == [None, None]
+
+    def go_on(self, end: int) -> None:
+        """The process at `end` was stopped: it hears now what has come meanwhile."""
+        self.stopped[end] = False
+        why, self._to_tell[end] = self._to_tell[end], None
+        self._drain(1 - end)
+        if why is not None:
+            self._told(end, why)
 
     def heal(self) -> None:
         self.cut = False
@@ -100,7 +121,7 @@ class Line:
 
     def _drain(self, end: int, more: int = 0) -> None:
         self._due[end] += more
-        while self._due[end] and not self.cut and self._under_way[end]:
+        while self._due[end] and not self.cut and not self.stopped[1 - end] and self._under_way[end]:
             self._due[end] -= 1
             self._under_way[end].popleft()()
 
@@ -116,5 +137,8 @@ class Line:
             self._told(end, why)
 
     def _told(self, end: int, why: str) -> None:
+        if self.stopped[end]:
+            self._to_tell[end] = why
+            return
         self._net.note(f"{self.name} has ended for {end}: {why}")
         self.on_end[end](why)

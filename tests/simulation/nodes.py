@@ -16,103 +16,14 @@ from ray._protocol.ids import node_number
 from ray._scheduling.node_resources import NodeResources
 
 from .network import LOCAL_S, Line
+from .workers import Worker
 
 if TYPE_CHECKING:
     from .cluster import Cluster
-    from .drivers import Driver, Task
+    from .drivers import Driver
 
 HEARTBEAT_S = 1.0
 GRACE_S = 12.0  # longer than the head waits before it declares a silent node dead
-
-
-class Worker:
-    """A process that runs tasks, or is an actor."""
-
-    def __init__(self, node: Node, worker_id: int, job_id: bytes) -> None:
-        self.node = node
-        self.worker_id = worker_id
-        self.tag = node.number.to_bytes(4, "big") + b"w" + worker_id.to_bytes(11, "big")
-        self.job_id = job_id
-        self.alive = True
-        self.assigned = False  # to a lease
-        self.actor_id = b""
-        self.blocked = False  # its task waits for another: the truth, of which the scheduler is told
-        self.task: Task | None = None
-        self.turn = 0  # how manieth it runs: timers of an earlier one mean nothing
-        self.lines: list[Line] = []
-
-    def push(self, line: Line, task: Task, attempt: int) -> None:
-        """The owner of its lease sends a task."""
-        cluster = self.node.cluster
-        if not self.alive:
-            return
-        assert self.task is None, f"{task} is sent to a worker that runs {self.task}"
-        assert attempt not in task.started, f"{task} is run twice in its attempt {attempt}"
-        task.started.add(attempt)
-        self.task, self.turn = task, self.turn + 1
-        cluster.laws.legal_place(task, self.node)
-        self._after(task.takes_s, lambda: self._half_way(line, task, attempt))
-
-    def _half_way(self, line: Line, task: Task, attempt: int) -> None:
-        if task.child is None or task.child.over:
-            self._finish(line, task, attempt)
-            return
-        self.blocked = True
-        self._tell_node("blocked", lm.Blocked(self.worker_id))
-        turn = self.turn
-        self.node.cluster.net.later(0.05, lambda: self._known_as_blocked() if self.turn == turn else None)
-        line.say(1, "needs_child", task.owner.wake_when_over, task.child, self, line, task, attempt)
-
-    def _known_as_blocked(self) -> None:
-        lease = self.node.scheduler.lease_of_worker(self.worker_id)
-        if self.alive and self.blocked and self.node.alive and lease is not None and lease.state == "HELD":
-            assert lease.blocked, f"{lease} is blocked, and its node doesn't know"
-
-    def child_over(self, line: Line, task: Task, attempt: int) -> None:
-        if self.alive and self.task is task and self.blocked:
-            self.blocked = False
-            self._tell_node("unblocked", lm.Unblocked(self.worker_id))
-            self._after(task.takes_s, lambda: self._finish(line, task, attempt))
-
-    def _finish(self, line: Line, task: Task, attempt: int) -> None:
-        self.task = None
-        line.say(1, "result", task.owner.result, line, task, attempt)
-
-    def become(self, actor_id: bytes, incarnation: int) -> None:
-        cluster = self.node.cluster
-        self.actor_id = actor_id
-        cluster.laws.becomes(self, actor_id, incarnation)
-        fate = cluster.net.random.random()
-        if fate < 0.05:
-            self._after(0.01, lambda: self._core_event("actor_failed", actor_id, b"it raised"))
-        else:
-            self._after(0.01, lambda: self._core_event("actor_ready", actor_id))
-            if fate < 0.1:
-                self._after(1.0, lambda: self._exit_actor(actor_id))
-
-    def _exit_actor(self, actor_id: bytes) -> None:
-        self._core_event("actor_exiting", actor_id, "exit_actor()")
-        self.node.cluster.laws.exited[actor_id] = self.node
-        self._after(0.05, lambda: self.node.worker_ends(self, "it exited"))
-
-    def reclaim(self, owner_tag: bytes) -> None:
-        self.task, self.blocked, self.turn = None, False, self.turn + 1
-        self._tell_node("reclaimed", lm.Reclaimed(self.worker_id, self.node.cluster.net.random.random() < 0.7))
-
-    def _core_event(self, name: str, *args: Any) -> None:
-        self.node.local(name, self.node.from_worker, self, name, args)
-
-    def _tell_node(self, kind: str, event: Any) -> None:
-        self.node.local(kind, self._arrives, event)
-
-    def _arrives(self, event: Any) -> None:
-        if self.alive:
-            self.node.feed(event)
-
-    def _after(self, mean_s: float, what: Callable[[], None]) -> None:
-        net = self.node.cluster.net
-        turn = self.turn
-        net.later(net.random.expovariate(1 / mean_s), lambda: what() if self.alive and self.turn == turn else None)
 
 
 class Node:
@@ -124,6 +35,9 @@ class Node:
         self.number = -1
         self.alive = True
         self.opened = False
+        self.stopped = False  # its process, as by SIGSTOP; its workers and drivers go on
+        self._to_do: list[Callable[[], None]] = []  # what has come due meanwhile
+        self.at_ends: list[tuple[Line, int]] = []  # of lines to other processes, and which end is here
         self.uplink: Line = cluster.dial_head(self)
         self.table: dict[int, dict[str, Any]] = {}  # rows of the other nodes that it has been told of
         self.down: set[int] = set()
@@ -154,6 +68,43 @@ class Node:
             self.on_node_up(row)
         self._heartbeat()
 
+    # -- stopped ------------------------------------------------------------------------------------------------------
+
+    def stop(self, for_s: float) -> None:
+        """SIGSTOP, and SIGCONT after that time."""
+        self.cluster.net.note(f"node {self.number} stands still for {for_s:.2f} s")
+        self.stopped = True
+        for line, end in self._ends():
+            line.stopped[end] = True
+        if self.number == 0:
+            self.cluster.head.stop()
+        self.cluster.net.later(for_s, self._go_on)
+
+    def _go_on(self) -> None:
+        """As an event loop does: first what sockets have, then timers."""
+        self.stopped = False
+        if not self.alive:
+            return
+        if self.number == 0:
+            self.cluster.head.go_on()
+        for line, end in self._ends():
+            line.go_on(end)
+        to_do, self._to_do = self._to_do, []
+        for what in to_do:
+            what()
+
+    def _ends(self) -> list[tuple[Line, int]]:
+        return [(line, end) for line, end in self.at_ends if not line.over]
+
+    def in_turn(self, what: Callable[..., None], *args: Any) -> None:
+        """What this node's process does when a time has come, or a process of its machine has said something."""
+        if self.stopped:
+            self._to_do.append(lambda: what(*args) if self.alive else None)
+        elif self.alive:
+            what(*args)
+
+    # -- what the head says of the cluster ----------------------------------------------------------------------------
+
     def on_node_up(self, row: dict[str, Any]) -> None:
         number = row["number"]
         assert number not in self.table, f"node {self.number} is told twice of node {number}"
@@ -179,9 +130,8 @@ class Node:
                 self.tell(core.tag, "node_down", core.node_down, number)
 
     def _heartbeat(self) -> None:
-        if self.alive:
-            self.uplink.say(0, "heartbeat", self.cluster.head.heartbeat, self.number, again=True)
-            self.cluster.net.later(HEARTBEAT_S, self._heartbeat)
+        self.uplink.say(0, "heartbeat", self.cluster.head.heartbeat, self.number, again=True)
+        self.cluster.net.later(HEARTBEAT_S, self.in_turn, self._heartbeat)
 
     # -- the local scheduler ------------------------------------------------------------------------------------------
 
@@ -204,21 +154,20 @@ class Node:
         deadline = self.scheduler.deadline()
         if deadline is not None and (self._tick_at <= self.cluster.net.now or deadline < self._tick_at):
             self._tick_at = at = max(deadline, self.cluster.net.now + 1e-6)
-            self.cluster.net.at(at, lambda: self.feed(lm.Tick()) if self._tick_at == at else None)
+            self.cluster.net.at(at, self.in_turn, lambda: self.feed(lm.Tick()) if self._tick_at == at else None)
         self._look_at_report()
 
     def _look_at_report(self) -> None:
         if not self._report_due and self.opened:
             self._report_due = True
-            self.cluster.net.later(REPORT_S, self._report)
+            self.cluster.net.later(REPORT_S, self.in_turn, self._report)
 
     def _report(self) -> None:
         self._report_due = False
-        if self.alive:
-            report = report_of(self)  # type: ignore[arg-type]
-            if report != self._reported:
-                self._reported = report
-                self.uplink.say(0, "resources", self.cluster.head.reported, self.number, report, again=True)
+        report = report_of(self)  # type: ignore[arg-type]
+        if report != self._reported:
+            self._reported = report
+            self.uplink.say(0, "resources", self.cluster.head.reported, self.number, report, again=True)
 
     def local(self, kind: str, what: Callable[..., None], *args: Any) -> None:
         """What a process of this machine tells the node, in order."""
@@ -226,7 +175,7 @@ class Node:
         net.sent[kind] += 1
         if kind != net.drop:
             self._local_at = max(self._local_at, net.now + net.random.expovariate(1 / LOCAL_S))
-            net.at(self._local_at, lambda: what(*args) if self.alive else None)
+            net.at(self._local_at, self.in_turn, what, *args)
 
     def tell(self, tag: bytes, kind: str, what: Callable[..., None], *args: Any) -> None:
         if tag in self.lines:
@@ -346,7 +295,7 @@ class Node:
         lease = next((x for x in self.scheduler.leases() if x.lease_id == lease_id), None)
         if lease is not None and lease.state == "HELD":
             worker = self.workers[lease.worker_id]
-            assert worker.task is None, f"{lease} is returned while its worker runs {worker.task}"
+            assert worker.task is None or not worker.alive, f"{lease} is returned while its worker runs {worker.task}"
             self.granted.pop(lease_id, None)
         self.feed(lm.LeaseReturned(core.tag, lease_id, reusable))
 
@@ -358,11 +307,11 @@ class Node:
 
     def _do_AcquireWorker(self, a: lm.AcquireWorker) -> None:
         self.tickets[a.ticket] = a
-        self.cluster.net.later(self.cluster.net.random.expovariate(200), lambda: self._assign(a.ticket))
+        self.cluster.net.later(self.cluster.net.random.expovariate(200), self.in_turn, self._assign, a.ticket)
 
     def _assign(self, ticket: int) -> None:
         a = self.tickets.pop(ticket, None)
-        if a is None or not self.alive:
+        if a is None:
             return
         idle = self.idle.get(a.job_id)
         if idle and not a.fresh:
@@ -407,9 +356,12 @@ class Node:
         if not worker.alive or not self.alive:
             return
         worker.alive = False
-        del self.workers[worker.worker_id]
         for line in worker.lines:
             line.end(1, cause)
+        self.in_turn(self._worker_ended, worker, cause)
+
+    def _worker_ended(self, worker: Worker, cause: str) -> None:
+        del self.workers[worker.worker_id]
         if worker in self.idle.get(worker.job_id, ()):
             self.idle[worker.job_id].remove(worker)
         if worker.assigned:
