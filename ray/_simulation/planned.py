@@ -3,8 +3,8 @@
 Nodes know each other by views, as real ones do: what has changed is reported at most every `REPORT_S`, and passed on by
 the head. A node takes in what has been reported when it has to decide something that depends on it, not row by row as
 it comes: the decisions are the same, and thousands of nodes can be played in one process. While something waits at a
-node it looks whenever something was reported, as real ones do. What it would cost each node to take in every row as it
-comes is counted, and not played: `Costs`.
+node it looks when something was reported, as real ones do, but at most every `PASS_ON_S`. What it would cost each node
+to take in every row as it comes is measured, and not played: `Costs`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .asking import Driver
 
 JOB = b"job\0"
+PASS_ON_S = 0.005  # a tenth of what a report may be late
 
 
 class Delays:
@@ -245,7 +246,7 @@ class PlannedCluster:
         self.views.add(NodeRow(node.number, node.node_id, node.total, available, queued))
         if self.views.waiting and not self._look_due:
             self._look_due = True
-            self.agenda.later(Delays.link_s, self._pass_on)
+            self.agenda.later(PASS_ON_S, self._pass_on)
 
     def _pass_on(self) -> None:
         self._look_due = False

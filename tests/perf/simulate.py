@@ -2,6 +2,7 @@
 
     python -m tests.perf.simulate                      10 to 2,000 nodes
     python -m tests.perf.simulate --nodes 100 400      these
+    python -m tests.perf.simulate --played             instead: 2,000 nodes, 40,000 actors and 1,000,000 tasks, played
 
 The real machines, fed as a cluster of that size would feed them; nothing between them is played. A row for each kind of
 decision, in microseconds of processor time, the best of three; nodes have 20 CPUs. `ray simulate` plays whole clusters.
@@ -42,6 +43,7 @@ from ray._node.spillback import NodeRow
 from ray._scheduling.bundle_policies import ANYWHERE, Limits
 from ray._scheduling.node_resources import NodeResources
 from ray._scheduling.strategy import DEFAULT, NodeAffinity, NodeLabels, Spread, Strategy
+from ray._simulation.plan import Plan, play
 
 UNIT = 10_000
 TOTAL = {"CPU": 20 * UNIT}
@@ -145,11 +147,29 @@ def growth(nodes: list[int], costs: list[float]) -> float:
     return math.log(costs[-1] / costs[0]) / math.log(nodes[-1] / nodes[0])
 
 
+def played(nodes: int = 2000, tasks: int = 1_000_000, actors: int = 40_000) -> str:
+    """What `ray simulate` plays of a cluster of that size, and what that takes, in a sentence."""
+    began = time.process_time()
+    o = play(Plan(nodes=nodes, node=TOTAL, tasks=tasks, task_s=1.0, vary=0.5, drivers=4, actors=actors))
+    took_s = time.process_time() - began
+    assert o.tasks_left == o.actors_left == 0, o
+    return (
+        f"{o.nodes:,} nodes of 20 CPUs, {o.actors_up:,} actors and {o.tasks_done:,} tasks of a second from 4 drivers: "
+        f"over after {o.makespan_s:.1f} s, {o.used:.0%} of all CPUs used, {o.actors_per_s:,.0f} actors a second, "
+        f"{o.lease_us:.0f} us a lease and {o.place_us:.0f} us an actor's place; played in {took_s:.0f} s of processor "
+        f"time and {o.peak_mb:,.0f} MB"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--nodes", type=int, nargs="+", default=[10, 100, 1000, 2000])
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name contains this")
+    parser.add_argument("--played", action="store_true", help="a whole large cluster instead, as ray simulate does")
     options = parser.parse_args()
+    if options.played:
+        print(played())
+        return
     print(f"{'microseconds':14}" + "".join(f"{nodes:>9,}" for nodes in options.nodes) + f"{'growth':>9}")
     for name, cost in KINDS.items():
         if options.only in name:

@@ -96,7 +96,10 @@ class Laws:
         assert self.faults or isinstance(task.strategy, InGroup), f"{task} has failed, and nothing has died"
 
     def becomes(self, worker: Worker, actor_id: bytes, incarnation: int) -> None:
-        """No two workers are one actor, but on a node that is believed dead."""
+        """No two workers are one actor, but on a node that is believed dead: when it goes on, having stood still, it
+        does what it had been told before it hears so."""
+        if worker.node.node_id in self.dead:
+            return
         last = self.incarnations.get(actor_id, -1)
         assert incarnation > last, f"incarnation {incarnation} of actor {actor_id.hex()} after {last}"
         self.incarnations[actor_id] = incarnation

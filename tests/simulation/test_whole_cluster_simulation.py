@@ -12,7 +12,7 @@ import pytest
 from tests.simulation.cluster import SETTLES_S, Broken, Cluster
 
 SEEDS = [int(os.environ["RAY_SIM_SEED"])] if "RAY_SIM_SEED" in os.environ else range(200)
-FAILED_ONCE = (3, 46, 156, 1009, 1012, 1024, 1000352, 2000263)  # each found a bug
+FAILED_ONCE = (3, 46, 156, 512, 1009, 1012, 1024, 1000352, 2000263)  # each found a bug, of the machines or of a law
 EVENTS = 500
 
 # Every message between two processes of a cluster, by who says it.
@@ -55,10 +55,14 @@ def test_a_seed_that_failed_once_holds(seed: int) -> None:
     run(seed, events=5000)
 
 
+SAID_BY = {"actor_refused": 610}  # the first seed in which it is said at all, of those that are said seldom
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_dropped_message_is_noticed(kind: str) -> None:
     """A planted bug: what the laws can't notice they don't prove."""
-    for seed in range(400, 440):
+    first = SAID_BY.get(kind, 400)
+    for seed in range(first, first + 40):
         try:
             run(seed, 2000, drop=kind)
         except Broken as broken:
