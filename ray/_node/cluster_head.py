@@ -218,7 +218,7 @@ class ClusterHead:
             self._told_jobs[number].add(job_id)
             return self._when_it_lasts(job_id) if head.lasts else job_id
         if method == "job_info":
-            return self._job_info(number, *args)
+            return self._job_info(*args)
         if method == "job_goes_on":
             return head.job_goes_on(*args)
         if method == "set_job_env":
@@ -444,16 +444,15 @@ class ClusterHead:
         """Sees to it that a node knows a job before it is told anything that concerns it."""
         if number == self.own or number not in self._told_jobs or job_id in self._told_jobs[number]:
             return
-        info = self._job_info(number, job_id)
+        info = self._job_info(job_id)
         if info is not None:
+            self._told_jobs[number].add(job_id)
             self.tell(number, "job", job_id, info)
 
-    def _job_info(self, number: int, job_id: bytes) -> dict[str, Any] | None:
+    def _job_info(self, job_id: bytes) -> dict[str, Any] | None:
+        """A node that has asked has not heard yet: the answer ends a wait there, and events behind it overtake that."""
         job = self._node.cores.jobs.get(job_id)
-        if job is None:
-            return None
-        self._told_jobs[number].add(job_id)
-        return job.surroundings()
+        return None if job is None else job.surroundings()
 
     def _set_job_env(self, job_id: bytes, text: str) -> None:
         job = self._node.cores.jobs.get(job_id)
