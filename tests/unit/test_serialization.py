@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ray._native import serialization
+from ray._native.references import ObjectRef
 
 # The machine that tests run on is shared: a slow example says nothing.
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -38,9 +40,11 @@ class Handle:
 
 
 @pytest.fixture(autouse=True)
-def ref_types() -> None:
+def ref_types() -> Iterator[None]:
     serialization.set_ref_type(Ref)
     serialization.add_ref_type(Handle)
+    yield
+    serialization.set_ref_type(ObjectRef)  # an engine that is started after this has refs of its own
 
 
 def round_trip(value: Any) -> Any:
