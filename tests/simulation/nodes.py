@@ -369,7 +369,7 @@ class Node:
         self.uplink.say(0, "worker_died", self.cluster.head.worker_died, self.number, worker.tag, again=True)
 
     def from_worker(self, worker: Worker, name: str, args: tuple[Any, ...]) -> None:
-        if worker.alive:
+        if worker.worker_id in self.workers:  # as far as this node knows: what it said before it died is heard first
             if name != "actor_exiting":
                 self.feed(lm.ActorStarted(args[0]))
             self.uplink.say(0, name, self.cluster.head.core_event, self.number, worker, name, args)

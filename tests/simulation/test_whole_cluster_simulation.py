@@ -12,7 +12,7 @@ import pytest
 from tests.simulation.cluster import SETTLES_S, Broken, Cluster
 
 SEEDS = [int(os.environ["RAY_SIM_SEED"])] if "RAY_SIM_SEED" in os.environ else range(200)
-FAILED_ONCE = (3, 46, 156, 512, 1009, 1012, 1024, 1000352, 2000263)  # each found a bug, of the machines or of a law
+FAILED_ONCE = (3, 46, 156, 512, 1009, 1012, 1024, 1000352, 2000263, 4000051)  # each found a bug, or a wrong law
 EVENTS = 500
 
 # Every message between two processes of a cluster, by who says it.
