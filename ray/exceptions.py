@@ -509,9 +509,9 @@ class ObjectFreedError(ObjectLostError):
 
 
 class OwnerDiedError(ObjectLostError):
-    """The process that made the object's ref died, and the object with it."""
+    """The process that made the object's ref died, and nobody else has it: it was not there yet, or was lost since."""
 
-    HAPPENED: ClassVar[str] = "The process that owned the object died, and its objects with it."
+    HAPPENED: ClassVar[str] = "The process that owned the object died, and nobody else has it."
     CAUSES: ClassVar[str] = f"the task or actor that created the ref died; {_WHY_PROCESSES_DIE}; the driver ended"
     TRY: ClassVar[str] = (
         "create the ref in a process that lives as long as the object is needed (the driver, or an actor)"

@@ -29,6 +29,9 @@ constexpr size_t kSpreadCopiesMax = 1024;
 
 // A source that was asked and sends nothing for so long is left for another.
 constexpr int64_t kSilenceNs = 5 * kNsPerS;
+// From a process's end to its objects' at other stores: in it, who has just been told of one claims it there, by way of
+// two connections that this message does not take.
+constexpr int64_t kLapseDelayNs = kNsPerS / 2;
 // How often the list of sources is gone through when all that is wrong with them is their silence.
 constexpr int kRoundsMax = 3;
 

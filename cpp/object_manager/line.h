@@ -15,7 +15,7 @@
 namespace ray::objects {
 
 struct LineEvent {
-  Line type;  // kPulled, kHeld, kCount, kStatsAre
+  Line type;  // kPulled, kHeld, kCount, kStatsAre, kClaimed
   uint64_t request;
   std::string payload;
 };

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "common/clock.h"
+#include "object_manager/limits.h"
 #include "object_manager/transfer_loop.h"
 
 namespace ray::objects {
@@ -114,8 +115,8 @@ bool TransferLoop::OnLine(uint64_t id, LineConn& line, const FrameHeader& header
     case Line::kFree: {
       const auto body = ReadFree(payload);
       if (!body) return false;
-      line.owned.erase(body->key);
       if (body->home) {
+        Forget(line.owned, body->key, *body->home);
         FreeAt(*body->home, body->key);
       } else {
         Free(body->key);
@@ -125,7 +126,26 @@ bool TransferLoop::OnLine(uint64_t id, LineConn& line, const FrameHeader& header
     case Line::kOwn: {
       const auto body = ReadFree(payload);
       if (!body || !body->home) return false;
-      line.owned[body->key] = *body->home;
+      line.owned[body->key].push_back(*body->home);
+      return true;
+    }
+    case Line::kClaim:
+    case Line::kUnclaim: {
+      const auto body = ReadFree(payload);
+      if (!body || !body->home) return false;
+      if (static_cast<Line>(header.type) == Line::kClaim) {
+        line.claims[body->key].push_back(*body->home);
+        const uint64_t claim = next_id_++;
+        claiming_[claim] = {0, id, header.request};
+        if (!Say(*body->home, Peer::kClaim, body->key, claim)) Claimed(claim, false);
+      } else if (Forget(line.claims, body->key, *body->home)) {
+        Say(*body->home, Peer::kUnclaim, body->key);
+      }
+      return true;
+    }
+    case Line::kLapse: {
+      if (payload.size() != ObjectId::kBytes) return false;
+      Lapse(ObjectId::FromBytes(payload.data()));
       return true;
     }
     case Line::kOwnerDead: {
@@ -168,16 +188,45 @@ bool TransferLoop::OnLine(uint64_t id, LineConn& line, const FrameHeader& header
 // A home that cannot be reached at this moment hears of it later: nobody else would free the object there.
 void TransferLoop::FreeAt(const Address& home, const ObjectId& key) {
   if (home == self_) return Free(key);
+  Say(home, Peer::kFree, key);
+}
+
+bool TransferLoop::Say(const Address& to, Peer what, const ObjectId& key, uint64_t request) {
   Status status;
-  PeerConn* peer = Dial(home, &status);
+  PeerConn* peer = Dial(to, &status);
   if (peer != nullptr && peer->stream->proved()) {
-    peer->stream->Send(Peer::kFree, 0, key.bytes, ObjectId::kBytes);
-  } else if (peer != nullptr || status.code() != StatusCode::kDisconnected) {
-    Owed& owed = owed_[home];
-    owed.keys.push_back(key);
-    if (owed.since_ns == 0) owed.since_ns = NowNs();
-    if (peer == nullptr && owed.again_ns == 0) owed.again_ns = NowNs() + kPauseMinNs;
+    Send(*peer->stream, {what, key, request});
+    return true;
   }
+  if (peer == nullptr && status.code() == StatusCode::kDisconnected) return false;
+  Owed& owed = owed_[to];
+  owed.frames.push_back({what, key, request});
+  if (owed.since_ns == 0) owed.since_ns = NowNs();
+  if (peer == nullptr && owed.again_ns == 0) owed.again_ns = NowNs() + kPauseMinNs;
+  return true;
+}
+
+void TransferLoop::Send(Stream& stream, const Said& said) {
+  stream.Send(said.what, said.request, said.key.bytes, ObjectId::kBytes);
+  if (const auto claim = claiming_.find(said.request); said.what == Peer::kClaim && claim != claiming_.end()) {
+    claim->second.peer = stream.id();
+  }
+}
+
+void TransferLoop::Claimed(uint64_t claim, bool kept) {
+  const auto node = claiming_.extract(claim);
+  const char answer = kept ? 1 : 0;
+  if (!node.empty()) Answer(node.mapped().line, Line::kClaimed, node.mapped().request, &answer, 1);
+}
+
+bool TransferLoop::Forget(Places& places, const ObjectId& key, const Address& address) {
+  const auto at = places.find(key);
+  if (at == places.end()) return false;
+  const auto found = std::find(at->second.begin(), at->second.end(), address);
+  if (found == at->second.end()) return false;
+  at->second.erase(found);
+  if (at->second.empty()) places.erase(at);
+  return true;
 }
 
 Stats TransferLoop::CountAll() const {
@@ -234,7 +283,12 @@ void TransferLoop::LineGone(uint64_t id) {
   if (node.empty()) return;
   close(node.mapped().fd);
   for (const int fd : node.mapped().fds) close(fd);
-  for (const auto& [key, home] : node.mapped().owned) FreeAt(home, key);
+  for (const auto& [key, homes] : node.mapped().owned) {
+    for (const Address& home : homes) lapsing_.push_back({NowNs() + kLapseDelayNs, home, key});
+  }
+  for (const auto& [key, homes] : node.mapped().claims) {
+    for (const Address& home : homes) Say(home, Peer::kUnclaim, key);
+  }
   pulls_.LineGone(id);
   for (auto at = pins_.lower_bound({id, 0}); at != pins_.end() && at->first.line == id;) {
     store_->Unpin(at->second);

@@ -98,6 +98,7 @@ int TransferLoop::TimeoutMs() const {
   for (const auto& [home, owed] : owed_) {
     if (owed.again_ns != 0) next = std::min(next, owed.again_ns);
   }
+  if (!lapsing_.empty()) next = std::min(next, lapsing_.front().at_ns);
   if (next == INT64_MAX) return -1;
   const int64_t left = std::max<int64_t>(0, next - NowNs());
   return static_cast<int>(std::min<int64_t>((left + kNsPerMs - 1) / kNsPerMs, INT_MAX));
@@ -128,6 +129,11 @@ void TransferLoop::Run() {
     std::vector<uint64_t> late;
     for (const auto& [id, peer] : peers_) {
       if (peer.hello_deadline_ns != 0 && peer.hello_deadline_ns <= now) late.push_back(id);
+    }
+    while (!lapsing_.empty() && lapsing_.front().at_ns <= now) {
+      const Lapsing due = std::move(lapsing_.front());
+      lapsing_.pop_front();
+      Say(due.home, Peer::kLapse, due.key);
     }
     for (const uint64_t id : late) PeerGone(id, "it could not be reached, or did not prove itself, within 5 s");
     Act();

@@ -44,19 +44,23 @@ class TransferLoop final : public Stream::Handler {
   ~TransferLoop() override;
 
  private:
+  // Of objects: at which stores.
+  using Places = std::unordered_map<ObjectId, std::vector<Address>, KeyHash>;
   struct LineConn {
     int fd = -1;
     FrameReader reader{kLineBytesMax};
     std::string out;
     bool wants_write = false;
-    std::deque<int> fds;                                   // received, not yet claimed by a frame
-    std::unordered_map<ObjectId, Address, KeyHash> owned;  // what other stores hold for this process: where
+    std::deque<int> fds;  // received, not yet claimed by a frame
+    Places owned;         // what other stores hold for this process
+    Places claims;        // what it keeps at other stores, of other owners
   };
   struct PeerConn {
     std::unique_ptr<Stream> stream;
     std::optional<Address> where;  // dialled: whom; accepted: what it said of itself
     int64_t hello_deadline_ns = 0;
     bool watched_write = false;
+    std::unordered_map<ObjectId, uint32_t, KeyHash> claims;  // what processes of its node keep here: how many
   };
   // An object that a puller has asked for.
   struct Serving {
@@ -74,13 +78,29 @@ class TransferLoop final : public Stream::Handler {
     plasma::Place place;
     uint64_t prepared = 0;  // bytes at its front whose pages are in our page table
   };
+  // A claim of a local process that another store has not answered yet.
+  struct Claiming {
+    uint64_t peer;  // 0: it could not be asked yet
+    uint64_t line, request;
+  };
+  // Held for a process that has died, at another store.
+  struct Lapsing {
+    int64_t at_ns;
+    Address home;
+    ObjectId key;
+  };
   struct Room {
     ObjectId key;
     uint64_t data_bytes, metadata_bytes;
   };
-  // Objects that another store holds and must free, as soon as it can be reached.
+  struct Said {
+    Peer what;
+    ObjectId key;
+    uint64_t request;
+  };
+  // What another store must hear of objects that it holds, as soon as it can be reached.
   struct Owed {
-    std::vector<ObjectId> keys;
+    std::vector<Said> frames;
     int64_t since_ns = 0, again_ns = 0;  // when it is dialled again
   };
 
@@ -92,6 +112,11 @@ class TransferLoop final : public Stream::Handler {
 
   // ---- transfer_lines.cc
   void FreeAt(const Address& home, const ObjectId& key);
+  // A store that cannot be reached at this moment hears of it later. False: it is dead, and what it held is gone.
+  bool Say(const Address& to, Peer what, const ObjectId& key, uint64_t request = 0);
+  void Send(Stream& stream, const Said& said);
+  void Claimed(uint64_t claim, bool kept);
+  static bool Forget(Places& places, const ObjectId& key, const Address& address);  // false: it is not there
   void AcceptLines();
   void LineReadable(uint64_t id);
   bool OnLine(uint64_t id, LineConn& line, const FrameHeader& header, std::span<const uint8_t> payload);
@@ -111,6 +136,11 @@ class TransferLoop final : public Stream::Handler {
   bool Hold(const ObjectId& key);
   void Free(const ObjectId& key);
   uint64_t OwnerDead(std::span<const uint8_t> prefix);
+  // Its owner has died: what we hold for it, and our copies elsewhere, go unless somebody keeps them.
+  void Lapse(const ObjectId& key);
+  // For a process of the peer's node, who keeps it beside its owner. False: there is no such object.
+  bool Claim(PeerConn& peer, const ObjectId& key);
+  void Unclaim(PeerConn& peer, const ObjectId& key);
   void TryRoom(const Room& room);
   void RoomsAnswered();
   void ForgetRoom(const ObjectId& key);
@@ -123,6 +153,10 @@ class TransferLoop final : public Stream::Handler {
   void PeerGone(uint64_t id, const std::string& why);
   void PeerDown(const Address& address);
   void DialOwed(int64_t now_ns);
+  std::map<Address, Owed>::iterator DropOwed(std::map<Address, Owed>::iterator owed);
+  // The connection to it ended, and with it what our processes had claimed there. Who is back before the owner's end
+  // keeps it.
+  void ClaimAgain(const Address& home);
   void Pump(uint64_t id, PeerConn& peer);
   bool OnFrame(Stream& stream, const FrameHeader& header, std::span<const uint8_t> payload) override;
   bool OnPullerFrame(Stream& stream, PeerConn& peer, const FrameHeader& header, std::span<const uint8_t> payload);
@@ -165,6 +199,8 @@ class TransferLoop final : public Stream::Handler {
   std::vector<uint32_t> loose_pins_;                       // slots, until Act is through
   std::map<PullAsker, uint32_t> pins_;                     // slots, of answered pulls
   std::unordered_set<ObjectId, KeyHash> holds_;
+  std::deque<Lapsing> lapsing_;                                      // the first is due first
+  std::map<uint64_t, Claiming> claiming_;                            // by our request
   std::map<uint64_t, std::pair<ObjectId, plasma::Place>> restores_;  // being brought from disk, by the store's request
   std::map<PushId, Serving> servings_;
   std::unordered_map<ObjectId, std::vector<PushId>, KeyHash> partial_;  // servings without a pin of their own

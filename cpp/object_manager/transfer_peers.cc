@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <iterator>
 
 #include "channel/limits.h"
 #include "channel/sockets.h"
@@ -75,6 +76,15 @@ void TransferLoop::PeerGone(uint64_t id, const std::string& why) {
                  peer.where ? peer.where->Text().c_str() : "another store", why.c_str());
   }
   if (peer.stream->dialled()) links_.erase(*peer.where);
+  for (const auto& [key, count] : peer.claims) {
+    for (uint32_t i = 0; i < count; ++i) store_->UnpinKey(key);
+    store_->Unpinned(key);
+  }
+  std::vector<uint64_t> unanswered;
+  for (const auto& [claim, claiming] : claiming_) {
+    if (claiming.peer == id) unanswered.push_back(claim);
+  }
+  for (const uint64_t claim : unanswered) Claimed(claim, false);
   std::vector<TransferId> lost;
   for (const auto& [transfer, asked] : asked_of_) {
     if (asked == id) lost.push_back(transfer);
@@ -85,11 +95,12 @@ void TransferLoop::PeerGone(uint64_t id, const std::string& why) {
   const bool for_good = refused || peer.stream->misbehaved() || peer.stream->nobody_listens();
   if (const auto owed = peer.stream->dialled() ? owed_.find(*peer.where) : owed_.end(); owed != owed_.end()) {
     if (for_good) {
-      owed_.erase(owed);
+      DropOwed(owed);
     } else {
       owed->second.again_ns = NowNs() + kPauseMaxNs;
     }
   }
+  if (peer.stream->dialled() && peer.stream->proved() && !for_good) ClaimAgain(*peer.where);
   for (const TransferId transfer : lost) {
     for_good ? pulls_.SourceLost(transfer, why, NowNs()) : pulls_.SourceBroken(transfer, why, NowNs());
   }
@@ -110,7 +121,36 @@ void TransferLoop::PeerDown(const Address& address) {
     if (peer.where == address) theirs.push_back(id);
   }
   for (const uint64_t id : theirs) PeerGone(id, why);
-  owed_.erase(address);
+  if (const auto owed = owed_.find(address); owed != owed_.end()) DropOwed(owed);
+  std::erase_if(lapsing_, [&](const Lapsing& due) { return due.home == address; });
+  for (auto& [id, line] : lines_) {  // nothing is left there to free or to let go of
+    for (Places* places : {&line.owned, &line.claims}) {
+      for (auto at = places->begin(); at != places->end();) {
+        std::erase(at->second, address);
+        at = at->second.empty() ? places->erase(at) : std::next(at);
+      }
+    }
+  }
+}
+
+std::map<Address, TransferLoop::Owed>::iterator TransferLoop::DropOwed(std::map<Address, Owed>::iterator owed) {
+  for (const Said& said : owed->second.frames) {
+    if (said.what == Peer::kClaim) Claimed(said.request, false);
+  }
+  return owed_.erase(owed);
+}
+
+void TransferLoop::ClaimAgain(const Address& home) {
+  for (const auto& [id, line] : lines_) {
+    for (const auto& [key, homes] : line.claims) {
+      for (auto n = std::count(homes.begin(), homes.end(), home); n > 0; --n) {
+        Owed& owed = owed_[home];
+        owed.frames.push_back({Peer::kClaim, key, 0});
+        owed.since_ns = NowNs();
+        owed.again_ns = owed.since_ns + kPauseMinNs;
+      }
+    }
+  }
 }
 
 void TransferLoop::DialOwed(int64_t now_ns) {
@@ -123,7 +163,7 @@ void TransferLoop::DialOwed(int64_t now_ns) {
     }
     // A home that nobody has said to be down, and nobody finds: it is none any more.
     const bool over = status.code() == StatusCode::kDisconnected || now_ns - owed.since_ns >= kBrokenNs;
-    at = over ? owed_.erase(at) : std::next(at);
+    at = over ? DropOwed(at) : std::next(at);
   }
 }
 
@@ -137,7 +177,7 @@ void TransferLoop::Proved(Stream& stream) {
     stream.Send(Peer::kWhere, 0, where);
   }
   if (const auto owed = owed_.extract(*peer.where); !owed.empty()) {
-    for (const ObjectId& key : owed.mapped().keys) stream.Send(Peer::kFree, 0, key.bytes, ObjectId::kBytes);
+    for (const Said& said : owed.mapped().frames) Send(stream, said);
   }
 }
 
@@ -149,6 +189,11 @@ bool TransferLoop::OnFrame(Stream& stream, const FrameHeader& header, std::span<
 // ---- we pull
 
 bool TransferLoop::OnServerFrame(Stream& stream, const FrameHeader& header, std::span<const uint8_t> payload) {
+  if (static_cast<Peer>(header.type) == Peer::kClaimed) {
+    const auto claim = claiming_.find(header.request);
+    if (claim != claiming_.end() && claim->second.peer == stream.id()) Claimed(header.request, payload[0] != 0);
+    return true;
+  }
   const auto asked = asked_of_.find(header.request);
   if (asked == asked_of_.end() || asked->second != stream.id()) return true;  // about a transfer that we have ended
   switch (static_cast<Peer>(header.type)) {
@@ -221,6 +266,17 @@ bool TransferLoop::OnPullerFrame(Stream& stream, PeerConn& peer, const FrameHead
       return true;
     case Peer::kFree:
       Free(ObjectId::FromBytes(payload.data()));
+      return true;
+    case Peer::kClaim: {
+      const char kept = Claim(peer, ObjectId::FromBytes(payload.data())) ? 1 : 0;
+      stream.Send(Peer::kClaimed, header.request, &kept, 1);
+      return true;
+    }
+    case Peer::kUnclaim:
+      Unclaim(peer, ObjectId::FromBytes(payload.data()));
+      return true;
+    case Peer::kLapse:
+      Lapse(ObjectId::FromBytes(payload.data()));
       return true;
     default:
       return false;

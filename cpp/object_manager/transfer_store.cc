@@ -126,11 +126,33 @@ uint64_t TransferLoop::OwnerDead(std::span<const uint8_t> prefix) {
   for (const ObjectId& key : holds_) {
     if (std::memcmp(key.bytes, prefix.data(), prefix.size()) == 0) dead.push_back(key);
   }
-  for (const ObjectId& key : dead) Free(key);
-  // What it had put here itself: our node deletes that (ray/_node/orphans.py); the copies at other nodes are ours to
+  for (const ObjectId& key : dead) Lapse(key);
+  // What it had put here itself: our node sees to that (ray/_node/orphans.py); the copies at other nodes are ours to
   // tell.
-  for (const ObjectId& key : pushes_.WithCopies(prefix)) Free(key);
+  for (const ObjectId& key : pushes_.WithCopies(prefix)) Lapse(key);
   return dead.size();
+}
+
+void TransferLoop::Lapse(const ObjectId& key) {
+  for (const Address& copy : pushes_.TakeCopies(key)) Say(copy, Peer::kLapse, key);
+  if (holds_.erase(key) != 0) store_->UnpinKey(key);
+  plasma::Client* store = Store();
+  if (store != nullptr && Decided(store, [&] { return store->TryLapse(key); }) == Step::kDone) ++freed_;
+}
+
+bool TransferLoop::Claim(PeerConn& peer, const ObjectId& key) {
+  plasma::Client* store = Store();
+  if (store == nullptr || Decided(store, [&] { return store->TryPin(key); }) != Step::kDone) return false;
+  ++peer.claims[key];
+  return true;
+}
+
+void TransferLoop::Unclaim(PeerConn& peer, const ObjectId& key) {
+  const auto at = peer.claims.find(key);
+  if (at == peer.claims.end()) return;  // it was gone when it was claimed
+  if (--at->second == 0) peer.claims.erase(at);
+  store_->UnpinKey(key);
+  store_->Unpinned(key);
 }
 
 void TransferLoop::TryRoom(const Room& room) {

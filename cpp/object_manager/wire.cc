@@ -121,6 +121,9 @@ bool HeaderAllowed(const FrameHeader& header, bool from_puller) {
     case Peer::kEnd:
       return from_puller && n == 0;
     case Peer::kFree:
+    case Peer::kClaim:
+    case Peer::kUnclaim:
+    case Peer::kLapse:
       return from_puller && n == kKeyBytes;
     case Peer::kSizes:
       return !from_puller && n == sizeof(SizesBody);
@@ -129,6 +132,8 @@ bool HeaderAllowed(const FrameHeader& header, bool from_puller) {
     case Peer::kRefer:
     case Peer::kGone:
       return !from_puller && n <= kControlBytesMax;
+    case Peer::kClaimed:
+      return !from_puller && n == 1;
   }
   return false;
 }

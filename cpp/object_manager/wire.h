@@ -17,7 +17,9 @@
 //       |-- kEnd ------------------------------>|   has all, or wants no more: unpins
 //
 // A server that is itself still receiving serves what it has (kSizes says how much); its answer to kAsk waits for the
-// first byte. kWhere says where the puller can be asked itself. kFree: the owner is done with the object.
+// first byte. kWhere says where the puller can be asked itself. kFree: the owner is done with the object. kLapse: the
+// owner has died; it goes unless somebody keeps it. kClaim: somebody at the puller's node keeps it, until kUnclaim or
+// the end of the connection; kClaimed says whether there is anything to keep, and that from now on it is kept.
 //
 // Local (Unix socket; the kernel names the peer's user): kPull is answered by one kPulled, whose pin lasts until kLetGo
 // or the end of the connection.
@@ -43,16 +45,20 @@ using plasma::ReadBody;
 
 enum class Peer : uint16_t {
   // puller to server
-  kWhere = 1,  // an address
-  kAsk = 2,    // AskBody
-  kGo = 3,     // GoBody
-  kEnd = 4,    // empty
-  kFree = 5,   // key
+  kWhere = 1,    // an address
+  kAsk = 2,      // AskBody
+  kGo = 3,       // GoBody
+  kEnd = 4,      // empty
+  kFree = 5,     // key
+  kClaim = 6,    // key; of a request
+  kUnclaim = 7,  // key
+  kLapse = 8,    // key
   // server to puller
-  kSizes = 64,  // SizesBody
-  kChunk = 65,  // the bytes that follow those sent before
-  kRefer = 66,  // addresses
-  kGone = 67,   // why, for a person
+  kSizes = 64,   // SizesBody
+  kChunk = 65,   // the bytes that follow those sent before
+  kRefer = 66,   // addresses
+  kGone = 67,    // why, for a person
+  kClaimed = 68  // u8: 0 no such object
 };
 
 struct AskBody {
@@ -83,11 +89,16 @@ enum class Line : uint16_t {
   kStats = 8,      // empty                     kStatsAre
   kOwn = 9,        // key, address              nothing: held there for the asker; freed there when his line ends
   kPeerDown = 10,  // address                   nothing: that node is dead, whatever its connections look like
+  kClaim = 11,     // key, address              kClaimed: the asker keeps it there, whoever else does
+  kUnclaim = 12,   // key, address              nothing: no longer
+  kLapse = 13,     // key                       nothing: its owner has died; it goes here and wherever we have sent it,
+                   //                           unless somebody keeps it
   // from it
-  kPulled = 64,   // u8 Outcome, then text
-  kHeld = 65,     // u8: 0 no such object
-  kCount = 66,    // u64
-  kStatsAre = 67  // Stats
+  kPulled = 64,    // u8 Outcome, then text
+  kHeld = 65,      // u8: 0 no such object
+  kCount = 66,     // u64
+  kStatsAre = 67,  // Stats
+  kClaimed = 68    // u8: 0 there is no such object, or nobody to ask for it
 };
 
 enum class Outcome : uint8_t { kHere = 0, kNoSource = 1, kNoRoom = 2 };

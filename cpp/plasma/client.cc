@@ -263,6 +263,26 @@ Step Client::TryDelete(const ObjectId& key) {
   return Step::kDone;
 }
 
+Step Client::TryLapse(const ObjectId& key) {
+  if (died()) return Step::kDied;
+  const auto found = table_.Find(key, HashKey(key));
+  if (!found || StateOf(found->state) == State::kCreated) return Step::kAbsent;
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (!PushRing(RingOp::kLapse, found->slot, GenerationOf(found->state))) return Step::kAsk;
+  RAY_CRASH_POINT();
+  RingDoorbell();
+  return Step::kDone;
+}
+
+void Client::Unpinned(const ObjectId& key) {
+  const auto found = table_.Find(key, HashKey(key));
+  if (died() || !found) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  // With a full ring it is one of many that the store looks at in turn.
+  static_cast<void>(PushRing(RingOp::kUnpinned, found->slot, GenerationOf(found->state)));
+  RingDoorbell();
+}
+
 bool Client::PushRing(RingOp op, uint32_t slot, uint64_t generation) {
   JournalHeader& j = *journal_;
   const uint64_t at = j.produced.load(std::memory_order_relaxed);

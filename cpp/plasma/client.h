@@ -63,6 +63,10 @@ class Client {
   Step TrySealSlot(uint32_t slot, uint64_t generation);
   Step TryAbort(const ObjectId& key);
   Step TryDelete(const ObjectId& key);
+  // Nobody owns the object any more: it goes as soon as nobody pins it, which may be now. kAbsent: there is none.
+  Step TryLapse(const ObjectId& key);
+  // A pin of ours is gone that may have been the last one of a lapsed object: the store looks at once.
+  void Unpinned(const ObjectId& key);
   Step Contains(const ObjectId& key) const;
   // Plain pins, counted by key. They keep the object, not its place in memory: it may be spilled meanwhile.
   Step TryPin(const ObjectId& key);

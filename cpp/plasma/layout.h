@@ -171,8 +171,10 @@ constexpr uint64_t ControlBytes(uint32_t slots, uint32_t buckets) {
   return SlotsOffset(buckets) + RoundUpToPage(uint64_t{slots} * sizeof(Slot));
 }
 
-// What a client tells the store. Written by the client before the deed (kDelete) or after it (kSealed).
-enum class RingOp : uint32_t { kDelete = 1, kSealed = 2 };
+// What a client tells the store. Written by the client before the deed (kDelete) or after it (kSealed, kUnpinned).
+// kLapse asks the store to do it: the object goes as soon as nobody pins it. kUnpinned: that may be now, if it has
+// lapsed.
+enum class RingOp : uint32_t { kDelete = 1, kSealed = 2, kLapse = 3, kUnpinned = 4 };
 struct RingEntry {
   std::atomic<uint64_t> slot_and_op;  // op << 32 | slot
   std::atomic<uint64_t> generation;

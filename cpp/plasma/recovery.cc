@@ -32,6 +32,7 @@ void Store::ClientGone(ClientId id) {
     }
   }
   ReclaimDeleted();
+  LookAtLapsed(SIZE_MAX);
   if (!on_disk_.empty()) DropOrphans();
 }
 

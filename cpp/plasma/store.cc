@@ -2,6 +2,7 @@
 #include "plasma/store.h"
 
 #include <algorithm>
+#include <cstdint>
 
 #include "common/clock.h"
 
@@ -110,6 +111,7 @@ void Store::TakeSlots(size_t want, std::vector<uint32_t>* out) {
   take();
   if (!out->empty()) return;
   ReclaimDeleted();
+  LookAtLapsed(SIZE_MAX);
   lru_.Restart();
   uint64_t freed = 0, range = 0;
   while (free_slots_.size() < want && EvictOne(&freed, &range)) {
@@ -119,8 +121,9 @@ void Store::TakeSlots(size_t want, std::vector<uint32_t>* out) {
 
 std::optional<uint64_t> Store::TakeEvicting(uint64_t bytes, uint64_t evict_bytes_max) {
   if (auto offset = extents_.Take(bytes)) return offset;
-  if (!deleting_.empty()) {
+  if (!deleting_.empty() || !lapsed_.empty()) {
     ReclaimDeleted();
+    LookAtLapsed(SIZE_MAX);
     if (auto offset = extents_.Take(bytes)) return offset;
   }
   if (bytes >= kFitCheckBytesMin && !CouldFit(bytes)) return std::nullopt;
@@ -215,6 +218,10 @@ void Store::DrainClient(ClientId id, Client& client) {
       DeleteEntry(id, slot, generation);
     } else if (op == RingOp::kSealed) {
       SealEntry(slot, generation);
+    } else if (op == RingOp::kLapse) {
+      LapseEntry(slot, generation);
+    } else if (op == RingOp::kUnpinned) {
+      if ((slot_flags_[slot] & kLapsed) != 0) TryLapse(slot, generation);
     } else {
       ++bad_entries_;
     }
@@ -239,6 +246,32 @@ void Store::DeleteEntry(ClientId id, uint32_t slot, uint64_t generation) {
     slot_flags_[slot] |= kInDeleting;
     deleting_.push_back(slot);
   }
+}
+
+void Store::LapseEntry(uint32_t slot, uint64_t generation) {
+  if (TryLapse(slot, generation) || (slot_flags_[slot] & kLapsed) != 0) return;
+  slot_flags_[slot] |= kLapsed;
+  lapsed_.emplace_back(slot, generation);
+}
+
+// As eviction does it, so that whoever pins it this moment either has it or finds it gone.
+bool Store::TryLapse(uint32_t slot, uint64_t generation) {
+  Slot& s = table_.slot(slot);
+  uint64_t word = s.state.load(std::memory_order_acquire);
+  if (GenerationOf(word) != generation || (StateOf(word) != State::kSealed && StateOf(word) != State::kSpilled)) {
+    return true;  // deleted or evicted meanwhile; or never sealed, and then its maker's to undo
+  }
+  if (Pinned(slot)) return false;
+  const State before = StateOf(word);
+  if (!s.state.compare_exchange_strong(word, StateWord(generation, State::kEvicting), std::memory_order_seq_cst)) {
+    return StateOf(word) == State::kDeleting;
+  }
+  if (Pinned(slot)) {
+    s.state.store(StateWord(generation, before), std::memory_order_seq_cst);
+    return false;
+  }
+  FreeSlot(slot);
+  return true;
 }
 
 void Store::SealEntry(uint32_t slot, uint64_t generation) {
@@ -275,8 +308,22 @@ bool Store::TryReclaim(uint32_t slot) {
   return true;
 }
 
+void Store::LookAtLapsed(size_t looks) {
+  for (looks = std::min(looks, lapsed_.size()); looks > 0; --looks) {
+    if (lapsed_at_ >= lapsed_.size()) lapsed_at_ = 0;
+    const auto [slot, generation] = lapsed_[lapsed_at_];
+    if (TryLapse(slot, generation)) {
+      lapsed_[lapsed_at_] = lapsed_.back();
+      lapsed_.pop_back();
+    } else {
+      ++lapsed_at_;
+    }
+  }
+}
+
 void Store::ReclaimDeleted() {
   std::erase_if(deleting_, [&](uint32_t slot) { return TryReclaim(slot); });
+  LookAtLapsed(kLapsedLooks);
 }
 
 uint64_t Store::FreeSlot(uint32_t slot) {

@@ -139,6 +139,9 @@ constexpr uint8_t kAnnounced = 2;   // its seal has become an event
 constexpr uint8_t kWriting = 4;     // its bytes are being copied to disk
 constexpr uint8_t kRestoring = 8;   // its bytes are being copied from disk
 constexpr uint8_t kNoBytes = 16;    // kSpilled, or kDeleting and was that: nothing of the pool is its
+constexpr uint8_t kLapsed = 32;     // slot is listed in lapsed_
+
+constexpr size_t kLapsedLooks = 64;  // for each request: a microsecond or two
 
 class Store {
  public:
@@ -163,7 +166,8 @@ class Store {
 
   // Reads every client's ring and does what it says. Bounded by clients * kRingEntries.
   void Drain();
-  // Frees deleted objects whose last pin is gone.
+  // Frees deleted objects whose last pin is gone, and lapsed ones, of which it looks at kLapsedLooks in turn: whoever
+  // lets go of one says so by the ring, and those that others keep may be many.
   void ReclaimDeleted();
   // Evicts until at least so many bytes are freed or nothing is left to evict; returns the bytes freed.
   uint64_t Evict(uint64_t bytes);
@@ -245,6 +249,9 @@ class Store {
   void DrainClient(ClientId id, Client& client);
   void DeleteEntry(ClientId id, uint32_t slot, uint64_t generation);
   void SealEntry(uint32_t slot, uint64_t generation);
+  void LapseEntry(uint32_t slot, uint64_t generation);
+  bool TryLapse(uint32_t slot, uint64_t generation);  // true: it is gone
+  void LookAtLapsed(size_t looks);
   bool TryReclaim(uint32_t slot);  // a kDeleting slot; true if it is free now
   // kEvicting or kDeleting, unpinned, -> free list. Returns the length of the free range that its bytes have joined, 1
   // if they stay with an open lease.
@@ -267,9 +274,11 @@ class Store {
   std::unordered_map<LeaseId, Lease> leases_;
   LazyArray<LeaseId> slot_lease_;  // 0: on the free list, or the table's own
   LazyArray<uint8_t> slot_flags_;
-  std::vector<uint32_t> free_slots_;  // used before; taken from the back
-  uint32_t slots_end_ = 0;            // slots from here on were never used
-  std::vector<uint32_t> deleting_;    // kDeleting and pinned when last looked at
+  std::vector<uint32_t> free_slots_;                   // used before; taken from the back
+  uint32_t slots_end_ = 0;                             // slots from here on were never used
+  std::vector<uint32_t> deleting_;                     // kDeleting and pinned when last looked at
+  std::vector<std::pair<uint32_t, uint64_t>> lapsed_;  // slot, generation: nobody owns it, pinned when last looked at
+  size_t lapsed_at_ = 0;                               // whose turn it is
   std::vector<ObjectEvent> events_;
   std::unordered_map<uint32_t, DiskCopy> on_disk_;                         // by slot
   std::map<ReadAhead::Place, uint32_t> on_disk_in_order_;                  // slots, as they lie in the files

@@ -87,6 +87,8 @@ struct Node {
     };
     if (!TransferLoop::Start(options, &loop).ok()) std::abort();
     gate = std::make_unique<Gate>(options.socket_path);
+    address = gate->address();
+    socket = options.socket_path;
     static_cast<void>(TransferLine::Connect(options.socket_path, &line));
   }
   void Die() {
@@ -113,6 +115,12 @@ struct Node {
     }
     return event;
   }
+  bool Claim(uint64_t n, const Node& home) { return ClaimAt(n, home.address); }
+  bool ClaimAt(uint64_t n, const Address& home) {
+    static_cast<void>(line->Ask(Line::kClaim, FreePayload({Key(n), home})));
+    const LineEvent e = Next();
+    return e.type == Line::kClaimed && e.payload == std::string(1, '\1');
+  }
   Stats Count() {
     static_cast<void>(line->Ask(Line::kStats, ""));
     const LineEvent e = Next();
@@ -129,6 +137,8 @@ struct Node {
   }
 
   plasma::TemporaryFolder folder;
+  Address address;  // of the gate
+  std::string socket;
   plasma::StoreThread store;
   std::shared_ptr<plasma::Client> client;
   std::unique_ptr<TransferLoop> loop;

@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 
 #include <cstring>
+#include <map>
 #include <random>
 
 #include "object_manager/transfer_fixture.h"
@@ -164,6 +165,143 @@ TEST(Transfer, HoldsForAnOwnerElsewhereUntilItFreesOrDies) {
   EXPECT_TRUE(plasma::Put(a.client.get(), 9, 6 << 20) == plasma::Step::kDone);
   static_cast<void>(a.line->Ask(Line::kHold, std::string(28, 'z')));
   EXPECT_EQ(a.Next().payload, std::string(1, '\0'));  // there is none
+}
+
+TEST(Transfer, KeepsWhatIsClaimedFromElsewhereBeyondItsOwnersDeath) {
+  Node a(8 << 20), b;
+  const auto say = [](Node& node, Line what, const std::string& body) {
+    ASSERT_TRUE(node.line->Ask(what, body).ok());
+    node.Count();
+  };
+  const auto has = [&](uint64_t n) { return a.client->Contains(Key(n)) == plasma::Step::kDone; };
+  const auto pins = [&] {  // by the object manager; three when all is held
+    std::vector<std::pair<plasma::Row, std::vector<uint32_t>>> rows;
+    static_cast<void>(a.client->List(plasma::Patience{}, &rows));
+    uint64_t sum = 0;
+    for (const auto& row : rows) sum += row.first.pins;
+    return sum;
+  };
+  for (uint64_t n = 1; n <= 3; ++n) {
+    plasma::Put(a.client.get(), n, 1 << 20);
+    ASSERT_TRUE(a.line->Ask(Line::kHold, std::string(reinterpret_cast<const char*>(Key(n).bytes), 28)).ok());
+    ASSERT_TRUE(a.Next().payload == std::string(1, '\1'));
+  }
+  const uint64_t before = pins();
+  EXPECT_TRUE(b.Claim(1, a) && b.Claim(2, a));
+  EXPECT_FALSE(b.Claim(7, a));  // there is none
+  EXPECT_EQ(pins(), before + 2);
+  ASSERT_TRUE(a.line->Ask(Line::kOwnerDead, std::string("test")).ok());
+  ASSERT_TRUE(a.Next().type == Line::kCount);
+  EXPECT_TRUE(Eventually([&] { return !has(3); }));
+  EXPECT_TRUE(has(1) && has(2));
+  say(b, Line::kUnclaim, FreePayload({Key(7), a.gate->address()}));
+  say(b, Line::kUnclaim, FreePayload({Key(1), a.gate->address()}));
+  EXPECT_TRUE(Eventually([&] { return !has(1); }));
+  EXPECT_TRUE(has(2));
+  b.line.reset();  // the process that claimed dies
+  EXPECT_TRUE(Eventually([&] { return !has(2); }));
+  EXPECT_EQ(a.Count().held, 0u);
+}
+
+TEST(Transfer, ClaimsThatComeJustAfterTheOwnersEndAreInTime) {
+  Node a(8 << 20), b, c;
+  for (uint64_t n = 1; n <= 2; ++n) {
+    plasma::Put(a.client.get(), n, 1 << 20);
+    ASSERT_TRUE(a.line->Ask(Line::kHold, std::string(reinterpret_cast<const char*>(Key(n).bytes), 28)).ok());
+    ASSERT_TRUE(a.Next().payload == std::string(1, '\1'));
+    ASSERT_TRUE(b.line->Ask(Line::kOwn, FreePayload({Key(n), a.gate->address()})).ok());
+  }
+  b.Count();
+  b.line.reset();  // the owner dies
+  EXPECT_TRUE(c.Claim(2, a));
+  EXPECT_TRUE(Eventually([&] { return a.client->Contains(Key(1)) == plasma::Step::kAbsent; }));
+  EXPECT_EQ(a.Count().held, 0u);
+  EXPECT_TRUE(a.client->Contains(Key(2)) == plasma::Step::kDone);
+  ASSERT_TRUE(c.line->Ask(Line::kUnclaim, FreePayload({Key(2), a.gate->address()})).ok());
+  EXPECT_TRUE(Eventually([&] { return a.client->Contains(Key(2)) == plasma::Step::kAbsent; }));
+}
+
+TEST(Transfer, LetsGoOfClaimsWithTheStoreThatMadeThem) {
+  Node a(8 << 20), b;
+  plasma::Put(a.client.get(), 1, 1 << 20);
+  EXPECT_TRUE(b.Claim(1, a));
+  ASSERT_TRUE(a.line->Ask(Line::kLapse, std::string(reinterpret_cast<const char*>(Key(1).bytes), 28)).ok());
+  a.Count();
+  EXPECT_TRUE(a.client->Contains(Key(1)) == plasma::Step::kDone);
+  b.Die();
+  EXPECT_TRUE(Eventually([&] { return a.client->Contains(Key(1)) == plasma::Step::kAbsent; }));
+  Node c;
+  const Address nobody = b.address;
+  const int64_t began = NowNs();
+  EXPECT_FALSE(c.ClaimAt(1, nobody));
+  EXPECT_LT(NowNs() - began, 10 * kNsPerS);
+}
+
+// Processes of three nodes claim objects that a process of a fourth owns, hand them on by the rule (the next one's
+// claim is answered before the last one lets go), and end; the owner, too. Whatever somebody keeps is there, and
+// nothing else.
+TEST(Transfer, KeepsWhatSomebodyClaimsThroughARandomLife) {
+  constexpr uint64_t kObjects = 6;
+  Node home(32 << 20), owners;
+  std::vector<std::unique_ptr<Node>> nodes;
+  for (int i = 0; i < 3; ++i) nodes.push_back(std::make_unique<Node>());
+  for (uint64_t round = 0; round < 6; ++round) {
+    std::mt19937_64 random(round);
+    const auto key = [&](uint64_t n) { return Key(round * kObjects + n); };
+    std::unique_ptr<TransferLine> owner;
+    ASSERT_TRUE(TransferLine::Connect(owners.socket, &owner).ok());
+    for (uint64_t n = 0; n < kObjects; ++n) {
+      plasma::Put(home.client.get(), round * kObjects + n, 200'000);
+      ASSERT_TRUE(home.line->Ask(Line::kHold, std::string(reinterpret_cast<const char*>(key(n).bytes), 28)).ok());
+      ASSERT_TRUE(home.Next().payload == std::string(1, '\1'));
+      ASSERT_TRUE(owner->Ask(Line::kOwn, FreePayload({key(n), home.address})).ok());
+    }
+    owners.Count();
+    std::map<int, std::map<uint64_t, int>> kept;  // by node: of each object, how often
+    const auto keepers = [&](uint64_t n) {
+      int sum = 0;
+      for (auto& [node, counts] : kept) sum += counts[n];
+      return sum;
+    };
+    const int dies_at = static_cast<int>(random() % 40);
+    for (int step = 0; step < 60; ++step) {
+      if (step == dies_at) owner.reset();
+      const uint64_t n = random() % kObjects;
+      const int who = static_cast<int>(random() % nodes.size());
+      Node& node = *nodes[who];
+      const auto claimed = [&](uint64_t object) { return node.Claim(round * kObjects + object, home); };
+      if (random() % 25 == 0) {  // its process ends
+        node.line.reset();
+        kept[who].clear();
+        ASSERT_TRUE(TransferLine::Connect(node.socket, &node.line).ok());
+      } else if (random() % 2 == 0) {
+        if (owner || keepers(n) > 0) {
+          EXPECT_TRUE(claimed(n));
+          ++kept[who][n];
+        }
+      } else if (kept[who][n] > 0) {
+        --kept[who][n];
+        ASSERT_TRUE(node.line->Ask(Line::kUnclaim, FreePayload({key(n), home.address})).ok());
+      }
+    }
+    owner.reset();
+    for (uint64_t n = 0; n < kObjects; ++n) {
+      if (keepers(n) != 0) continue;
+      EXPECT_TRUE(Eventually([&] { return home.client->Contains(key(n)) == plasma::Step::kAbsent; }));
+    }
+    for (uint64_t n = 0; n < kObjects; ++n) {
+      if (keepers(n) != 0) EXPECT_TRUE(home.client->Contains(key(n)) == plasma::Step::kDone);
+    }
+    for (auto& node : nodes) {
+      node->line.reset();
+      ASSERT_TRUE(TransferLine::Connect(node->socket, &node->line).ok());
+    }
+    for (uint64_t n = 0; n < kObjects; ++n) {
+      EXPECT_TRUE(Eventually([&] { return home.client->Contains(key(n)) == plasma::Step::kAbsent; }));
+    }
+    EXPECT_EQ(home.Count().held, 0u);
+  }
+  EXPECT_EQ(plasma::Audit(home.client.get()), "");
 }
 
 TEST(Transfer, ClosesAConnectionThatBreaksTheProtocolAndServesOn) {

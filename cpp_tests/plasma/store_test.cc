@@ -176,6 +176,89 @@ TEST(Store, IgnoresADeletionOfAnObjectThatHasGoneAndTellsTheSameTwice) {
   EXPECT_EQ(w.store->Audit(), "");
 }
 
+TEST(Store, FreesALapsedObjectAtOnceIfNobodyPinsIt) {
+  World w;
+  FakeClient* c = w.NewClient();
+  const int64_t slot = w.Make(c, 1, 3 << 20);
+  w.Tell(c, RingOp::kLapse, slot, GenerationOf(w.table.slot(slot).state));
+  w.store->Drain();
+  EXPECT_FALSE(w.Has(1));
+  EXPECT_EQ(w.store->Use().free_bytes, kPoolBytes);
+  EXPECT_EQ(w.store->Audit(), "");
+}
+
+TEST(Store, KeepsALapsedObjectFindableUntilItsLastPinIsGone) {
+  World w;
+  FakeClient* owner = w.NewClient();
+  FakeClient* first = w.NewClient();
+  FakeClient* second = w.NewClient();
+  const int64_t slot = w.Make(owner, 1, 3 << 20);
+  for (FakeClient* c : {owner, first, second}) c->pins[slot] = 1;
+  w.store->ClientGone(owner->id);
+  for (int twice = 0; twice < 2; ++twice) {
+    w.Tell(first, RingOp::kLapse, slot, GenerationOf(w.table.slot(slot).state));
+  }
+  w.store->Drain();
+  EXPECT_TRUE(w.Has(1));
+  first->pins[slot] = 0;
+  w.store->ReclaimDeleted();
+  EXPECT_TRUE(w.Has(1));
+  EXPECT_EQ(w.store->Evict(kPoolBytes), 0u);
+  w.store->ClientGone(second->id);  // it dies with its pin: that is the last one's end
+  EXPECT_FALSE(w.Has(1));
+  EXPECT_EQ(w.store->Use().free_bytes, kPoolBytes);
+  EXPECT_EQ(w.store->Audit(), "");
+}
+
+TEST(Store, FreesTheOneThatIsLetGoOfAmongManyLapsedOnesAtOnceAndTheRestWithTheirKeeper) {
+  World w;
+  FakeClient* keeper = w.NewClient();
+  FakeClient* other = w.NewClient();
+  constexpr uint64_t kMany = 4 * kLapsedLooks;
+  std::vector<int64_t> slots;
+  for (uint64_t n = 0; n < kMany; ++n) {
+    slots.push_back(w.Make(keeper, n, 1000));
+    keeper->pins[slots[n]] = 1;
+    w.Tell(other, RingOp::kLapse, slots[n], GenerationOf(w.table.slot(slots[n]).state));
+    w.store->Drain();
+  }
+  keeper->pins[slots[kMany - 1]] = 0;
+  w.Tell(keeper, RingOp::kUnpinned, slots[kMany - 1], GenerationOf(w.table.slot(slots[kMany - 1]).state));
+  w.store->Drain();
+  EXPECT_FALSE(w.Has(kMany - 1));
+  keeper->pins[slots[kMany - 2]] = 0;  // nobody says so: its turn comes
+  for (uint64_t looks = 0; looks < kMany; looks += kLapsedLooks) w.store->ReclaimDeleted();
+  EXPECT_FALSE(w.Has(kMany - 2));
+  EXPECT_TRUE(w.Has(0));
+  const int64_t owned = w.Make(other, kMany, 1000);
+  w.Tell(other, RingOp::kUnpinned, owned, GenerationOf(w.table.slot(owned).state));
+  w.store->Drain();
+  EXPECT_TRUE(w.Has(kMany));
+  w.store->ClientGone(keeper->id);
+  for (uint64_t n = 0; n < kMany; ++n) EXPECT_FALSE(w.Has(n));
+  EXPECT_EQ(w.store->Audit(), "");
+}
+
+TEST(Store, LetsNoLaterObjectInTheSamePlaceLapse) {
+  World w;
+  FakeClient* c = w.NewClient();
+  const int64_t slot = w.Make(c, 1, 1000);
+  const uint64_t generation = GenerationOf(w.table.slot(slot).state);
+  c->pins[slot] = 1;
+  w.Tell(c, RingOp::kLapse, slot, generation);
+  w.store->Drain();
+  w.Delete(c, slot);
+  c->pins[slot] = 0;
+  w.store->Drain();
+  const int64_t again = w.Make(c, 2, 1000);
+  w.Tell(c, RingOp::kLapse, slot, generation);
+  w.store->Drain();
+  w.store->ReclaimDeleted();
+  EXPECT_GE(again, 0);
+  EXPECT_TRUE(w.Has(2));
+  EXPECT_EQ(w.store->Audit(), "");
+}
+
 TEST(Store, SurvivesRingsAndSlotsFullOfNonsense) {
   World w;
   FakeClient* c = w.NewClient();
@@ -187,7 +270,7 @@ TEST(Store, SurvivesRingsAndSlotsFullOfNonsense) {
     s.data_bytes = random();
     s.metadata_bytes = random();
     for (int i = 0; i < 50; ++i)
-      w.Tell(c, static_cast<RingOp>(random() % 5), static_cast<uint32_t>(random()), random() % 4);
+      w.Tell(c, static_cast<RingOp>(random() % 6), static_cast<uint32_t>(random()), random() % 4);
     if (round % 10 == 0) c->header->produced += random() % 100000;
     w.store->Drain();
     w.store->Evict(1 << 20);
@@ -275,7 +358,12 @@ TEST(Store, KeepsItsBooksThroughARandomLife) {
       case 7: {
         const uint64_t which = n == 0 ? 0 : 1 + random() % n;
         const auto found = w.table.Find(Key(which), HashKey(Key(which)));
-        if (found && StateOf(found->state) == State::kSealed) w.Delete(c, found->slot);
+        if (!found || StateOf(found->state) != State::kSealed) break;
+        if (random() % 3 == 0) {
+          w.Tell(c, RingOp::kLapse, found->slot, GenerationOf(found->state));
+        } else {
+          w.Delete(c, found->slot);
+        }
         break;
       }
       case 8:

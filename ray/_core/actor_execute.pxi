@@ -66,7 +66,10 @@ cdef int start_actor(Executor self) except -1:
     for ref in call.met or ():
         if not ref.owned and ref.registered == 0:
             owner = self.engine.dial(owner_tag(ref))
-            if owner is not None:
+            all_of.source = creator(self.engine, ref)
+            if owner is None:
+                inherit_from(self.engine, all_of.source, ref, all_of)
+            else:
                 all_of.left += 1
                 send_borrow(self.engine, <Link>owner, ref, all_of)
     call.met = None

@@ -19,7 +19,7 @@ cdef int ask_owner(Engine self, ObjectRef ref, bint lost=False) except -1:
             f"object {ref.hex()} was already freed by its owner, this process: the ref was kept outside ray's sight"))
     link = self.dial(owner_tag(ref))
     if link is None:
-        return fail_ref(ref, owner_died(ref))
+        return owner_gone(self, ref)
     request = self.next_request
     self.next_request += 1
     ref.asked = True
@@ -33,11 +33,6 @@ cdef int ask_owner(Engine self, ObjectRef ref, bint lost=False) except -1:
     return 0
 
 
-cdef object owner_died(ObjectRef ref):
-    return exceptions.OwnerDiedError(
-        f"the process that owned object {ref.hex()} (tag {owner_tag(ref).hex()[8:16]}) has died, and the object with it")
-
-
 cdef class _RemoteGet(Waiter):
     cdef Link link
     cdef uint64_t request
@@ -48,7 +43,7 @@ cdef class _RemoteGet(Waiter):
         return 0
 
 
-cdef int on_get(Engine self, Link link, Reader* r) except -1:
+cdef int on_get(Engine self, Link link, Reader* r, uint8_t flags) except -1:
     cdef uint64_t request = r.U64()
     cdef const uint8_t* at = r.Take(28)
     cdef ObjectRef ref
@@ -56,6 +51,8 @@ cdef int on_get(Engine self, Link link, Reader* r) except -1:
     if not r.ok:
         return 0
     ref = find_ref(load_id(at))
+    if flags & OF_HEIR and (ref is None or not ref.owned):
+        return on_get_of_heir(self, link, request, ref, load_id(at))
     if ref is None or not ref.owned:
         ref = new_ref(load_id(at), False)
         ref.value = exceptions.ObjectFreedError(
@@ -86,9 +83,12 @@ cdef int send_got(Link link, uint64_t request, ObjectRef ref) except -1:
 cdef int on_got(Engine self, Link link, Reader* r, uint8_t flags) except -1:
     cdef uint64_t request = r.U64()
     cdef ObjectRef ref = <ObjectRef>self.gets.pop(request, None)
-    cdef list refs = take(self, link, r, ref)
+    cdef list refs = take(self, link, r, ref if ref is not None and ref.state == PENDING else None)
     if ref is not None:
         ref.asked = False
+    heir = self.heir_gets.pop(request, None)
+    if heir is not None and not await_claim(self, ref, <Countdown>heir[1]):
+        counted(self, <Countdown>heir[1])
     if flags & R_HOLD:
         register_rest(self, link, refs, request | (<uint64_t>1 << 63))
     return 0
@@ -220,11 +220,14 @@ cdef list take(Engine self, Link link, Reader* r, ObjectRef ref):
         if ref is not None:
             ref.size = r.U64()
             ref.home = r.U32()
+            ref.lost = False
             if ref.owned:
                 if ref.home == self.number:
                     ref.pinned = store_pin(self, ref)
                 else:
                     own_elsewhere(self, ref)
+            else:
+                keep(self, ref)
             ref.state = PLASMA
         else:
             r.Take(12)
@@ -276,6 +279,7 @@ cdef int adopt(Engine self, Link link, list refs) except -1:
     for ref in refs:
         if ref.id.tag0 == tag0 and ref.id.tag1 == tag1 and not ref.owned:
             ref.registered += 1
+            follow(self, link, ref)
     return 0
 
 
@@ -284,7 +288,7 @@ cdef int register_rest(Engine self, Link link, list refs, uint64_t key) except -
     cdef ObjectRef ref
     cdef Link owner
     cdef Countdown all_of = Countdown.__new__(Countdown)
-    all_of.link, all_of.key, all_of.refs = link, key, refs
+    all_of.link, all_of.source, all_of.key, all_of.refs = link, link, key, refs
     if refs is not None:
         for ref in refs:
             if not ref.owned and ref.registered == 0 and not is_ours(self, ref.id):
@@ -292,6 +296,8 @@ cdef int register_rest(Engine self, Link link, list refs, uint64_t key) except -
                 if owner is not None:
                     all_of.left += 1
                     send_borrow(self, owner, ref, all_of)
+                else:
+                    inherit_from(self, link, ref, all_of)
     if all_of.left == 0:
         send_u64(link, F_HAVE, 0, key)
     return 0
@@ -301,9 +307,10 @@ cdef int send_borrow(Engine self, Link owner, ObjectRef ref, Countdown all_of) e
     cdef uint8_t* out = owner.begin(F_BORROW, 0, 8 + 28)
     out = PutU64(out, self.next_request)
     store_id(out, ref.id)
-    self.acks[self.next_request] = (owner, all_of)
+    self.acks[self.next_request] = (owner, all_of, ref)
     self.next_request += 1
     ref.registered += 1
+    follow(self, owner, ref)
     return owner.later()
 
 
@@ -320,10 +327,12 @@ cdef int on_borrow(Engine self, Link link, Reader* r) except -1:
 
 
 cdef int on_ack(Engine self, uint64_t request) except -1:
-    cdef Countdown all_of
     found = self.acks.pop(request, None)
-    if found is not None:
-        all_of = <Countdown>found[1]
+    return 0 if found is None else counted(self, <Countdown>found[1])
+
+
+cdef int counted(Engine self, Countdown all_of) except -1:
+    if all_of is not None:
         all_of.left -= 1
         if all_of.left == 0 and all_of.link is not None:
             send_u64(all_of.link, F_HAVE, 0, all_of.key)
@@ -370,16 +379,16 @@ cdef void on_ref_dropped(ObjectRef ref) noexcept:
         if task.stream is not None:
             task.stream.forget(ref)
             if task.stream.dropped and not task.stream.ended and ref.id.index == 0 and self is not None:
-                d.owned, d.registered, d.home, d.pull = 3, 0, 0, 0  # now nobody can see the call's end, either
+                d.owned, d.pinned, d.registered, d.home, d.pull = 3, 0, 0, 0, 0  # now nobody can see the call's end, either
                 store_id(d.id, ref.id)
                 queue_dropped(self, d)
     if self is None or not ((ref.owned and (ref.state == PLASMA or ref.hold is not None))
-                            or (not ref.owned and ref.registered) or ref.pull != 0):
+                            or (not ref.owned and (ref.registered or ref.pinned)) or ref.pull != 0):
         return
     store_id(d.id, ref.id)
     d.home, d.pull = ref.home, ref.pull
     d.owned = 2 if ref.owned and ref.hold is not None else ref.owned
-    d.registered = ref.registered
+    d.registered, d.pinned = ref.registered, ref.pinned
     queue_dropped(self, d)
 
 
@@ -419,13 +428,21 @@ cdef int drain_dropped(Engine self) except -1:
                     self.store.delete(key)
                 except (PlasmaStoreDied, PlasmaObjectNotFound):
                     pass  # it died with the store that held it
-        elif d.registered:
+        elif d.pinned:
+            let_go(self, key, d.home)
+        if not d.owned and (d.registered or d.pinned):
             tag = key[:16]
             releases.setdefault(tag, []).append(key + int(d.registered).to_bytes(4, "little"))
     for tag, items in releases.items():
         link = self.dial(tag)
         if link is None:
-            continue  # the owner is gone: nothing left to give back
+            lapse(self, items)
+            continue
+        items = [item for item in items if item[28:] != NOT_COUNTED]
+        if not items:
+            continue
+        for item in items:
+            link.borrowed -= min(link.borrowed, <uint64_t>int.from_bytes(item[28:], "little"))
         data = b"".join(items)
         out = link.begin(F_RELEASE, 0, <uint32_t>(4 + len(data)))
         out = PutU32(out, <uint32_t>len(items))
@@ -436,20 +453,5 @@ cdef int drain_dropped(Engine self) except -1:
 
 cdef int peer_gone(Engine self, Link link) except -1:
     """The process behind link has died: its borrowings end, what it owned fails."""
-    cdef ObjectRef ref
-    cdef Countdown all_of
-    cdef uint64_t tag0, tag1
     self.borrowers.pop(link.tag, None)
-    if len(link.tag) != 16:
-        return 0
-    memcpy(&tag0, PyBytes_AS_STRING(link.tag), 8)
-    memcpy(&tag1, PyBytes_AS_STRING(link.tag) + 8, 8)
-    for request, ref in list(self.gets.items()):
-        if ref.id.tag0 == tag0 and ref.id.tag1 == tag1:
-            del self.gets[request]
-            ref.asked = False
-            fail_ref(ref, owner_died(ref))
-    for request, (owner, all_of) in list(self.acks.items()):
-        if owner is link:
-            on_ack(self, request)
-    return 0
+    return 0 if len(link.tag) != 16 else owner_died(self, link)

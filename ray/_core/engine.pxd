@@ -49,6 +49,7 @@ cdef extern from "ray/_core/wire.h" namespace "ray::wire" nogil:
     cdef cppclass Dropped:
         uint8_t id[28]
         uint8_t owned
+        uint8_t pinned
         uint32_t registered
         uint32_t home
         uint64_t pull
@@ -82,6 +83,7 @@ cdef class Link:
     cdef Lease lease              # the lease whose worker this is, if any
     cdef list gpu_ids_sent
     cdef NodeLink of_node         # the peer is another node's process; None: it isn't
+    cdef uint64_t borrowed        # hand-overs that the peer has counted for us and that we have not given back; at least
     cdef bint to_actor            # the peer is an actor's worker: its calls are ActorMethods'
 
     cdef uint8_t* begin(self, uint8_t type, uint8_t flags, uint32_t n) except NULL
@@ -240,6 +242,7 @@ cdef class NodeAddress:
 cdef class Countdown:
     """BORROWs on their way: says HAVE(key) on link, if there is one, when all are acknowledged."""
     cdef Link link
+    cdef Link source              # who keeps the refs until all are counted: asked for those whose owner has died
     cdef uint64_t key
     cdef int left
     cdef list refs
@@ -310,7 +313,7 @@ cdef class Engine:
     cdef object output                # deque of (function, args): what the driver prints, in the order in which it came
     cdef object output_lock           # held by the thread that prints
     cdef int64_t deadline_flush_ns, deadline_idle_ns, deadline_stuck_ns, deadline_hello_ns, deadline_events_ns
-    cdef int64_t deadline_limits_ns, deadline_redial_ns, timer_ns
+    cdef int64_t deadline_limits_ns, deadline_redial_ns, deadline_tell_ns, timer_ns
     cdef list redials                 # links that are to be dialled again
     # objects
     cdef PlasmaClient store
@@ -325,6 +328,9 @@ cdef class Engine:
     cdef dict freed                   # key -> (when, home) of ours that other stores were told to free a moment ago
     cdef dict holding                 # request -> (store, key): pinned by us until the object manager holds it for its owner
     cdef dict borrowers               # tag -> {ObjectRef: count}: what others hold of ours
+    cdef deque[ObjectId] untold       # borrowed lately: their owners are asked to tell us what becomes of them
+    cdef dict claiming                # request of `transfers` -> [ref, Countdowns that wait for the answer]
+    cdef dict heir_gets               # request -> (Link, Countdown or None): those of `gets` that are not asked of the owner
     cdef deque[Dropped] dropped       # refs whose deallocation the owner or the store must hear of
     cdef uint64_t wait_mark
     cdef PyObject* last_rest          # what `wait` returned last as not ready: compared, never followed

@@ -13,6 +13,7 @@ Read in this order; each part is one idea, compiled together so that a call neve
     objects.pxi     put, get, wait
     remote_objects.pxi  objects in the stores of other nodes
     borrowing.pxi   owners, borrowers, what is freed when
+    heirs.pxi       what borrowers keep of an owner that dies
     futures.pxi     asyncio and concurrent.futures
     arguments.pxi   a call's frame or slots
     submit.pxi      remote functions: send, complete, retry
@@ -102,6 +103,8 @@ cdef enum:
     F_GPUS = 27         # ids for the tasks that follow
     F_YIELD = 28        # seq, index, the object: an item of a generator
     F_TAKEN = 29        # seq, number: items of a generator that the caller has taken
+    F_TELL = 30         # list of object ids: tell me what becomes of them
+    F_TOLD = 31         # key of the hold, object id, the object
 
 # Flags of RESULT.
 cdef enum:
@@ -124,6 +127,10 @@ cdef enum:
     Y_STREAM = 1
     Y_DYNAMIC = 2
     Y_FIXED = 3
+
+# Flag of GET.
+cdef enum:
+    OF_HEIR = 1         # its owner has died; the peer may know it
 
 # How an object is given in a frame.
 cdef enum:
@@ -149,6 +156,7 @@ cdef enum:
     D_EVENTS = 4
     D_LIMITS = 5
     D_REDIAL = 6
+    D_TELL = 7
 
 cdef Engine the_engine = None
 cdef object target_wrapper = None  # (function or method, its name) -> what a worker calls in its place: see tracing.py
@@ -175,6 +183,7 @@ include "link.pxi"
 include "receive.pxi"
 include "objects.pxi"
 include "borrowing.pxi"
+include "heirs.pxi"
 include "remote_objects.pxi"
 include "futures.pxi"
 include "arguments.pxi"
@@ -231,6 +240,7 @@ cdef class Engine:
         self.dirty, self.callbacks, self.redials = [], [], []
         self.output, self.output_lock = collections.deque(), threading.RLock()
         self.borrowers, self.gets, self.acks, self.rpcs, self.handlers = {}, {}, {}, {}, {}
+        self.heir_gets, self.claiming = {}, {}
         self.callees, self.pools, self.lease_requests, self.leases = [], {}, {}, {}
         self.actors, self.creating, self.loop_batches, self.streams = {}, {}, {}, {}
         self.method_numbers, self.actor_handles = {}, {}
@@ -360,6 +370,7 @@ cdef class Engine:
             for other in self.links.values():
                 if other.tag == link.tag and other.alive:
                     self.peers[link.tag] = other
+                    other.borrowed += link.borrowed
                     break
         if link.lease is not None:
             link_lost_lease(self, link.lease)
@@ -456,8 +467,10 @@ cdef class Engine:
             self.deadline_events_ns = at_ns
         elif which == D_REDIAL:
             self.deadline_redial_ns = at_ns
-        else:
+        elif which == D_LIMITS:
             self.deadline_limits_ns = at_ns
+        else:
+            self.deadline_tell_ns = at_ns
         return arm_timer(self)
 
     def receive_in_background(self):

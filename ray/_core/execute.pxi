@@ -442,6 +442,8 @@ cdef class Executor:
                 ref.home = r.U32()
                 ref.contained = refs
                 ref.state = PLASMA
+                if ref.registered:
+                    keep(self.engine, ref)
             else:
                 r.Take(12)
         return get_value(self.engine, ref, None)

@@ -82,6 +82,8 @@ cdef int unpin_lost(Engine self, ObjectRef ref) except -1:
     if not ref.pinned:
         return 0
     ref.pinned = False
+    if not ref.owned:
+        return let_go(self, ref.key(), ref.home)
     if self.store is not None:
         try:
             self.store.unpin(ref.key())
@@ -99,6 +101,7 @@ cdef int recover(Engine self, ObjectRef ref) except -1:
     if not ref.owned:
         ref.state = PENDING
         ref.asked = False
+        ref.lost = True
         return ask_owner(self, ref, True)  # the owner repairs it, or says why not
     if ref.producer is None:
         return fail_ref(ref, exceptions.ObjectLostError(

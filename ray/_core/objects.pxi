@@ -92,12 +92,12 @@ cdef int to_this_store(Engine self, bytes key, Encoded e) except -1:
         self.store.delete(key)  # an earlier attempt's, whose worker died before the caller knew
     try:
         try:
-            buf = self.store.create(key, e.nbytes, b"", STORE_FULL_TIMEOUT_S)
+            buf = self.store.create(key, e.nbytes, ids_of(e.refs), STORE_FULL_TIMEOUT_S)
         except PlasmaObjectExists:
             if self.transfers is None and not self.homes:
                 raise
             end_pull_of(self, key)
-            buf = self.store.create(key, e.nbytes, b"", STORE_FULL_TIMEOUT_S)
+            buf = self.store.create(key, e.nbytes, ids_of(e.refs), STORE_FULL_TIMEOUT_S)
     except PlasmaStoreFull as error:
         raise no_room(f"no room for an object of {e.nbytes} bytes in the object store: {error}", error) from None
     try:
@@ -182,6 +182,8 @@ cdef object value_of(Engine self, ObjectRef ref, int64_t give_up_ns=INT64_MAX):
             if buf is not None:
                 if ref.pull != 0:
                     end_pull(self, ref)
+                if ref.contained is None and buf.metadata_nbytes and not ref.owned:
+                    ref.contained = refs_beside(self, buf)
                 return decode(buf, ref.contained)
             if ref.arrived:
                 end_pull(self, ref)  # it was deleted meanwhile

@@ -146,7 +146,7 @@ cdef int on_frame(Engine self, Link link, Frame* frame) except -2:
             return -1
         self.executor.on_cancel(link, r.U64(), frame.flags)
     elif t == F_GET:
-        on_get(self, link, &r)
+        on_get(self, link, &r, frame.flags)
     elif t == F_GOT:
         on_got(self, link, &r, frame.flags)
     elif t == F_RELEASE:
@@ -155,6 +155,10 @@ cdef int on_frame(Engine self, Link link, Frame* frame) except -2:
         on_borrow(self, link, &r)
     elif t == F_ACK:
         on_ack(self, r.U64())
+    elif t == F_TELL:
+        on_tell(self, link, &r)
+    elif t == F_TOLD:
+        on_told(self, link, &r, frame.flags)
     elif t == F_GPUS:
         if self.executor is None:
             return -1
@@ -248,6 +252,9 @@ cdef int on_timer(Engine self) except -1:
         close_silent_links(self, now)
     if self.deadline_redial_ns and now >= self.deadline_redial_ns:
         redial(self, now)
+    if self.deadline_tell_ns and now >= self.deadline_tell_ns:
+        self.deadline_tell_ns = 0
+        ask_to_be_told(self)
     arm_timer(self)
     return 0
 
@@ -268,6 +275,8 @@ cdef int arm_timer(Engine self) except -1:
         at = self.deadline_events_ns
     if self.deadline_limits_ns and (at == 0 or self.deadline_limits_ns < at):
         at = self.deadline_limits_ns
+    if self.deadline_tell_ns and (at == 0 or self.deadline_tell_ns < at):
+        at = self.deadline_tell_ns
     if at and self.poller != NULL and (self.timer_ns == 0 or at < self.timer_ns):
         self.timer_ns = at
         at -= NowNs()

@@ -45,7 +45,11 @@ cdef int node_came(Engine self, uint32_t number, str host, int port) except -1:
 
 cdef int node_went(Engine self, uint32_t number) except -1:
     """Its copies are gone; each loss is found, and repaired, when somebody needs the object."""
-    self.homes.pop(number, None)
+    cdef ObjectRef ref
+    if self.homes.pop(number, None) is not None:
+        for ref in references.all_refs():
+            if ref.pinned and not ref.owned and ref.state == PLASMA and ref.home == number:
+                home_has_it(self, ref)  # a copy here becomes the primary one, before it is evicted
     return 0
 
 
@@ -69,6 +73,10 @@ cdef int drop_line(Engine self) except -1:
     pins, self.holding = self.holding, {}
     for pin in pins.values():
         let_pin_go(pin)
+    claims, self.claiming = self.claiming, {}
+    for ref, waiting in claims.values():
+        for all_of in waiting:
+            counted(self, <Countdown>all_of)
     pulls, self.pulls = self.pulls, {}
     self.pulls_ahead.clear()
     for ref in pulls.values():
@@ -97,13 +105,10 @@ cdef bint home_has_it(Engine self, ObjectRef ref) except -1:
     """False: its home is dead, and no copy is here. A copy that is becomes the primary one."""
     if ref.home in self.homes:
         return True
-    if not is_in_own_store(self, ref):
+    if not is_in_own_store(self, ref) or not store_pin(self, ref):
         return False
-    if ref.owned:
-        ref.pinned = store_pin(self, ref)
-        if not ref.pinned:
-            return False
-        ref.home = self.number
+    ref.pinned = True
+    ref.home = self.number
     return True
 
 
@@ -256,6 +261,11 @@ cdef int on_transfer_events(Engine self) except -1:
             pin = self.holding.pop(event[1], None)
             if pin is not None:
                 let_pin_go(pin)
+        elif event[0] == "claimed":
+            claim = self.claiming.pop(event[1], None)
+            if claim is not None:
+                for all_of in claim[1]:
+                    counted(self, <Countdown>all_of)
     return 0
 
 
@@ -349,7 +359,7 @@ cdef int to_store_held(Engine self, bytes key, Encoded e) except -1:
 
 
 cdef int own_elsewhere(Engine self, ObjectRef ref) except -1:
-    """Another node's store holds it for us. Our store frees it there should we die: nobody else would know what is ours."""
+    """Another node's store holds it for us. Our store says it there should we die: nobody else would know what is ours."""
     where = self.homes.get(ref.home)
     if self.freed:
         self.freed.pop(ref.key(), None)  # it was made again

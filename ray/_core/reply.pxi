@@ -19,9 +19,9 @@ cdef class _HeldPins:
             try:
                 self.store.unpin(key)
                 if self.orphaned:
-                    self.store.delete(key)
+                    self.store.lapse(key)  # whom its caller has told of it before it died may keep it
                     if self.elsewhere and the_engine is not None:
-                        free_copies(the_engine, key)
+                        lapse_held(the_engine, key)
             except (PlasmaStoreDied, PlasmaObjectNotFound):
                 return  # its objects died with it
 
@@ -194,16 +194,20 @@ cdef list kept_refs(Executor self, Call call):
             continue
         if owner_tag(ref) == call.link.tag:
             ref.registered += 1
+            follow(self.engine, call.link, ref)
             if out is None:
                 out = []
             out.append(ref)
         else:
             owner = self.engine.dial(owner_tag(ref))
+            if all_of is None:
+                all_of = Countdown.__new__(Countdown)
+                all_of.source = call.link
             if owner is not None:
-                if all_of is None:
-                    all_of = Countdown.__new__(Countdown)
                 all_of.left += 1
                 send_borrow(self.engine, owner, ref, all_of)
+            else:
+                inherit_from(self.engine, call.link, ref, all_of)
     call.met = None
     if all_of is not None:
         await_counted(self, all_of)

@@ -68,6 +68,7 @@ struct Reader {
 struct Dropped {
   uint8_t id[28];
   uint8_t owned;
+  uint8_t pinned;  // a borrower's: kept by us at its home
   uint32_t registered;
   uint32_t home;  // node number of the primary copy
   uint64_t pull;  // whose pin in our store is to be let go, or 0

@@ -49,5 +49,9 @@ cdef class PlasmaClient:
     cpdef bint contains(self, bytes key) except -1        # sealed and not deleted
     # Hidden from everyone at once; its memory is reused when the last pin is gone. False if there was none.
     cpdef bint delete(self, bytes key) except -1
+    # Nobody owns it any more: it goes once nobody pins it. False if there was none.
+    cpdef bint lapse(self, bytes key) except -1
+    # A pin is gone that may have been the last one of such an object.
+    cpdef unpinned(self, bytes key)
     # Memory to memory; several threads and non-temporal stores for big n. No GIL needed.
     cdef void copy(self, void* dest, const void* src, size_t n) noexcept nogil

@@ -101,6 +101,8 @@ cdef extern from "plasma/client.h" namespace "ray::plasma" nogil:
         Step TrySealSlot(uint32_t, uint64_t)
         Step TryAbort(const ObjectId&)
         Step TryDelete(const ObjectId&)
+        Step TryLapse(const ObjectId&)
+        void Unpinned(const ObjectId&)
         Step Contains(const ObjectId&)
         Step TryPin(const ObjectId&)
         cbool UnpinKey(const ObjectId&)
@@ -614,6 +616,26 @@ cdef class PlasmaClient:
         if step == Step.kDied:
             _died(c)
         return step == Step.kDone
+
+    cpdef bint lapse(self, bytes key) except -1:
+        """Nobody owns a sealed object any more: it is gone as soon as nobody pins it. False if there was none."""
+        cdef ObjectId id
+        cdef Client* c = _open(self)
+        _to_key(key, &id)
+        cdef Step step = c.TryLapse(id)
+        while step == Step.kAsk:
+            _sync(self)
+            step = c.TryLapse(id)
+        if step == Step.kDied:
+            _died(c)
+        return step == Step.kDone
+
+    cpdef unpinned(self, bytes key):
+        """A pin of ours is gone that may have been the last one of an object that nobody owns any more: it is freed now, then."""
+        cdef ObjectId id
+        cdef Client* c = _open(self)
+        _to_key(key, &id)
+        c.Unpinned(id)
 
     cdef void copy(self, void* dest, const void* src, size_t n) noexcept nogil:
         cdef Client* c = <Client*>self.client.get()

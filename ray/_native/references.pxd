@@ -71,8 +71,10 @@ cdef class ObjectRef:
     cdef ObjectId id
     cdef bint interned         # listed in `interned`, so that a second arrival of the id finds this object
     cdef bint is_error         # BLOB holds an encoded exception
-    cdef bint pinned           # PLASMA, and this process's journal pins it
-    cdef bint asked            # borrower: a GET is on its way to the owner
+    cdef bint pinned           # PLASMA, and kept by this process: pinned by its journal, or (borrower, home elsewhere) claimed there
+    cdef bint asked            # borrower: a GET is on its way to the owner, or an heir
+    cdef bint lost             # borrower: its home has not got it any more, as far as we know
+    cdef bint followed         # borrower: the owner is asked to tell us what becomes of it (heirs.pxi)
     cdef uint32_t registered   # borrower: hand-overs the owner has counted for us, given back by one RELEASE
     cdef uint32_t lent         # owner: hand-overs counted for others
     cdef uint32_t home         # PLASMA: number of the node whose store has the primary copy

@@ -20,4 +20,7 @@ cdef class TransferLine:
     cpdef uint64_t hold(self, bytes key) except 0             # answered by ("held", request, bool)
     cpdef free(self, bytes key, home=*)                       # no answer
     cpdef own(self, bytes key, home)                          # no answer
+    cpdef uint64_t claim(self, bytes key, home) except 0      # answered by ("claimed", request, bool)
+    cpdef unclaim(self, bytes key, home)                      # no answer
+    cpdef lapse(self, bytes key)                              # no answer
     cpdef list receive(self)                                  # never waits

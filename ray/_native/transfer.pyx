@@ -43,9 +43,13 @@ cdef extern from "object_manager/wire.h" namespace "ray::objects" nogil:
         kOwnerDead
         kSelf
         kPeerDown
+        kClaim
+        kUnclaim
+        kLapse
         kStats
         kPulled
         kHeld
+        kClaimed
         kCount
         kStatsAre
     cdef enum class Urgency(uint8_t):
@@ -118,6 +122,19 @@ cdef int _say_address(TransferLine self, Line what, str host, int port, str name
     AppendAddress(&payload, address)
     _check(_open(self).Ask(what, payload, NULL), name)
     return 0
+
+
+cdef uint64_t _say_place(TransferLine self, Line what, bytes key, home, str name) except 0:
+    cdef ObjectId id
+    cdef Address address
+    cdef string payload
+    cdef uint64_t request = 0
+    _to_key(key, &id)
+    _to_address(home, &address)
+    payload = string(<char*>id.bytes, 28)
+    AppendAddress(&payload, address)
+    _check(_open(self).Ask(what, payload, &request), name)
+    return request
 
 
 cdef int _to_address(where, Address* out) except -1:
@@ -200,15 +217,23 @@ cdef class TransferLine:
         _check(_open(self).Ask(Line.kFree, payload, NULL), "free")
 
     cpdef own(self, bytes key, home):
-        """The store at home holds it for this process: freed there when this line ends, however it does, unless by free before."""
+        """The store at home holds it for this process: when this line ends, however it does, the object goes there unless
+        somebody claims it."""
+        _say_place(self, Line.kOwn, key, home, "own")
+
+    cpdef uint64_t claim(self, bytes key, home) except 0:
+        """Keeps an object of another owner in the store at home, even if that owner dies, until unclaim or the end of this line.
+        Answered by ("claimed", request, bool): whether it was there and is kept."""
+        return _say_place(self, Line.kClaim, key, home, "claim")
+
+    cpdef unclaim(self, bytes key, home):
+        _say_place(self, Line.kUnclaim, key, home, "unclaim")
+
+    cpdef lapse(self, bytes key):
+        """Its owner has died: it goes in this store, and wherever that has sent it, unless somebody keeps it."""
         cdef ObjectId id
-        cdef Address address
-        cdef string payload
         _to_key(key, &id)
-        _to_address(home, &address)
-        payload = string(<char*>id.bytes, 28)
-        AppendAddress(&payload, address)
-        _check(_open(self).Ask(Line.kOwn, payload, NULL), "own")
+        _check(_open(self).Ask(Line.kLapse, string(<char*>id.bytes, 28), NULL), "lapse")
 
     def owner_dead(self, bytes prefix not None):
         """Frees whatever is held for owners whose tags begin so; answered by ("count", request, objects)."""
@@ -238,8 +263,8 @@ cdef class TransferLine:
         return request
 
     cpdef list receive(self):
-        """The answers that have come: ("pulled", request, outcome, text), ("held", request, bool), ("count", request, int),
-        ("stats", request, dict). Never waits. Raises PlasmaStoreDied."""
+        """The answers that have come: ("pulled", request, outcome, text), ("held", request, bool), ("claimed", request, bool),
+        ("count", request, int), ("stats", request, dict). Never waits. Raises PlasmaStoreDied."""
         cdef LineEvent event
         cdef COpenLine* line = _open(self)
         cdef list out = []
@@ -251,6 +276,8 @@ cdef class TransferLine:
                 out.append(("pulled", event.request, OUTCOMES[payload[0]], payload[1:].decode("utf-8", "replace")))
             elif event.type == Line.kHeld:
                 out.append(("held", event.request, payload == b"\1"))
+            elif event.type == Line.kClaimed:
+                out.append(("claimed", event.request, payload == b"\1"))
             elif event.type == Line.kCount:
                 out.append(("count", event.request, int.from_bytes(payload, "little")))
             elif event.type == Line.kStatsAre:

@@ -86,7 +86,7 @@ class Guests:
             self._node.feed(self._node.scheduler, lm.CoreLeft(core.tag))
             self._node.envs.core_left(core.tag)
             if self._node.ending is None:
-                self._node.transfers.owner_died(core.tag)  # large results that our store holds for it
+                self._node.orphans.owner_died(core.tag)  # large results that our store holds for it
 
     def job_over(self, job_id: bytes) -> None:
         """Its processes end, but news of that may get lost: what they had asked for here is given up at once."""
@@ -102,4 +102,4 @@ class Guests:
                 self.left(core)
                 core.peer.close(f"its node is down: {cause}")
         if self._node.ending is None:
-            self._node.transfers.owner_died(number.to_bytes(NODE_NUMBER_BYTES, "big"))  # guests or not
+            self._node.orphans.owner_died(number.to_bytes(NODE_NUMBER_BYTES, "big"))  # guests or not

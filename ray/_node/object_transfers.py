@@ -2,9 +2,9 @@
 
 The gate accepts connections of other nodes' stores and hands them over (`adopt`); the object manager must know where
 that gate is reached (`reached_at`), so that stores can be referred to ours; and owners on other nodes that have died
-must not keep their results here (`owner_died`). Each is one small write to a thread that reads promptly. A store that
-dies takes its holds and connections with it; the next one is told where the gate is when it is back, the rest is not
-repeated: other stores dial again.
+must not keep their results here, unless others do (`owner_died`). Each is one small write to a thread that reads
+promptly. A store that dies takes its holds and connections with it; the next one is told where the gate is when it is
+back, the rest is not repeated: other stores dial again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ObjectTransfers:
         return self._tell("adopt", fd)
 
     def owner_died(self, tag: bytes) -> None:
-        """Frees what is held here for the process `tag`, or, by the first four bytes, for all of a node."""
+        """Lets go of what is held here for the process `tag`, or, by the first four bytes, for all of a node."""
         self._tell("owner_dead", tag)
 
     def free(self, key: bytes) -> None:

@@ -1,10 +1,11 @@
-"""Large objects whose owner has died are taken out of the store. Node's main thread, but for the store's part of it.
+"""Large objects whose owner has died go, unless somebody keeps them. Node's main thread, but for asking the store.
 
-An object's id begins with its owner's tag. Nobody can read an object once its owner is dead (`OwnerDiedError`), and the
-store doesn't know owners: in a session that goes on, what each program left would only go when room is short. So the
-owners that have died are remembered for a moment, and then the store is asked once for all of them. Asking blocks, and
-a store may hang: it is done on a thread that lives for that long, one at a time. Bytes that somebody still has mapped
-stay until he lets go, as with every deletion. If the store dies meanwhile, its objects have gone with it.
+An object's id begins with its owner's tag, of which the first four bytes are the node's number; the store doesn't
+know owners. So the owners that have died are remembered for a moment - in which whoever was handed their objects says
+that it keeps them (`ray/_core/heirs.pxi`) - and then the object manager is told, and the store asked once for all of
+them: each object lapses, that is, it is freed as soon as nobody pins it. Later deaths and releases are the store's own
+affair. Asking blocks, and a store may hang: it is done on a thread that lives for that long, one at a time. If the
+store dies meanwhile, its objects have gone with it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import threading
 from typing import Any
 
 from ray._protocol.frames import TAG_BYTES
+from ray._protocol.ids import NODE_NUMBER_BYTES
+
+from .object_transfers import ObjectTransfers
 
 logger = logging.getLogger("ray.node")
 
@@ -22,16 +26,18 @@ STORE_TIMEOUT_S = 10.0
 
 
 class OrphanedObjects:
-    def __init__(self, loop: Any, plasma_socket: str) -> None:
+    def __init__(self, loop: Any, plasma_socket: str, transfers: ObjectTransfers) -> None:
         self._loop = loop
         self._plasma_socket = plasma_socket
+        self._transfers = transfers
         self._dead: set[bytes] = set()
         self._timer: Any = None
         self._sweeping = False
-        self.deleted = 0
+        self.lapsed = 0
 
-    def owner_died(self, tag: bytes) -> None:
-        self._dead.add(tag)
+    def owner_died(self, prefix: bytes) -> None:
+        """prefix: the tag of a process, or the four bytes with which those of a node begin."""
+        self._dead.add(prefix)
         if self._timer is None and not self._sweeping:
             self._timer = self._loop.call_later(GATHER_S, self._sweep)
 
@@ -45,37 +51,39 @@ class OrphanedObjects:
         self._timer = None
         self._sweeping = True
         dead, self._dead = self._dead, set()
+        for prefix in dead:
+            self._transfers.owner_died(prefix)
         threading.Thread(target=self._ask_store, args=(dead,), name="ray-orphans", daemon=True).start()
 
     def _ask_store(self, dead: set[bytes]) -> None:
-        deleted = 0
+        lapsed = 0
         try:
-            deleted = delete_owned_by(dead, self._plasma_socket)
+            lapsed = let_lapse(dead, self._plasma_socket)
         except OSError as error:
             logger.info("the store was not asked for objects of dead owners: %s", error)
         except Exception:  # a bug of ours; the next sweep must not suffer for it
-            logger.exception("deleting the objects of dead owners failed")
+            logger.exception("freeing the objects of dead owners failed")
         try:
-            self._loop.call_soon_threadsafe(self._swept, deleted)
+            self._loop.call_soon_threadsafe(self._swept, lapsed)
         except RuntimeError:
             pass  # the loop is closed: the session has ended
 
-    def _swept(self, deleted: int) -> None:
-        self.deleted += deleted
+    def _swept(self, lapsed: int) -> None:
+        self.lapsed += lapsed
         self._sweeping = False
         if self._dead:
             self._timer = self._loop.call_later(GATHER_S, self._sweep)
 
 
-def delete_owned_by(dead: set[bytes], plasma_socket: str) -> int:
-    """Deletes every object of these owners; returns how many. Any thread. Raises: OSError: the store is gone."""
+def let_lapse(dead: set[bytes], plasma_socket: str) -> int:
+    """Of every object of these owners; returns how many there are. Any thread. Raises: OSError: the store is gone."""
     from ray._native.plasma import PlasmaClient
 
     store = PlasmaClient(plasma_socket, STORE_TIMEOUT_S)
     try:
-        orphans = [key for key in store.list() if key[:TAG_BYTES] in dead]
+        orphans = [key for key in store.list() if key[:TAG_BYTES] in dead or key[:NODE_NUMBER_BYTES] in dead]
         for key in orphans:
-            store.delete(key)
+            store.lapse(key)
         return len(orphans)
     finally:
         store.disconnect()

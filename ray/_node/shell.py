@@ -122,11 +122,11 @@ class Node:
         self.over = False  # once it ends, nobody is to take over from it
         # On a head that takes over: set when it knows again what it must know before anybody registers.
         self.resumed: asyncio.Future[None] | None = self.loop.create_future() if config.get("resume") else None
-        self.orphans = OrphanedObjects(self.loop, session.plasma_socket)
         self.lost_results = LostResults(
             self.loop, session.plasma_socket, self.cores.pid_of_dead, lambda key: self.transfers.free(key)
         )
         self.transfers = ObjectTransfers(session.objects_socket)
+        self.orphans = OrphanedObjects(self.loop, session.plasma_socket, self.transfers)
         self._queue: deque[tuple[Any, Any]] = deque()
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
@@ -378,7 +378,6 @@ class Node:
         self.envs.core_left(core.tag)
         if self.ending is None and core is not self.founder:
             self.orphans.owner_died(core.tag)
-            self.transfers.owner_died(core.tag)
         if core.kind == "worker":
             return  # the head hears of it when the process has ended, with the cause
         try:
@@ -573,7 +572,7 @@ class Node:
             "guest_tags": list(self.cores.guests),
             "fork_server_restarts": self.fork_link.restarts,
             "store_restarts": self.store.restarts if self.store else 0,
-            "orphaned_objects_deleted": self.orphans.deleted,
+            "orphaned_objects": self.orphans.lapsed,
             "orphans_reaped": self.reaper.orphans_reaped,
             "lines_forwarded": self.logs.lines_forwarded,
             "memory": self.memory.stats() if self.memory is not None else {},

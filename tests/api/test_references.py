@@ -87,6 +87,14 @@ class Keeper:
         self.box = [ray.put([number])]
         return self.box
 
+    def hang(self):
+        @ray.remote
+        def pause():
+            signal.pause()
+
+        self.box = [pause.remote()]
+        return self.box
+
 
 # -- arguments --------------------------------------------------------------------------------------------------------
 
@@ -421,14 +429,13 @@ def test_actors_that_hold_refs_to_each_others_objects_give_them_all_back():
     wait_until(lambda: not stored())
 
 
-# -- the owner dies ---------------------------------------------------------------------------------------------------
+# -- the owner dies: what is there by then survives it, see test_owner_deaths.py --------------------------------------
 
 
-@pytest.mark.parametrize("method", ["put", "put_small"])
-def test_get_raises_owner_died_within_a_second_when_the_owner_was_killed(method):
+def test_get_raises_owner_died_within_a_second_when_the_owner_was_killed():
     owner = Keeper.remote()
-    (ref,) = ray.get(getattr(owner, method).remote(1))
-    kill(ray.get(owner.keep.remote(None)))
+    (ref,) = ray.get(owner.hang.remote())
+    kill(ray.get(owner.keep.remote([ref])))
     with within(), pytest.raises(OwnerDiedError):
         ray.get(ref, timeout=60)
     forget_orphans()
@@ -457,8 +464,8 @@ def test_get_raises_owner_died_when_the_owner_is_killed_while_we_wait():
 
 def test_a_task_given_a_ref_of_a_dead_owner_fails_with_owner_died():
     owner = Keeper.remote()
-    (ref,) = ray.get(owner.put.remote(1))
-    pid = ray.get(owner.keep.remote(None))
+    (ref,) = ray.get(owner.hang.remote())
+    pid = ray.get(owner.keep.remote([ref]))
     os.kill(pid, signal.SIGKILL)
     with within(), pytest.raises(OwnerDiedError):
         ray.get(echo.remote(ref), timeout=60)
@@ -469,8 +476,8 @@ def test_a_task_given_a_ref_of_a_dead_owner_fails_with_owner_died():
 
 def test_wait_counts_a_ref_of_a_dead_owner_as_ready():
     owner = Keeper.remote()
-    (ref,) = ray.get(owner.put_small.remote(1))
-    kill(ray.get(owner.keep.remote(None)))
+    (ref,) = ray.get(owner.hang.remote())
+    kill(ray.get(owner.keep.remote([ref])))
     with within():
         assert ray.wait([ref], timeout=60) == ([ref], [])
 

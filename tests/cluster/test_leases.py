@@ -223,8 +223,12 @@ def test_objects_owned_on_a_node_that_dies_are_lost_by_name(nodes: Nodes) -> Non
     number = nodes.add_node({"CPU": 1})
 
     @ray.remote
+    def pause() -> None:
+        signal.pause()
+
+    @ray.remote
     def make() -> list[Any]:
-        return [ray.put("there")]
+        return [pause.remote()]
 
     (ref,) = ray.get(make.options(**on(nodes, number)).remote(), timeout=60)
     nodes.kill(number)

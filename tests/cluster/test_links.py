@@ -369,6 +369,13 @@ class Owner:
     def put(self) -> list[Any]:
         return [ray.put("its value")]
 
+    def hang(self) -> list[Any]:
+        @ray.remote(num_cpus=0)
+        def pause() -> None:
+            signal.pause()
+
+        return [pause.remote()]
+
     def items(self) -> Iterator[int]:
         yield from range(3)
 
@@ -434,7 +441,7 @@ def test_a_process_that_is_gone_is_dead_to_whoever_dials_it_later(three: Hosts) 
     # Its node lives, and says so: nobody waits for more.
     hosts = three
     owner = Owner.options(**hosts.on(1)).remote()
-    box = ray.get(owner.put.remote(), timeout=20)
+    box = ray.get(owner.hang.remote(), timeout=20)  # what is there already outlives it: test_owner_deaths.py
     ray.kill(owner)
     with pytest.raises(ray.exceptions.RayError):
         ray.get(owner.alive.remote(), timeout=20)

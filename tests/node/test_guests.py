@@ -107,7 +107,7 @@ class Bench:
         self.pool = SimpleNamespace(handle=lambda event, now: [])
         self.envs = SimpleNamespace(core_left=lambda tag: None)
         self.freed: list[bytes] = []  # owners, by tag or number, whose results need not be held any more
-        self.transfers = SimpleNamespace(owner_died=self.freed.append)
+        self.orphans = SimpleNamespace(owner_died=self.freed.append)
         self.answer: asyncio.Future[Any] = self.loop.create_future()
         self.asked: list[bytes] = []
         self.head = SimpleNamespace(job_info=self.job_info)
