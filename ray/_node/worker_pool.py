@@ -278,6 +278,9 @@ class WorkerPool:
         if worker is None or worker.cause is None:
             self.ignored += 1
             return
+        if worker.job_id not in self._jobs:  # over: nobody can need anything, and what it waits for itself never comes
+            self._kill(worker)
+            return
         self._deadlines.pop(worker.worker_id, None)
 
     def _exit_asked(self, event: wm.ExitAsked, now: float) -> None:

@@ -262,6 +262,29 @@ def test_the_end_of_one_driver_ends_its_job_and_nobody_elses(standing, end):
     wait_until(lambda: "Programs: none" in standing.command("status"))
 
 
+def test_a_worker_that_waits_for_a_task_of_its_own_does_not_outlive_its_job(standing):
+    text = """
+        import os, sys
+        from ray.util.state import list_workers
+        from tests.wait import wait_until
+        ray.init()
+        @ray.remote(resources={"nowhere": 1})
+        def never():
+            pass
+        @ray.remote
+        def asks():
+            return os.getpid(), [never.remote()]
+        pid, kept = ray.get(asks.remote())
+        wait_until(lambda: any(w.pid == pid and w.status == "IDLE" for w in list_workers(detail=True)))
+        print(pid, flush=True)
+        sys.stdin.readline()
+    """
+    with standing.program(text) as driver:
+        worker = int(driver.stdout.readline())
+        driver.kill()
+    wait_until(lambda: not os.path.exists(f"/proc/{worker}"), what="the end of the worker that owns the task")
+
+
 def test_a_job_with_a_long_queue_does_not_shut_out_another(standing):
     busy = """
         import time

@@ -244,6 +244,20 @@ def test_a_worker_that_owns_what_others_need_may_stay_after_it_was_asked_to_exit
     assert kinds(bench.do(wm.Acquire(1, JOB))) == ["StartWorker"]  # but it gets no more work
 
 
+@pytest.mark.parametrize("postponed", ["before", "after"])
+def test_a_worker_whose_job_is_over_may_not_stay_whatever_it_owns(postponed: str) -> None:
+    bench = Bench(idle_kept=0)
+    (worker,) = bench.idle()
+    if postponed == "before":
+        bench.pass_time()
+        bench.do(wm.ExitPostponed(worker))
+    bench.do(wm.JobEnded(JOB))
+    if postponed == "after":
+        assert kinds(bench.do(wm.ExitPostponed(worker))) == ["Kill"]
+    assert bench.pool.deadline() is None
+    assert kinds(bench.do(wm.Exited(worker, "SIGKILL"))) == ["WorkerGone"]
+
+
 def test_nothing_starts_any_more_once_the_session_ends() -> None:
     bench = Bench()
     (start,) = bench.do(wm.Acquire(1, JOB))
