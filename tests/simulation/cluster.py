@@ -119,8 +119,10 @@ class Cluster:
 
     def new_driver(self, node: Node) -> None:
         """One comes up with its node, and another when that has died."""
-        if self.over or not node.alive:
-            return
+        if not self.over and node.alive:
+            self._driver(node)
+
+    def _driver(self, node: Node) -> None:
         tag = node.number.to_bytes(4, "big") + self.number().to_bytes(12, "big")
         Driver(node, tag, keeps=self.random.random() < 0.3)
 
@@ -319,6 +321,9 @@ class Cluster:
             driver.leave()
             driver.leaving = False
         self._until(lambda: self.laws.unsettled(keepers=False))
+        if not self.drivers:  # the last died with its node
+            self._driver(self.all[0])
+            self._run_for(1.0)
         for driver in self.drivers[:1]:
             for actor in self.head.service.actors.all():
                 if actor.detached and actor.state != "DEAD":

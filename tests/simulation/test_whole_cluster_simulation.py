@@ -12,7 +12,8 @@ import pytest
 from tests.simulation.cluster import SETTLES_S, Broken, Cluster
 
 SEEDS = [int(os.environ["RAY_SIM_SEED"])] if "RAY_SIM_SEED" in os.environ else range(200)
-FAILED_ONCE = (3, 46, 156, 512, 1009, 1012, 1024, 1000352, 2000263, 4000051)  # each found a bug, or a wrong law
+# Each found a bug, or a wrong law.
+FAILED_ONCE = (3, 46, 156, 512, 1009, 1012, 1024, 1000352, 2000263, 4000051, 4000612)
 EVENTS = 500
 
 # Every message between two processes of a cluster, by who says it.
