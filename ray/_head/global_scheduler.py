@@ -24,7 +24,7 @@ from ray._scheduling import labels
 from ray._scheduling.nearest import nearest
 from ray._scheduling.node_index import NodeIndex
 from ray._scheduling.policies import NodeView, choose
-from ray._scheduling.strategy import NodeAffinity, NodeLabels, Strategy
+from ray._scheduling.strategy import Default, NodeAffinity, NodeLabels, Spread, Strategy
 
 
 class NodeJoined(NamedTuple):
@@ -201,7 +201,10 @@ class GlobalScheduler:
         self.index.put(node_id, node.total, node.available, node.labels, len(node.assigned))
 
     def _place(self, request: Requested, say_infeasible: bool) -> list[Action]:
-        node_id = choose(self.index, shape_of(request.ask), request.strategy)
+        strategy = request.strategy
+        if isinstance(strategy, Default) and request.hold is not None and not any(request.hold.values()):
+            strategy = Spread()  # it fills no node, however many there are: packed, all would lie on the first
+        node_id = choose(self.index, shape_of(request.ask), strategy)
         if node_id is None:
             self._waiting[request.request_id] = request
             return [Infeasible(request.request_id, self._why_infeasible(request))] if say_infeasible else []

@@ -117,7 +117,14 @@ def _keys_of_ended_jobs(field: Field) -> list[str]:
     return [key for key in keys if key.split(":")[2] not in living] + names + detached
 
 
-# -- when something hangs
+# -- when something hangs, or is left
+
+
+def _exceptions(folder: str) -> str:
+    """What logs/node.err says of the latest ones. The folder's files are gone once the round is over."""
+    said = Path(folder, "logs", "node.err").read_text(errors="replace")
+    at = said.rfind("Traceback (most recent call last)")
+    return said[max(0, at - 1000) : at + DUMP_BYTES_MAX] if at >= 0 else "none"
 
 
 def look(field: Field | None = None, hung: bool = True) -> str:
@@ -134,6 +141,8 @@ def look(field: Field | None = None, hung: bool = True) -> str:
                 stats = field.stats(host)
                 parts.append(f"host {host}: {stats['scheduler']} {stats['pool']} {stats['pids']}")
                 parts.append(f"host {host}, its object manager: {_object_manager(field.folder(host))}")
+                if stats["bugs"] or host == 0:
+                    parts.append(f"host {host}, exceptions of its node process: {_exceptions(field.folder(host))}")
     with contextlib.suppress(Exception):
         rows = [row for row in state.list_tasks(limit=1000) if row["state"] not in ("FINISHED", "FAILED")]
         parts.append("tasks:\n" + "\n".join(f"  {row}" for row in rows[:20]))

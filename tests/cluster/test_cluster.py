@@ -385,7 +385,7 @@ sys.stdin.read()  # at its end a driver waits for no terminal
     def waiting() -> int:
         return int.from_bytes(fcntl.ioctl(program.stdout, termios.FIONREAD, bytes(4)), sys.byteorder)
 
-    wait_until(lambda: waiting() > 60_000)
+    wait_until(lambda: waiting() > 40_000)  # of 65,536, but pages may be in it that are not full
     time.sleep(0.5)  # its pipe is full, and soon what waits for it is, too
     lines: list[str] = []
     with program.stdout:

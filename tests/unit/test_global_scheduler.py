@@ -72,6 +72,17 @@ def test_what_no_node_can_hold_waits_says_so_once_and_goes_to_the_node_that_can(
     scheduler.check()
 
 
+def test_what_holds_nothing_goes_where_the_fewest_are() -> None:
+    scheduler = GlobalScheduler()
+    for name in (b"a", b"b", b"c"):
+        scheduler.handle(NodeJoined(name, {"CPU": 4 * CPU}))
+    asked = [scheduler.handle(Requested(b"%d" % n, {"CPU": CPU}, Default(), "actor", {})) for n in range(6)]
+    assert [action.node_id for (action,) in asked if isinstance(action, Assign)] == [b"a", b"b", b"c"] * 2
+    for n in range(6, 8):  # what fills a node is packed as ever
+        assert scheduler.handle(Requested(b"%d" % n, {"CPU": CPU}, Default())) == [Assign(b"%d" % n, b"a")]
+    scheduler.check()
+
+
 def test_a_node_that_leaves_loses_its_assignments_once() -> None:
     scheduler = GlobalScheduler()
     scheduler.handle(NodeJoined(b"a", {"CPU": CPU}))
