@@ -11,22 +11,31 @@ constexpr uint64_t kBlockBytes = 64;
 // Whole blocks, with registers of kWidth bytes: the same sums whatever the width.
 template <int kWidth>
 [[gnu::always_inline]] inline void AddBlocks(uint64_t* a, uint64_t* b, const uint8_t* at, uint64_t blocks) {
-  typedef uint64_t Lanes __attribute__((vector_size(kWidth), aligned(8)));
+  typedef uint64_t Lanes __attribute__((vector_size(kWidth), aligned(1), may_alias));
   constexpr int kParts = kBlockBytes / kWidth;
-  Lanes x[kParts], y[kParts];
-  std::memcpy(x, a, kBlockBytes);
-  std::memcpy(y, b, kBlockBytes);
-  for (; blocks > 0; --blocks, at += kBlockBytes) {
-#pragma GCC unroll 4
-    for (int i = 0; i < kParts; ++i) {
-      Lanes words;
-      std::memcpy(&words, at + i * kWidth, kWidth);
-      x[i] = ((x[i] << 5) | (x[i] >> 59)) + words;
-      y[i] = ((y[i] << 9) | (y[i] >> 55)) + x[i];
+  if constexpr (kParts == 1) {
+    // No array: GCC 12 with AddressSanitizer puts one of 64 bytes wide registers where their moves fault (PR 110027).
+    Lanes x = *reinterpret_cast<const Lanes*>(a), y = *reinterpret_cast<const Lanes*>(b);
+    for (; blocks > 0; --blocks, at += kBlockBytes) {
+      x = ((x << 5) | (x >> 59)) + *reinterpret_cast<const Lanes*>(at);
+      y = ((y << 9) | (y >> 55)) + x;
     }
+    *reinterpret_cast<Lanes*>(a) = x;
+    *reinterpret_cast<Lanes*>(b) = y;
+  } else {
+    Lanes x[kParts], y[kParts];
+    std::memcpy(x, a, kBlockBytes);
+    std::memcpy(y, b, kBlockBytes);
+    for (; blocks > 0; --blocks, at += kBlockBytes) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kParts; ++i) {
+        x[i] = ((x[i] << 5) | (x[i] >> 59)) + *reinterpret_cast<const Lanes*>(at + i * kWidth);
+        y[i] = ((y[i] << 9) | (y[i] >> 55)) + x[i];
+      }
+    }
+    std::memcpy(a, x, kBlockBytes);
+    std::memcpy(b, y, kBlockBytes);
   }
-  std::memcpy(a, x, kBlockBytes);
-  std::memcpy(b, y, kBlockBytes);
 }
 
 using AddFn = void (*)(uint64_t* a, uint64_t* b, const uint8_t* at, uint64_t blocks);
