@@ -80,7 +80,7 @@ class Relay:
             _break(sock)
 
     def cut(self) -> None:
-        for sock in self._pairs:
+        for sock in list(self._pairs):  # those of now: who is cut dials again at once
             _break(sock)
 
     def close(self) -> None:
