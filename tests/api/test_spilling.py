@@ -61,7 +61,7 @@ def spill_files() -> list[str]:
 
 
 def wait_for_room(client: PlasmaClient) -> None:
-    """Until refs that were dropped are freed: what is brought back before it is asked for gets what is free then only."""
+    """Until refs that were dropped are freed: what is brought back ahead of its use gets what is free then only."""
     wait_until(lambda: client.stats()["free_bytes"] > STORE_BYTES // 2)
 
 
