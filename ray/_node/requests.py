@@ -239,6 +239,8 @@ class Requests:
             self._node.feed(self._node.pool, wm.KillAsked(target.worker_id, "killed by ray.cancel(force=True)"))
 
     def event_results_lost(self, core: Core, tag: bytes, keys: list[bytes]) -> None:
+        if not isinstance(tag, bytes) or not isinstance(keys, list) or not all(isinstance(key, bytes) for key in keys):
+            raise TypeError(f"results_lost: a tag and a list of object ids, all bytes, not {tag!r} and {keys!r}")
         self._node.lost_results.forget(tag, [key for key in keys if key.startswith(core.tag)])
 
     def event_reclaimed(self, core: Core, reusable: bool = True) -> None:
