@@ -128,10 +128,18 @@ def exit_actor():
 
 
 cdef int leave_actor(Executor self, Call call) except -1:
-    """exit_actor() was called in this call."""
-    # The node first: who hears that the actor has left may want its name, or its resources, at once.
-    self.engine.event("actor_exiting", self.actor_id, "exit_actor() was called")
-    answer_error(self, call, exceptions.ActorDiedError(f"the actor {self.actor_name()} has left by exit_actor()"), 0)
+    """exit_actor() was called in this call. Blocks until the head has written down that the actor is dead.
+
+    The head first: who hears that the actor has left may want its name, or its resources, at once; and whatever dies
+    next, the actor must not come back then. If its node ends meanwhile nobody hears anything: to others it has died like
+    any other, in the middle of this call."""
+    try:
+        self.engine.rpc("actor_exiting", self.actor_id, "exit_actor() was called", timeout=None)
+    except Exception as error:
+        if self.engine.node.alive:  # the cluster has ended, and this node ends with it
+            print(f"ray: exit_actor() was not taken note of: {error}", file=sys.stderr)
+    else:
+        answer_error(self, call, exceptions.ActorDiedError(f"the actor {self.actor_name()} has left by exit_actor()"), 0)
     self.on_exit()
     return 0
 

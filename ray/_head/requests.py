@@ -97,13 +97,15 @@ class Requests:
     def _on_actor_ready(self, caller: Caller, actor_id: bytes) -> None:
         self._tell(am.Ready(actor_id, caller.tag))
 
+    async def _rpc_actor_exiting(self, caller: Caller, actor_id: bytes, why: str) -> None:
+        """Answered when it lasts: the worker then tells its caller, and no head may start it again after that."""
+        self._tell(am.Exiting(actor_id, caller.tag, str(why)))
+        await self._head.lasting.wait()
+
     def _on_actor_failed(self, caller: Caller, actor_id: bytes, error: bytes) -> None:
         if not isinstance(error, bytes) or not error:
             raise TypeError(f"actor_failed: error must be an encoded exception, not {type(error).__name__}")
         self._tell(am.InitFailed(actor_id, caller.tag, error))
-
-    def _on_actor_exiting(self, caller: Caller, actor_id: bytes, why: str) -> None:
-        self._tell(am.Exiting(actor_id, caller.tag, str(why)))
 
     def _on_kill_actor(self, caller: Caller, actor_id: bytes, no_restart: bool) -> None:
         self._tell(am.Kill(actor_id, bool(no_restart)))
@@ -326,16 +328,16 @@ _R = Requests
 _RPC_HANDLERS: dict[str, Callable[..., Awaitable[Any]]] = {
     name: getattr(_R, "_rpc_" + name)
     for name in (
-        "actor_by_name", "actor_checkpoint", "actors", "create_actor", "create_group", "errors", "function",
-        "group_named", "group_ready", "group_wait", "groups", "head_stats", "jobs", "kv_del", "kv_exists", "kv_get",
-        "kv_keys", "kv_put", "named_actors", "node_table", "nodes", "nodes_are", "object_locations",
+        "actor_by_name", "actor_checkpoint", "actor_exiting", "actors", "create_actor", "create_group", "errors",
+        "function", "group_named", "group_ready", "group_wait", "groups", "head_stats", "jobs", "kv_del", "kv_exists",
+        "kv_get", "kv_keys", "kv_put", "named_actors", "node_table", "nodes", "nodes_are", "object_locations",
         "save_actor_checkpoint", "task_history", "task_table",
     )
 }  # fmt: skip
 _EVENT_HANDLERS: dict[str, Callable[..., None]] = {
     name: getattr(_R, "_on_" + name)
     for name in (
-        "actor_exiting", "actor_failed", "actor_out_of_scope", "actor_ready", "actor_subscribe", "actor_unsubscribe",
+        "actor_failed", "actor_out_of_scope", "actor_ready", "actor_subscribe", "actor_unsubscribe",
         "create_actor", "create_group", "export_function", "kill_actor", "push_error", "remove_group", "task_events",
     )
 }  # fmt: skip

@@ -32,6 +32,7 @@ from ray._head.actor_record import DEAD, Actor
 from ray._head.errors import ErrorLog
 from ray._head.function_cache import FunctionCache
 from ray._head.group_service import GroupService
+from ray._head.lasting import Lasting
 from ray._head.port import Port
 from ray._head.requests import EVENTS, RPCS, Caller, Requests
 from ray._scheduling.strategy import InGroup, NodeAffinity, parse_strategy
@@ -73,6 +74,7 @@ class HeadService:
         self._hidden_timer: asyncio.TimerHandle | None = None
         self._node_waiters: set[asyncio.Future[None]] = set()  # to be told when a node comes or goes
         self.lasts = False  # this head may be restarted, and go on from its tables
+        self.lasting = Lasting(self)
         self.bugs = 0  # events that met a bug of ours; 0 for ever
         self._requests = Requests(self)
         if store is not None:
@@ -344,7 +346,10 @@ class HeadService:
         self.port.become_actor(*action)
 
     def _do_publish(self, action: am.Publish) -> None:
-        self.port.actor_state(*action)
+        if action.state == DEAD:
+            self.lasting.say(lambda: self.port.actor_state(*action))
+        else:
+            self.port.actor_state(*action)
 
     def _do_kill_worker(self, action: am.KillWorker) -> None:
         self.port.kill_worker(*action)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.node")
 
 # Requests of cores that make something which a head that takes over must know of before the asker is told.
-LASTING = frozenset(("create_actor", "create_group"))
+LASTING = frozenset(("create_actor", "create_group"))  # and actor_exiting, from wherever it comes: the head sees to it
 CLOCK_SKEW_S_MAX = 300.0  # between two machines: times in tables, logs and tokens would lie
 
 
@@ -233,16 +233,8 @@ class ClusterHead:
         """An answer that a head which takes over must know of: given when it is in Redis' file."""
         if inspect.isawaitable(answer):
             answer = await answer
-        await self._written()
+        await self._node.head.lasting.wait()
         return answer
-
-    async def _written(self) -> None:
-        head = self._node.head
-        head.groups.flush()
-        try:
-            await head.tables.last()
-        except StoreUnavailable as error:  # its end was said to every job: this cluster goes on from memory alone
-            logger.debug("nothing lasts any more: %s", error)
 
     def core_rpc(self, caller: Any, method: str, args: tuple[Any, ...], again: bool = False) -> Any:
         """Of a core of another node, or of a tool there (caller None)."""

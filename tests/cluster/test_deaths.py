@@ -157,6 +157,64 @@ def test_a_node_dies_while_an_actor_is_made_on_it(nodes: Nodes, tmp_path: Path) 
     assert ray.get(called, timeout=60) == first
 
 
+class Leaver:
+    def where(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
+
+    def leave(self) -> None:
+        ray.actor.exit_actor()
+
+
+class AsyncLeaver:
+    async def where(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
+
+    async def leave(self) -> None:
+        ray.actor.exit_actor()
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [(Leaver, {}), (Leaver, {"max_concurrency": 2}), (AsyncLeaver, {})],
+    ids=["", "threads", "async"],
+)
+def test_nobody_hears_that_an_actor_has_left_before_the_head_knows(nodes: Nodes, cls: Any, options: Any) -> None:
+    # Cause, once: the worker told its node and its caller at a time; the node was stopped, and the head had the actor
+    # start again.
+    number = nodes.add_node({"CPU": 1})
+    options = {"max_restarts": -1, "num_cpus": 0, **options}
+    actor = ray.remote(cls).options(**options, **on(nodes, number, soft=True)).remote()
+    assert ray.get(actor.where.remote(), timeout=60) == nodes.node_id(number)
+    os.kill(nodes.stats(number)["pids"]["node"], signal.SIGSTOP)
+    left = actor.leave.remote()
+    assert not ray.wait([left], timeout=0.3)[0]
+    nodes.kill(number)
+    with pytest.raises(exceptions.RayActorError) as caught:
+        ray.get(left, timeout=60)
+    assert "exit_actor" not in str(caught.value)
+
+    def where() -> str | None:
+        with contextlib.suppress(exceptions.ActorUnavailableError):
+            return str(ray.get(actor.where.remote(), timeout=60))
+        return None
+
+    wait_until(lambda: where() == nodes.node_id(0))
+
+
+def test_an_actor_of_which_was_heard_that_it_has_left_stays_dead_when_its_node_dies(nodes: Nodes) -> None:
+    number = nodes.add_node({"CPU": 1})
+    options = {"max_restarts": -1, "num_cpus": 0, "name": "leaver"}
+    actor = ray.remote(Leaver).options(**options, **on(nodes, number, soft=True)).remote()  # type: ignore[call-overload]
+    assert ray.get(actor.where.remote(), timeout=60) == nodes.node_id(number)
+    with pytest.raises(exceptions.ActorDiedError, match="exit_actor"):
+        ray.get(actor.leave.remote(), timeout=60)
+    nodes.kill(number)
+    with pytest.raises(exceptions.ActorDiedError):
+        ray.get(actor.where.remote(), timeout=60)
+    with pytest.raises(ValueError, match="leaver"):
+        ray.get_actor("leaver")
+
+
 @pytest.mark.parametrize("nodes", [{"_system_config": QUICK}], indirect=True)
 def test_a_node_that_falls_silent_is_given_up_and_ends_itself_when_it_wakes(nodes: Nodes, tmp_path: Path) -> None:
     number = nodes.add_node({"CPU": 1})

@@ -308,6 +308,37 @@ def test_redis_killed_together_with_the_head_has_forgotten_nothing(restarting: R
     restarting.check()
 
 
+def test_nobody_hears_that_an_actor_has_left_before_redis_has_written_it(restarting: Restarting) -> None:
+    @ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=On(restarting.head.node_id, soft=True))
+    class Leaver:
+        def pid(self) -> int:
+            return os.getpid()
+
+        def leave(self) -> None:
+            ray.actor.exit_actor()
+
+    leaver = Leaver.remote()
+    pid = ray.get(leaver.pid.remote(), timeout=60)
+    for redis in restarting.stats(restarting.head)["pids"]["redis"]:
+        os.kill(redis, signal.SIGSTOP)  # it ends with the head
+    left = leaver.leave.remote()
+    assert not ray.wait([left], timeout=0.3)[0]
+    restarting.kill_head()
+    restarting.restart()
+    with pytest.raises(ray.exceptions.RayActorError) as caught:
+        ray.get(left, timeout=60)
+    assert "exit_actor" not in str(caught.value)
+
+    def back() -> bool:
+        try:
+            return ray.get(leaver.pid.remote(), timeout=60) not in (0, pid)
+        except ray.exceptions.ActorUnavailableError:
+            return False
+
+    wait_until(back)
+    restarting.check()
+
+
 @pytest.mark.parametrize("restarting", [{"head_restart_wait_s": 1.0}], indirect=True)
 def test_nodes_end_if_the_head_does_not_come_back_in_time(restarting: Restarting) -> None:
     began = time.monotonic()

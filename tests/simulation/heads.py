@@ -192,7 +192,11 @@ class Head:
         self.cluster.laws.head(self)
 
     def core_event(self, number: int, caller: Any, name: str, args: tuple[Any, ...]) -> None:
-        self.service.event(caller, name, args)
+        if name == "actor_exiting":  # a request; this head can't come back, and so it is answered at once
+            self.service.actor_event(am.Exiting(args[0], caller.tag, args[1]))
+            self.tell(number, "exit_taken_note_of", caller.tag)
+        else:
+            self.service.event(caller, name, args)
         self.cluster.laws.head(self)
 
 

@@ -33,7 +33,7 @@ class Laws:
         self.dead: set[bytes] = set()  # nodes that the head has declared dead
         self.faults = 0  # of workers, nodes and links so far
         self.incarnations: dict[bytes, int] = {}
-        self.exited: dict[bytes, Node] = {}  # actors that have said so, and where
+        self.exited: set[bytes] = set()  # actors whose callers have been told so
 
     # -- after each event ---------------------------------------------------------------------------------------------
 
@@ -290,12 +290,12 @@ class Laws:
         found = []
         service, living = self.cluster.head.service, self.cluster.living()
         workers = {w.tag: w for n in living for w in n.workers.values()}
+        found += [f"{worker} leaves, and hears nothing of the head" for worker in workers.values() if worker.leaving]
         for actor in service.actors.all():
             strategy = parse_strategy(actor.spec.get("strategy"))
             if actor.worker_tag and actor.worker_tag not in workers:
                 found.append(f"{actor} has a worker that is no more")
-            left = self.exited.get(actor.actor_id)
-            if left is not None and left.alive and actor.state != actor_record.DEAD:
+            if actor.actor_id in self.exited and actor.state != actor_record.DEAD:
                 found.append(f"{actor} has exited: {actor.story}")
             if isinstance(strategy, InGroup) and actor.state != actor_record.DEAD:
                 if service.groups.groups.was_removed(strategy.group_id):

@@ -392,6 +392,10 @@ class Node:
         for worker in self._with_tag(worker_tag):
             worker.become(actor_id, incarnation)
 
+    def on_exit_taken_note_of(self, worker_tag: bytes) -> None:
+        for worker in self._with_tag(worker_tag):
+            self.local("exit_taken_note_of", worker.exit_taken_note_of)
+
     def on_kill_worker(self, worker_tag: bytes, why: str) -> None:
         for worker in self._with_tag(worker_tag):
             self.kill_worker(worker.worker_id, why)

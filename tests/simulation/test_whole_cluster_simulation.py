@@ -35,7 +35,8 @@ OF_NODES = ("join", "known", "heartbeat", "resources", "job_info", "driver_gone"
             "registered")  # fmt: skip
 OF_HEAD = ("admitted", "node_up", "opened", "view", "node_down", "job_known", "job_over", "place_actor",
            "cancel_placement", "release_actor", "become_actor", "kill_worker", "ask_to_exit", "prepare_bundles",
-           "commit_bundles", "return_bundles", "group_removed", "actor_state", "group_state")  # fmt: skip
+           "commit_bundles", "return_bundles", "group_removed", "actor_state", "group_state",
+           "exit_taken_note_of")  # fmt: skip
 KINDS = (*OF_CORES, *OF_WORKERS, *TO_HEAD, *OF_NODES, *OF_HEAD)
 
 

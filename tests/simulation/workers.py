@@ -25,6 +25,7 @@ class Worker:
         self.alive = True
         self.assigned = False  # to a lease
         self.actor_id = b""
+        self.leaving = False  # exit_actor() was called, and the head has not said that it knows
         self.blocked = False  # its task waits for another: the truth, of which the scheduler is told
         self.task: Task | None = None
         self.turn = 0  # how manieth it runs: timers of an earlier one mean nothing
@@ -87,8 +88,13 @@ class Worker:
                 self._after(1.0, lambda: self._exit_actor(actor_id))
 
     def _exit_actor(self, actor_id: bytes) -> None:
+        self.leaving = True
         self._core_event("actor_exiting", actor_id, "exit_actor()")
-        self.node.cluster.laws.exited[actor_id] = self.node
+
+    def exit_taken_note_of(self) -> None:
+        """The head knows it: only now is its caller told."""
+        self.leaving = False
+        self.node.cluster.laws.exited.add(self.actor_id)
         self._after(0.05, lambda: self.node.worker_ends(self, "it exited"))
 
     def reclaim(self, owner_tag: bytes) -> None:
