@@ -21,15 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 from ray._control.resp import ReplyError
 from ray._control.store import StoreUnavailable
-from ray._head.membership import JOINING, Acknowledged, Admit, Joined, Left, Membership, Reported, Tell
+from ray._head.membership import JOINING, Acknowledged, Admit, Joined, Left, Membership, Reported, Spread, Tell, View
 from ray._head.requests import EVENTS, RPCS
-from ray._protocol.frames import TAG_BYTES
+from ray._protocol.frames import FRAME_EVENT, TAG_BYTES
 from ray._protocol.ids import node_number
 from ray._scheduling.machine import InvalidTransition
+from ray._transport import messages
 from ray._version import __version__
 
 from . import worker_messages as wm
-from .cluster_view import ClusterView
+from .cluster_view import REPORT_S, ClusterView
 from .cores import Job
 from .gathering import GATHERED, OF_NODES
 from .node_table import NodeTable
@@ -68,6 +69,8 @@ class ClusterHead:
         self._told_jobs: dict[int, set[bytes]] = {}  # by node: jobs that it has heard of from here
         self._keeping: asyncio.Task[None] | None = None  # while Redis is told `_heard`
         self._timer: asyncio.TimerHandle | None = None
+        self._spread_timer: asyncio.TimerHandle | None = None  # while there is news of nodes' room
+        self._spread_at = 0.0  # the next time when such may be told
         if not self.members.gathering:
             self.join_own()
 
@@ -350,9 +353,29 @@ class ClusterHead:
             logger.warning("membership: %s", error)  # a node that says nonsense; a bug of ours is found by the tests
             return
         self._carry_out(actions)
+        if self.members.news and self._spread_timer is None:
+            loop = self._node.loop
+            self._spread_timer = loop.call_at(max(self._spread_at, loop.time()), self._spread)
+
+    def _spread(self) -> None:
+        self._spread_timer = None
+        self._spread_at = self._node.loop.time() + REPORT_S
+        self._handle(Spread())
+
+    def _show(self, view: View) -> None:
+        """Encoded once, however many they are."""
+        frame = messages.encode_event("view", (view.rows,))
+        for number in view.to:
+            if number == self.own:
+                assert self._node.cluster_view is not None
+                self._node.cluster_view.take(view.rows)
+            else:
+                self._send(number, frame)
 
     def _carry_out(self, actions: list[Any]) -> None:
         for action in actions:
+            if isinstance(action, View):
+                self._show(action)
             if not isinstance(action, Tell):
                 continue  # Admit, of the head's own node
             if action.name == "opened" and action.to == self.own:
@@ -384,11 +407,15 @@ class ClusterHead:
     # -- telling
 
     def tell(self, number: int, name: str, *args: Any) -> None:
+        if number in self.uplinks:
+            self._send(number, messages.encode_event(name, args))
+
+    def _send(self, number: int, event: bytes) -> None:
         peer = self.uplinks.get(number)
         if peer is None or peer.closed:
             return
         try:
-            peer.event(name, *args)
+            peer.send(FRAME_EVENT, event)
         except ConnectionError:
             return  # noticed just now, while sending; its end follows
 
@@ -463,6 +490,8 @@ class ClusterHead:
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._spread_timer is not None:
+            self._spread_timer.cancel()
         if self._keeping is not None:
             self._keeping.cancel()
 

@@ -2,8 +2,9 @@
 
 The two ends of the scheduling view: `report` is sent as `resources` whenever what is free, waits or may be used has
 changed, at most every `REPORT_S`; `take` turns the rows of `view` into the event of the local scheduler. What lies
-between, the uplink and the head, sees only plain dictionaries: the head adds to each report the node's number, node_id,
-total, labels and state, and passes the row on.
+between, the uplink and the head, sees only plain dictionaries. The head sends a node's row whole at first: number,
+node_id, total, labels and state, with its report; after that the number and what has changed, of all nodes together and
+also at most every `REPORT_S` (ray/_head/membership.py).
 
 Composed into a node that is part of a cluster only. If the uplink ends, reports go nowhere; the first after it is back
 is whole, like every one.
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from .shell import Node
 
-REPORT_S = 0.05  # a human notices nothing; ten nodes that flicker cost the head 200 small messages a second
+REPORT_S = 0.05  # a human notices nothing; ten nodes that flicker cost the head 200 small messages each way a second
 
 
 class ClusterView:
@@ -34,6 +35,7 @@ class ClusterView:
         self._send = send
         self._sent: dict[str, Any] | None = None
         self._next_at = 0.0
+        self._known = KnownRows()
         self._timer: asyncio.TimerHandle | None = None
 
     def changed(self) -> None:
@@ -56,7 +58,7 @@ class ClusterView:
 
     def take(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """The event `view`. Rows of nodes that have not changed may be left out."""
-        self._node.feed(self._node.scheduler, lm.View([row_of(row) for row in rows]))
+        self._node.feed(self._node.scheduler, lm.View(self._known.take(rows)))
 
     def close(self) -> None:
         if self._timer is not None:
@@ -80,6 +82,31 @@ def report_of(node: Node) -> dict[str, Any]:
         "queued": sum(waiting.count() for waiting in scheduler.classes),
         "bundles": bundles,
     }
+
+
+class KnownRows:
+    """The rows of all nodes, whole. Pure."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, Mapping[str, Any]] = {}
+
+    def take(self, rows: Iterable[Mapping[str, Any]]) -> list[NodeRow]:
+        """Rows as they are now, of the nodes that these are about. What has changed of a node that has gone, or that
+        never was here, is nothing."""
+        out = []
+        for row in rows:
+            number = row["number"]
+            if "node_id" not in row:
+                before = self._rows.get(number)
+                if before is None:
+                    continue
+                row = {**before, **row}
+            if row.get("state") == "DEAD":
+                self._rows.pop(number, None)
+            else:
+                self._rows[number] = row
+            out.append(row_of(row))
+        return out
 
 
 def row_of(row: Mapping[str, Any]) -> NodeRow:

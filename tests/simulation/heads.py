@@ -15,9 +15,10 @@ from ray._head import actor_messages as am
 from ray._head import global_scheduler as gs
 from ray._head import group_messages as gm
 from ray._head import monitor
-from ray._head.membership import GONE, Acknowledged, Admit, Joined, Left, Membership, Reported
+from ray._head.membership import GONE, Acknowledged, Admit, Joined, Left, Membership, Reported, Spread, Tell, View
 from ray._head.service import HeadService
 from ray._node import lease_messages as lm
+from ray._node.cluster_view import REPORT_S
 from ray._protocol.ids import node_number
 from ray._scheduling.strategy import InGroup, parse_strategy
 
@@ -52,6 +53,8 @@ class Head:
         self.numbers: dict[bytes, int] = {}
         self.at: dict[int, Node] = {}
         self._tick_at = 0.0
+        self._spread_due = False
+        self._spread_at = 0.0
         self.stopped = False  # its process, which is that of node 0
         self.lines: list[Line] = []  # to nodes, and to those that want to join
 
@@ -66,6 +69,8 @@ class Head:
         for line in list(self.lines):
             line.go_on(1)
         self._tick()
+        if self._spread_due:
+            self._spread()
 
     def dialled(self, line: Line) -> None:
         """By a node that wants to join."""
@@ -94,7 +99,10 @@ class Head:
         self._carry_out(actions[1:])
 
     def _carry_out(self, actions: list[Any]) -> None:
-        for tell in actions:
+        tells: list[Tell] = []
+        for action in actions:
+            tells += [Tell(to, "view", (action.rows,)) for to in action.to] if isinstance(action, View) else [action]
+        for tell in tells:
             if tell.name == "opened":
                 row = self.members._nodes[tell.to].row
                 joined = gs.NodeJoined(row["node_id"], row["total"], row["labels"])
@@ -104,6 +112,14 @@ class Head:
                     self.tell(tell.to, "group_removed", lm.GroupRemoved(*gone), method="on_bundles")
             self.tell(tell.to, tell.name, *tell.args)
         self.members.check()
+        if self.members.news and not self._spread_due:
+            self._spread_due = True
+            self.net.at(max(self._spread_at, self.net.now), self._spread)
+
+    def _spread(self) -> None:
+        if not self.stopped:  # else when it goes on
+            self._spread_due, self._spread_at = False, self.net.now + REPORT_S
+            self._carry_out(self.members.handle(Spread(), self.net.now))
 
     def tell(self, number: int | None, kind: str, *args: Any, method: str = "") -> None:
         if number is not None and self.members.state(number) not in (None, GONE):

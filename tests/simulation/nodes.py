@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ray._node import lease_messages as lm
-from ray._node.cluster_view import REPORT_S, report_of, row_of
+from ray._node.cluster_view import REPORT_S, KnownRows, report_of
 from ray._node.local_scheduler import LocalScheduler
 from ray._protocol.ids import node_number
 from ray._scheduling.node_resources import NodeResources
@@ -59,6 +59,7 @@ class Node:
         self._reported: Any = None
         self._report_due = False
         self._next_worker = 0
+        self._known = KnownRows()
 
     # -- joining ------------------------------------------------------------------------------------------------------
 
@@ -118,7 +119,7 @@ class Node:
         self.cluster.new_driver(self)
 
     def on_view(self, rows: list[dict[str, Any]]) -> None:
-        self.feed(lm.View([row_of(row) for row in rows]))
+        self.feed(lm.View(self._known.take(rows)))
 
     def on_node_down(self, number: int, cause: str) -> None:
         self.down.add(number)

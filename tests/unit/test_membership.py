@@ -20,9 +20,12 @@ from ray._head.membership import (
     Membership,
     Reported,
     Returned,
+    Spread,
     Tell,
+    View,
     told,
 )
+from ray._node.cluster_view import KnownRows
 from ray._scheduling.machine import InvalidTransition
 
 
@@ -41,7 +44,9 @@ def two() -> Membership:
 
 def test_the_first_is_number_0_and_open_at_once() -> None:
     cluster = Membership()
-    assert join(cluster, "head") == [Admit(0, []), Tell(0, "opened", ())]
+    admit, opened, view = join(cluster, "head")
+    assert (admit, opened) == (Admit(0, []), Tell(0, "opened", ()))
+    assert isinstance(view, Tell) and view.args[0][0]["number"] == 0  # its own row: so it knows its number
     assert cluster.state(0) == MEMBER
 
 
@@ -57,7 +62,7 @@ def test_a_node_is_opened_once_every_other_knows_it(two: Membership) -> None:
     actions = two.handle(Acknowledged(0, 2))
     assert two.state(2) == MEMBER
     assert [t.name for t in told(actions, 2)] == ["opened", "view"]
-    assert [row["number"] for row in told(actions, 2)[1].args[0]] == [0, 1]
+    assert [row["number"] for row in told(actions, 2)[1].args[0]] == [0, 1, 2]
     assert [t.name for t in told(actions, 0) + told(actions, 1)] == ["view", "view"]
 
 
@@ -88,11 +93,40 @@ def test_a_number_is_never_given_twice(two: Membership) -> None:
     assert Membership(next_number=two.next_number).next_number == 3
 
 
-def test_a_report_goes_to_the_other_members(two: Membership) -> None:
-    (tell,) = two.handle(Reported(1, {"available": {"CPU": 5_000}, "queued": 3}))
-    assert isinstance(tell, Tell) and (tell.to, tell.name) == (0, "view")
-    (row,) = tell.args[0]
+def test_reports_are_gathered_and_what_has_changed_goes_to_all_at_once(two: Membership) -> None:
+    assert two.handle(Spread()) == [] and not two.news
+    assert two.handle(Reported(1, {"available": {"CPU": 5_000}, "queued": 3})) == [] and two.news
+    (view,) = two.handle(Spread())
+    assert isinstance(view, View) and view.to == [0, 1] and not two.news
+    (row,) = view.rows
     assert (row["available"], row["queued"], row["state"]) == ({"CPU": 5_000}, 3, "ALIVE")
+    two.handle(Reported(0, {"available": {"CPU": 1_000}}))
+    two.handle(Reported(1, {"available": {"CPU": 5_000}, "queued": 4}))
+    two.handle(Reported(1, {"available": {"CPU": 5_000}, "queued": 5}))
+    (view,) = two.handle(Spread())
+    assert isinstance(view, View) and view.rows[1] == {"number": 1, "queued": 5}
+    two.handle(Reported(1, {"available": {"CPU": 5_000}, "queued": 5}))
+    assert not two.news
+
+
+def test_what_every_node_says_costs_one_message_for_each_node() -> None:
+    cluster = Membership()
+    for number in range(50):
+        join(cluster, f"n{number}")
+        for other in range(number):
+            cluster.handle(Acknowledged(other, number))
+    for queued in (0, 1):
+        assert all(cluster.handle(Reported(number, {"queued": queued})) == [] for number in range(50))
+        (view,) = cluster.handle(Spread())
+        assert isinstance(view, View) and len(view.to) == len(view.rows) == 50
+    assert all(row.keys() == {"number", "queued"} for row in view.rows)
+
+
+def test_nothing_is_said_any_more_of_a_node_that_has_gone(two: Membership) -> None:
+    two.handle(Reported(1, {"queued": 1}))
+    two.handle(Left(1, "gone"))
+    assert not two.news and two.handle(Spread()) == []
+    assert KnownRows().take([{"number": 1, "queued": 1}]) == []
 
 
 def test_what_comes_late_changes_nothing(two: Membership) -> None:
@@ -115,14 +149,19 @@ def test_whatever_happens_everybody_who_lives_hears_the_same(seed: int) -> None:
     inboxes: dict[int, list[Tell]] = {}
     tables: dict[int, set[int]] = {}
     opened: set[int] = set()
+    known: dict[int, KnownRows] = {}
+    views: dict[int, dict[int, int]] = {}  # by node: what it knows of how many wait where
+    reported: dict[int, int] = {}
 
     def carry_out(actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Admit):
                 inboxes[action.number] = []
                 tables[action.number] = {row["number"] for row in action.table}
-            else:
-                inboxes[action.to].append(action)
+                known[action.number], views[action.number] = KnownRows(), {}
+                continue
+            for number in action.to if isinstance(action, View) else [action.to]:
+                inboxes[number] += told([action], number)
         cluster.check()
 
     def deliver(number: int) -> None:
@@ -132,6 +171,12 @@ def test_whatever_happens_everybody_who_lives_hears_the_same(seed: int) -> None:
             carry_out(cluster.handle(Acknowledged(number, tell.args[0]["number"])))
         elif tell.name == "node_down":
             tables[number].discard(tell.args[0])
+        elif tell.name == "view":
+            for row in known[number].take(tell.args[0]):
+                if row.alive:
+                    views[number][row.number] = row.queued
+                else:
+                    views[number].pop(row.number, None)
         elif tell.name == "opened":
             opened.add(number)
             for other in set(cluster.living()) - {number}:  # what the acknowledgements are for
@@ -145,14 +190,22 @@ def test_whatever_happens_everybody_who_lives_hears_the_same(seed: int) -> None:
         elif what < 0.15 and len(cluster.living()) > 1:
             carry_out(cluster.handle(Left(rng.choice(cluster.living()[1:]), "by chance")))
         elif what < 0.25:
-            carry_out(cluster.handle(Reported(rng.choice(cluster.living()), {"queued": step})))
+            reporter = rng.choice(cluster.living())
+            reported[reporter] = step
+            carry_out(cluster.handle(Reported(reporter, {"queued": step})))
+        elif what < 0.35:
+            carry_out(cluster.handle(Spread()))
         else:
             waiting = [n for n in cluster.living() if inboxes[n]]
             if waiting:
                 deliver(rng.choice(waiting))
-    while any(inboxes[n] for n in cluster.living()):
-        deliver(next(n for n in cluster.living() if inboxes[n]))
+    while any(inboxes[n] for n in cluster.living()) or cluster.news:
+        for n in cluster.living():
+            while inboxes[n]:
+                deliver(n)
+        carry_out(cluster.handle(Spread()))
     living = set(cluster.living())
+    assert all(views[n] == {number: reported.get(number, 0) for number in living} for n in living)
     assert living <= opened
     assert all(tables[n] == living - {n} for n in living)
 
