@@ -7,7 +7,8 @@ node that was ever admitted is in exactly one of
              processes may come into being: an id of theirs would mean nothing to those
     MEMBER   every living node knows it; work may be sent to it, and its processes may live
     RETURNED it was there before the head was restarted, and is again; all that have returned are told at once of each
-             other (Gathered), and are members then
+             other (Gathered), and are members then. It may return once more: its connection may have broken without
+             the head's having heard so
     GONE     its process, or the way to it, has ended; final: its number is never given to another
 
 The head's own node never goes: with it this process ends. It is number 0, or the next number if an earlier head has
@@ -160,6 +161,8 @@ class Membership:
         node = self._nodes.get(number)
         if node is not None and node.state == GONE:
             return f"it was declared dead meanwhile, and its work was given to others: {node.cause}"
+        if node is not None and node.state == RETURNED and node.row["node_id"] == node_id:
+            return None  # over a new connection: of the end of the one before nothing has been heard yet
         if node is not None:
             return f"number {number} is in use"
         if not self.gathering:

@@ -100,13 +100,19 @@ class HeadReturn:
         number, now = said["number"], time.monotonic()
         about = {name: value for name, value in said.items() if name not in _OF_NOBODY_ELSE}
         self._cluster.members.handle(Returned(number, peer.tag, about), now)
+        before = self._back.pop(number, None)
+        if before is not None:  # it has lost that connection, and its end has not come here yet
+            before.peer.close("the node began a new connection")
         answer: asyncio.Future[dict[str, Any]] = self._node.loop.create_future()
         self._back[number] = _Back(peer, said, answer)
-        peer.on_close = partial(self._gone_again, number)
+        peer.on_close = partial(self._gone_again, number, peer)
         self._node.loop.call_soon(self._look_if_all)
         return answer
 
-    def _gone_again(self, number: int, why: str) -> None:
+    def _gone_again(self, number: int, peer: Peer, why: str) -> None:
+        back = self._back.get(number)
+        if back is None or back.peer is not peer:
+            return  # it has come back over another connection
         del self._back[number]
         self._cluster.members.handle(Left(number, why), time.monotonic())
 

@@ -252,6 +252,19 @@ def test_who_is_late_was_never_there_or_was_declared_dead_may_not_come_back() ->
     assert "declared dead" in str(Membership().refusal_to_return(1, b"a")), "a head that took over from nobody"
 
 
+def test_one_whose_connection_broke_unheard_may_come_back_over_another_while_the_rest_is_waited_for() -> None:
+    """It was refused, "number 1 is in use", and ended itself: its first connection's end came behind the second's
+    beginning. Found by the simulation, seed 55."""
+    cluster = Membership(next_number=3)
+    again(cluster, 1, "a")
+    assert cluster.refusal_to_return(1, b"a") is None
+    assert again(cluster, 1, "a") == []
+    assert "in use" in str(cluster.refusal_to_return(1, b"other"))
+    assert [a.number for a in cluster.handle(Gathered()) if isinstance(a, Admit)] == [1]
+    assert "in use" in str(cluster.refusal_to_return(1, b"a")), "as a member it has been told of the others"
+    cluster.check()
+
+
 def test_one_that_is_lost_while_the_others_are_waited_for_may_come_back_once_more() -> None:
     cluster = Membership(next_number=3)
     again(cluster, 1, "a")
