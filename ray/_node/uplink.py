@@ -201,18 +201,21 @@ class Uplink:
             pause_s = min(2 * pause_s, DIAL_LAST_S)
 
     def _come_back(self, peer: Peer, answer: dict[str, Any]) -> None:
-        """Everything is taken up again, in this order: who lives; what this node holds for nobody; what was said."""
+        """Everything is taken up again, in this order: who lives; what this node holds for nobody; what was said.
+
+        What follows here from the first two is told like all that has happened meanwhile: behind what is older. Said
+        sooner, its number would make the head take all of that for heard."""
         if peer.closed:
             raise ConnectionClosed(peer.why_closed or "closed")
         node = self._node
         logger.warning("the cluster's head is back")
         self._returning = None
-        self.peer = peer
         self._nodes.replace(answer["nodes"], "it did not come back to the cluster's head after that had been restarted")
-        self.outbox.drop(lambda entry: obsolete(entry, answer["release"]))
         for actor_id in answer["release"]:
             node.head_port.release_actor(actor_id)  # and its worker, if it has one, ends
+        self.outbox.drop(lambda entry: obsolete(entry, answer["release"]))
         self.outbox.kept(answer["kept"])
+        self.peer = peer
         try:
             for entry in self.outbox.again():
                 if isinstance(entry, Asked):
