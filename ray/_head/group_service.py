@@ -184,7 +184,7 @@ class GroupService:
             self._unsaved[action.group_id] = None
             if not self._flushing and self._head.tables is not None:
                 self._flushing = True
-                asyncio.get_running_loop().call_soon(self.flush)
+                self._head.later(0.0, self.flush)
 
     def _wake(self, group_id: bytes, created: bool) -> None:
         for waiter in self._waiters.pop(group_id, ()):

@@ -7,7 +7,6 @@ back what was forgotten.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -120,7 +119,7 @@ class Requests:
         _check_id("actor_id", actor_id, ACTOR_ID_BYTES)
         if self._head.actors.get(actor_id) is None:
             if actor_id not in self._early:
-                asyncio.get_running_loop().call_later(EARLY_SUBSCRIPTION_S, self._subscribe_early, actor_id)
+                self._head.later(EARLY_SUBSCRIPTION_S, self._subscribe_early, actor_id)
             self._early.setdefault(actor_id, set()).add(caller.tag)
             return
         self._tell(am.Subscribe(actor_id, caller.tag))

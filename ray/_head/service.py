@@ -202,7 +202,7 @@ class HeadService:
         row, entry_id = self.errors.push(job_id, kind, message, extra, pid, self._clock())
         if entry_id is None:  # a flood: said in one line a second
             if self._hidden_timer is None:
-                self._hidden_timer = asyncio.get_running_loop().call_later(1.0, self._tell_hidden)
+                self._hidden_timer = self.later(1.0, self._tell_hidden)
             return
         if self.tables is not None and self.job_lives(job_id):
             self.tables.errors.add(row, entry_id)
@@ -283,6 +283,10 @@ class HeadService:
 
     def now(self) -> float:
         return self._clock()
+
+    def later(self, delay_s: float, what: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
+        """Calls what(*args) after delay_s; 0: when what is being done now is over."""
+        return asyncio.get_running_loop().call_later(delay_s, what, *args)
 
     def _write(self, action: Any) -> None:
         if self.tables is not None:
@@ -425,7 +429,7 @@ class HeadService:
         if self.events.add(job_id, batch):
             self.flush_events()
         elif self._flush_timer is None and self.events.waiting:
-            self._flush_timer = asyncio.get_running_loop().call_later(events.FLUSH_S, self.flush_events)
+            self._flush_timer = self.later(events.FLUSH_S, self.flush_events)
 
     def flush_events(self) -> None:
         if self._flush_timer is not None:
