@@ -114,6 +114,8 @@ class NodeProcess:
 
     def kill(self) -> None:
         """SIGKILL; the kernel then ends all that the node process had started. Removes what is left of the session."""
+        if self.ready is not None:
+            self.session.condemn()
         self.end_now()
         self.discard()
 

@@ -81,6 +81,10 @@ class Session:
             os.close(self.lock_fd)
             self.lock_fd = -1
 
+    def condemn(self) -> None:
+        """From now on nobody starts a process of it again: neither its supervisor, nor a node process that one."""
+        _ignore_missing(os.unlink, self.token_file)
+
     def remove(self) -> None:
         """Removes the folder and all in it. Safe to call twice and in two processes at once."""
         remove_tree(self.folder)

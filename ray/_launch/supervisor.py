@@ -1,10 +1,11 @@
 """PROCESS supervisor, title `ray supervisor`: starts a head's node process again when it has been killed.
 
 Who starts it: `ray start --head --port=N`, unless that stays itself (--block, or in a container), where systemd or
-Kubernetes does this work. Who talks to it: nobody. What it owns: a handle on the session's lock, so that the folder is
-nobody else's while there is no node process. It ends with a node process that ends for good (exit code 0: `ray stop`),
-or gives up after DEATHS_MAX deaths within WINDOW_S and says so in logs/supervisor.err; the session can still be resumed
-by a person then. If it is killed itself, the node process goes on, and nobody starts that again.
+Kubernetes does this work; after that the node process, when the supervisor has been killed (ray/_node/supervision.py).
+So it is the parent of the node process, or a child of it that outlives it. Who talks to it: nobody. What it owns: a
+handle on the session's lock, so that the folder is nobody else's while there is no node process. It ends with a node
+process that ends for good (`ray stop`: the token is gone), or gives up after DEATHS_MAX deaths within WINDOW_S and says
+so in logs/supervisor.err; the session can still be resumed by a person then.
 
 It sleeps in one system call. It imports little: 13 MB resident, of which 7 MB are its own (measured).
 """
@@ -15,6 +16,7 @@ import collections
 import fcntl
 import os
 import pickle
+import select
 import socket
 import sys
 import time
@@ -45,6 +47,16 @@ def start(session: sessions.Session, config: dict[str, Any]) -> NodeProcess:
     return start_node(session, config, [command[0], "-S", *command[1:]], log="supervisor")
 
 
+def start_beside(session: sessions.Session, config: dict[str, Any]) -> NodeProcess:
+    """The same by a node process, for itself. config: as `to_go_on` makes it. Returns: the supervisor."""
+    return start(session, {**config, "beside": True})
+
+
+def to_go_on(config: dict[str, Any], cluster_port: tuple[str, int] | None) -> dict[str, Any]:
+    """For a node process that takes over from one with this config, on the same port."""
+    return {**config, "resume": True, "cluster_port": cluster_port}
+
+
 def main() -> NoReturn:
     """Called by the bootstrap of node_process.py; descriptors 0 to 4 are set."""
     control = socket.socket(fileno=CONTROL_FD)
@@ -60,24 +72,33 @@ def main() -> NoReturn:
 
 def _supervise(control: socket.socket, config: dict[str, Any]) -> int:
     session = sessions.open_existing(config.pop("session_dir"))
+    starter = config.pop("driver_pid")
     deaths: collections.deque[float] = collections.deque(maxlen=DEATHS_MAX)
-    node = _start(session, config)
-    said = _first_word(node, config)
-    try:
-        send(control, said)
-    except OSError:
-        pass  # whoever started it has ended; the session is there nevertheless
-    control.close()
-    if said[0] != "ready":
-        return node.wait_exit(None) or 0
-    _go_on_from(config, said[1])
+    node: NodeProcess | None = None
+    config["supervised"] = True
+    if config.pop("beside", False):
+        control.close()
+        _outlive(starter)
+        pid, code = starter, None
+    else:
+        node = _start(session, config)
+        said = _first_word(node, config)
+        try:
+            send(control, said)
+        except OSError:
+            pass  # whoever started it has ended; the session is there nevertheless
+        control.close()
+        if said[0] != "ready":
+            return node.wait_exit(None) or 0
+        config = to_go_on(config, (config["cluster_port"][0], said[1]["cluster_port"]))
     while True:
-        code = node.wait_exit(None)
-        node.close()
+        if node is not None:
+            pid, code = node.pid, node.wait_exit(None)
+            node.close()
         if code == 0 or not os.path.exists(session.token_file):
             return 0
         deaths.append(time.monotonic())
-        _say(f"the head's node process (pid {node.pid}) has died ({code})")
+        _say(f"the head's node process (pid {pid}) has died" + ("" if code is None else f" ({code})"))
         if len(deaths) == DEATHS_MAX and deaths[-1] - deaths[0] < WINDOW_S:
             _say(
                 f"that was the {DEATHS_MAX}th time within {WINDOW_S:.0f} s: it is not started again. When the cause is "
@@ -112,10 +133,17 @@ def _first_word(node: NodeProcess, config: dict[str, Any]) -> Any:
         return "failed", f"the node process was not ready in time: {error}"
 
 
-def _go_on_from(config: dict[str, Any], ready: dict[str, Any]) -> None:
-    """From now on a node process takes over from one before it, on the same port."""
-    config["resume"] = True
-    config["cluster_port"] = (config["cluster_port"][0], ready["cluster_port"])
+def _outlive(starter: int) -> None:
+    """Returns when the node process has ended that has started this one: our parent, while it lives."""
+    try:
+        ended_fd = os.pidfd_open(starter)
+    except ProcessLookupError:
+        return
+    if os.getppid() == starter:  # asked after the pidfd was there: it is of that one
+        poll = select.poll()
+        poll.register(ended_fd, select.POLLIN)
+        poll.poll()
+    os.close(ended_fd)
 
 
 def _say(text: str) -> None:

@@ -121,8 +121,11 @@ class Reaper:
         self._loop.remove_signal_handler(signal.SIGCHLD)
 
 
+spared: set[int] = set()  # children that outlive this process: its supervisor
+
+
 def kill_descendants(timeout_s: float = 5.0) -> int:
-    """SIGKILLs and reaps every descendant of this process. Returns how many.
+    """SIGKILLs and reaps every descendant of this process but those spared. Returns how many.
 
     Blocks: until they are gone; but no longer than timeout_s, for one stuck in the kernel (a dead network file system)
     dies when it comes back, and nobody need wait for that.
@@ -132,7 +135,7 @@ def kill_descendants(timeout_s: float = 5.0) -> int:
     count = 0
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        targets = children_of(os.getpid())
+        targets = [pid for pid in children_of(os.getpid()) if pid not in spared]
         if not targets:
             break
         for pid in targets:

@@ -326,6 +326,10 @@ def _ready(node: Any, control: socket.socket, milestones: dict[str, float]) -> N
     if node.uplink is None and not node.config.get("resume"):
         node.start_redis()
     node.watch_memory()
+    if node.config.get("supervised"):
+        from .supervision import Supervision
+
+        node.supervision = Supervision(node, (node.gate.host, node.gate.port) if node.gate is not None else None)
 
 
 def _watch_driver(node: Any, control: socket.socket) -> None:

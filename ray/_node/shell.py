@@ -28,6 +28,7 @@ from ray.exceptions import ActorPlacementGroupRemoved, ActorUnschedulableError
 
 if TYPE_CHECKING:
     from .memory_shell import MemoryShell
+    from .supervision import Supervision
 
 from . import children, detect
 from . import env_messages as em
@@ -109,6 +110,7 @@ class Node:
         self.gathering = Gathering(self)
         self._metrics: Any = None  # MetricsExport, once anybody measures or asks
         self.memory: MemoryShell | None = None  # once the node is ready
+        self.supervision: Supervision | None = None  # once it is ready, if it has a supervisor
         self.requests = Requests(self)
         self.head: Any = None  # HeadService, once main has imported it; RemoteHead on a node that has joined
         self.fork_link: children.ForkServerLink
@@ -526,6 +528,8 @@ class Node:
             self._timer.cancel()
         if self.memory is not None:
             self.memory.close()
+        if self.supervision is not None:
+            self.supervision.close()
         self.fork_link.close()
         self.envs.builds.close()
         if self.cluster_view is not None:

@@ -109,6 +109,7 @@ def _wait_for_rest(session: Session, deadline: float) -> None:
 
 def _kill(session: Session) -> None:
     """By force: the node process, whose death takes all else with it, then the session's leavings."""
+    session.condemn()
     while left := sessions.marked(session.folder):  # asked again: one of them may just have started another
         for pid in left:
             try:

@@ -83,8 +83,11 @@ def supervisor_said(machine: Machine) -> str:
 
 
 def killed_with_supervisor(machine: Machine) -> None:
+    """Both at once: else either would start the other again."""
+    node: int = wait_until(lambda: node_of(machine))
+    os.kill(node, signal.SIGSTOP)
     os.kill(processes(machine)["supervisor"], signal.SIGKILL)
-    kill_node(machine)
+    os.kill(node, signal.SIGKILL)
     wait_until(lambda: not {"supervisor", "node"} & processes(machine).keys())
 
 
@@ -101,6 +104,28 @@ def test_a_head_that_is_killed_is_started_again_and_stop_ends_all(machines: list
     assert f"(pid {before}) has died (-9)" in said and "it was started again" in said
     a.ray("stop")
     wait_until(b.is_empty)
+
+
+def test_whoever_is_killed_first_the_other_starts_it_again(machines: list[Machine]) -> None:
+    a, _ = machines
+    start_head(a)
+    for _ in range(2):
+        supervisor = processes(a)["supervisor"]
+        os.kill(supervisor, signal.SIGKILL)
+        wait_until(lambda: processes(a).get("supervisor", supervisor) != supervisor)  # noqa: B023
+        node = kill_node(a)
+        wait_until(lambda: (node_of(a) or node) != node)  # noqa: B023
+    assert a.python(ASK) == "1 []\n"
+    os.kill(processes(a)["supervisor"], signal.SIGKILL)
+    a.ray("stop")
+    assert a.is_empty()
+
+
+def test_stop_by_force_ends_both(machines: list[Machine]) -> None:
+    a, _ = machines
+    start_head(a)
+    a.ray("stop", "--force")
+    assert a.is_empty()
 
 
 def test_a_person_resumes_a_head_that_nobody_started_again(machines: list[Machine]) -> None:
