@@ -4,6 +4,7 @@ Runs wherever a `Store` does (the node's loop). Methods named put/remove/add/for
 nobody waits. Those that are `async` read or need the answer.
 
     ray:nodes  ray:jobs  ray:placement_groups     hash, id -> row                            main server
+    ray:placement_groups:removed                  hash, id -> when                           main server
     ray:uplinks                                   hash, node number -> last event heard      main server
     ray:actors:detached                           hash, actor id -> row                      main server
     ray:names                                     hash, namespace \\0 name -> actor id       main server
@@ -58,6 +59,27 @@ class Table(Generic[Row]):
     async def all(self) -> list[Row]:
         reply = await self._store.call(MAIN, "HGETALL", self._key)
         return [loads(self._kind, data) for data in _pairs(reply).values()]
+
+
+class RemovedGroupTable:
+    """Placement groups that are no more: whoever names one must hear so from a head that takes over, too."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def put(self, group_ids: Iterable[bytes], removed_s: float) -> None:
+        flat = [item for group_id in group_ids for item in (group_id.hex(), f"{removed_s:.3f}")]
+        if flat:
+            self._store.write(MAIN, "HSET", "ray:placement_groups:removed", *flat)
+
+    def remove(self, *group_ids: bytes) -> None:
+        if group_ids:
+            self._store.write(MAIN, "HDEL", "ray:placement_groups:removed", *(i.hex() for i in group_ids))
+
+    async def all(self) -> list[bytes]:
+        """Oldest first."""
+        reply = _pairs(await self._store.call(MAIN, "HGETALL", "ray:placement_groups:removed"))
+        return [bytes.fromhex(i.decode()) for i, _ in sorted(reply.items(), key=lambda item: float(item[1]))]
 
 
 class ActorTable:
@@ -267,6 +289,7 @@ class Tables:
         self.nodes: Table[NodeRow] = Table(store, "ray:nodes", NodeRow)
         self.jobs: Table[JobRow] = Table(store, "ray:jobs", JobRow)
         self.placement_groups: Table[PlacementGroupRow] = Table(store, "ray:placement_groups", PlacementGroupRow)
+        self.removed_groups = RemovedGroupTable(store)
         self.actors = ActorTable(store)
         self.functions = FunctionTable(store)
         self.kv = KvTable(store)

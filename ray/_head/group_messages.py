@@ -117,6 +117,12 @@ class DropGroup(NamedTuple):
     group_id: bytes
 
 
+class ForgetGroup(NamedTuple):
+    """That it was removed need not be known any more."""
+
+    group_id: bytes
+
+
 Event = Union[Create, Prepared, Refused, Remove, JobEnded, NodeDied, NodesChanged]
 Action = Union[
     PrepareBundles,
@@ -128,4 +134,5 @@ Action = Union[
     GroupInfeasible,
     SaveGroup,
     DropGroup,
+    ForgetGroup,
 ]

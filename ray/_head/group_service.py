@@ -171,7 +171,8 @@ class GroupService:
                 self.drop_actor(place.actor_id)
                 self._head.place(place)
         elif isinstance(action, gm.GroupRemoved):
-            port.group_removed(action.group_id, action.why)
+            # Nodes refuse for good what names it: a head that takes over must know why.
+            self._head.lasting.say(lambda: port.group_removed(action.group_id, action.why))
             self._wake(action.group_id, False)
             self._tell_maker(action.group_id, False)
             self._makers.pop(action.group_id, None)
@@ -180,6 +181,9 @@ class GroupService:
                 self._refuse_actor(actor_id, action.group_id)
         elif isinstance(action, gm.GroupLost):
             self._tell_maker(action.group_id, False)
+        elif isinstance(action, gm.ForgetGroup):
+            if self._head.lasts and self._head.tables is not None:
+                self._head.tables.removed_groups.remove(action.group_id)
         else:  # SaveGroup, DropGroup
             self._unsaved[action.group_id] = None
             if not self._flushing and self._head.tables is not None:
@@ -205,28 +209,36 @@ class GroupService:
         if tables is None:
             return
         gone = []
+        removed = []
         for group_id in unsaved:
             group = self.groups.get(group_id)
             if group is not None and group.state != gr.REMOVED:
                 tables.placement_groups.put(group.row()._replace(maker=self._makers.get(group_id, b"")))
                 self._saved.add(group_id)
-            elif group_id in self._saved:
+                continue
+            removed.append(group_id)
+            if group_id in self._saved:
                 self._saved.discard(group_id)
                 gone.append(group_id)
+        if self._head.lasts:
+            tables.removed_groups.put(removed, self._head.now())
         tables.placement_groups.remove(*gone)
 
     def write_anew(self) -> None:
+        tables = self._head.tables
+        if self._head.lasts and tables is not None:
+            tables.removed_groups.put((group_id for group_id, _ in self.groups.removed()), self._head.now())
         for group in self.groups.all():
             if group.state != gr.REMOVED:
                 self._unsaved[group.group_id] = None
         self.flush()
 
-    def restore(self, rows: Iterable[Any], found: pg.Found | None = None) -> None:
-        """found: as for PlacementGroups.restore. Whoever made a group is told again how it is."""
+    def restore(self, rows: Iterable[Any], found: pg.Found | None = None, removed: Iterable[bytes] = ()) -> None:
+        """found, removed: as for PlacementGroups.restore. Whoever made a group is told again how it is."""
         saved = list(rows)
         self._saved.update(row.group_id for row in saved)
         self._makers.update((row.group_id, row.maker) for row in saved if row.maker)
-        self._head.run(lambda: self.groups.restore(saved, self._head.now(), found))
+        self._head.run(lambda: self.groups.restore(saved, self._head.now(), found, removed))
         for group in self.groups.all():
             self._tell_maker(group.group_id, group.state == gr.CREATED)
 

@@ -22,7 +22,7 @@ processor each second, and 0.2 s so; `python -m tests.perf.views`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple, Union
 
 from ray._scheduling.machine import InvalidTransition, Story
@@ -127,11 +127,12 @@ class Node:
 
 
 class Membership:
-    def __init__(self, next_number: int = 0) -> None:
+    def __init__(self, next_number: int = 0, earlier: Mapping[int, bytes] | None = None) -> None:
         """next_number: of a head that takes over from another: no number below it is given again, and its nodes may
-        return until Gathered."""
-        self._next = self._first = next_number
+        return until Gathered. earlier: those nodes, number -> id; whom that head had given up is not among them."""
+        self._next = next_number
         self.gathering = next_number > 0
+        self._earlier = dict(earlier or {})
         self._nodes: dict[int, Node] = {}
         self._news: dict[int, dict[str, Any]] = {}  # rows for the next Spread, by number; of members only
 
@@ -167,9 +168,18 @@ class Membership:
             return f"number {number} is in use"
         if not self.gathering:
             return "it was declared dead: it was not there when the head, which had been restarted, gathered its nodes"
-        if number >= self._first or self.number_of(node_id) is not None:
-            return f"the head has never given the number {number} to this node"
+        if self._earlier.get(number) != node_id:
+            return f"node {number} was declared dead before the head was restarted, or its number was another node's"
         return None
+
+    def given_up(self, node_ids: Container[bytes]) -> list[int]:
+        """An earlier head had declared these dead, as its tables say. Returns: those of them that have returned, and
+        are to be refused now."""
+        late = [n.number for n in self._nodes.values() if n.state == RETURNED and n.row["node_id"] in node_ids]
+        for number in late:
+            del self._nodes[number]
+        self._earlier = {number: i for number, i in self._earlier.items() if i not in node_ids}
+        return late
 
     def handle(self, event: Event, now: float = 0.0) -> list[Action]:
         """Raises: InvalidTransition: a bug of the head's own."""

@@ -33,6 +33,7 @@ from ray._head.group_messages import (
     Create,
     DropGroup,
     Event,
+    ForgetGroup,
     GroupCreated,
     GroupInfeasible,
     GroupLost,
@@ -182,7 +183,7 @@ class PlacementGroups:
         return actions
 
     def _create(self, event: Create, now: float) -> list[Action]:
-        if event.group_id in self._groups:
+        if event.group_id in self._groups or event.group_id in self._forgotten:
             self.late += 1  # a repetition
             return []
         group = self._groups[event.group_id] = Group(event, now)
@@ -325,7 +326,9 @@ class PlacementGroups:
         group.nodes = {index: node for index, node in group.nodes.items() if node != node_id}
 
     def _buried(self, group: Group) -> list[Action]:
-        """Frees the name; forgets the oldest beyond REMOVED_KEPT. Its row goes at once: nobody reads it back."""
+        """Frees the name; forgets the oldest beyond REMOVED_KEPT. Its row goes at once: what is read back is only that
+        it was removed."""
+        actions: list[Action] = [DropGroup(group.group_id)]
         if self._by_name.get((group.namespace, group.name)) == group.group_id:
             del self._by_name[group.namespace, group.name]
         self._removed.append(group.group_id)
@@ -334,22 +337,32 @@ class PlacementGroups:
             del self._groups[forgotten]
             self._forgotten[forgotten] = None
             if len(self._forgotten) > FORGOTTEN_KEPT:
-                self._forgotten.popitem(last=False)
-        return [DropGroup(group.group_id)]
+                actions.append(ForgetGroup(self._forgotten.popitem(last=False)[0]))
+        return actions
 
     # -- a head that restarts, and proofs -----------------------------------------------------------------------------
 
-    def restore(self, rows: Iterable[PlacementGroupRow], now: float, found: Found | None = None) -> list[Action]:
+    def restore(
+        self,
+        rows: Iterable[PlacementGroupRow],
+        now: float,
+        found: Found | None = None,
+        removed: Iterable[bytes] = (),
+    ) -> list[Action]:
         """Takes what an earlier head wrote. Bundles that lay on nodes that are there still do; a reservation that was
         under way is given up everywhere and begun anew, unless nodes had been told to commit it: then all had prepared
-        it. found: what nodes that have come back hold; what they hold for nobody is given back."""
+        it. found: what nodes that have come back hold; what they hold for nobody is given back. removed: groups that
+        are no more, oldest first, though a row may be left."""
         assert not self._groups
+        self._forgotten.update(dict.fromkeys(removed))
         alive = {view.node_id for view in self._placing.views()}
         actions: list[Action] = []
         unclaimed = {
             (group_id, node_id): dict(held) for group_id, by in (found or {}).items() for node_id, held in by.items()
         }
         for row in rows:
+            if row.group_id in self._forgotten:
+                continue
             selectors = [tuple((k, op, tuple(values)) for k, op, values in selector) for selector in row.selectors]
             limits = bundle_policies.Limits(selectors, bytes.fromhex(row.first), row.cpu_fraction)
             made = Create(

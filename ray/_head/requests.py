@@ -77,6 +77,10 @@ class Requests:
     # -- told ---------------------------------------------------------------------------------------------------------
 
     def _on_create_actor(self, caller: Caller, actor_id: bytes, spec: dict[str, Any]) -> None:
+        if self._head.job_lives(caller.job_id):  # else it is late
+            self._create_actor(caller, actor_id, spec)
+
+    def _create_actor(self, caller: Caller, actor_id: bytes, spec: dict[str, Any]) -> None:
         _check_spec(spec)
         if not self._head.job_lives(caller.job_id):
             raise ValueError("create_actor: the job of the process that asks has ended")
@@ -91,7 +95,7 @@ class Requests:
             refusal = self._head.actors.name_refusal(spec)
             if refusal is not None:
                 raise ActorAlreadyExistsError(refusal, name=spec["name"], namespace=spec.get("namespace"))
-        self._on_create_actor(caller, actor_id, spec)
+        self._create_actor(caller, actor_id, spec)
 
     def _on_actor_ready(self, caller: Caller, actor_id: bytes) -> None:
         self._tell(am.Ready(actor_id, caller.tag))
@@ -134,7 +138,8 @@ class Requests:
         self._tell(am.Unsubscribe(actor_id, caller.tag))
 
     def _on_create_group(self, caller: Caller, group_id: bytes, spec: dict[str, Any]) -> None:
-        self._head.groups.create(caller, group_id, spec)
+        if self._head.job_lives(caller.job_id):  # else it is late
+            self._head.groups.create(caller, group_id, spec)
 
     async def _rpc_create_group(self, caller: Caller, group_id: bytes, spec: dict[str, Any]) -> None:
         self._head.groups.create(caller, group_id, spec)

@@ -26,6 +26,7 @@ class Saved(NamedTuple):
     actors: list[tuple[ActorRow, bytes]]
     nodes: list[NodeRow]
     groups: list[PlacementGroupRow]
+    removed_groups: list[bytes]
     errors: list[list[ErrorRow]]
 
     def dead(self) -> dict[bytes, str]:
@@ -57,6 +58,7 @@ async def read(head: HeadService) -> Saved:
         await tables.actors.all([row.job_id for row in jobs]),
         await tables.nodes.all(),
         await tables.placement_groups.all(),
+        await tables.removed_groups.all(),
         [await tables.errors.all(row.job_id) for row in jobs],
     )
 
@@ -70,12 +72,12 @@ def restore(head: HeadService, saved: Saved, present: Iterable[Present] | None =
         for row in head.monitor.all():
             if row.state != monitor.DEAD:
                 head.node_joins(row.node_id, row.resources, row.labels)
-        head.groups.restore(saved.groups)
+        head.groups.restore(saved.groups, removed=saved.removed_groups)
     else:
         there = {node.node_id: node for node in present}
         for node in there.values():
             head.node_joins(node.node_id, node.total, node.labels)
-        head.groups.restore(saved.groups, _found(there.values()))
+        head.groups.restore(saved.groups, _found(there.values()), saved.removed_groups)
     for rows in saved.errors:
         head.errors.restore(rows)
 

@@ -521,7 +521,8 @@ _ACTION_HANDLERS: dict[type, Callable[[HeadService, Any], None]] = {
     global_scheduler.Infeasible: _H._do_infeasible,
     global_scheduler.Unassign: _H._do_unassign,
     **dict.fromkeys([gm.PrepareBundles, gm.CommitBundles, gm.ReturnBundles, gm.GroupInfeasible], _H._do_group),
-    **dict.fromkeys([gm.GroupCreated, gm.GroupLost, gm.GroupRemoved, gm.SaveGroup, gm.DropGroup], _H._do_group),
+    **dict.fromkeys([gm.GroupCreated, gm.GroupLost, gm.GroupRemoved], _H._do_group),
+    **dict.fromkeys([gm.SaveGroup, gm.DropGroup, gm.ForgetGroup], _H._do_group),
 }
 
 

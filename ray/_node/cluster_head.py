@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -52,11 +52,11 @@ CLOCK_SKEW_S_MAX = 300.0  # between two machines: times in tables, logs and toke
 class ClusterHead:
     """node.cluster, on the head's node."""
 
-    def __init__(self, node: Node, next_number: int = 0) -> None:
-        """In a node whose gate is open. next_number: of a head that takes over: its own node joins once the others have
-        come back (head_return.py)."""
+    def __init__(self, node: Node, next_number: int = 0, earlier: Mapping[int, bytes] | None = None) -> None:
+        """In a node whose gate is open. next_number, earlier: of a head that takes over, as for Membership: its own
+        node joins once the others have come back (head_return.py)."""
         self._node = node
-        self.members = Membership(next_number)
+        self.members = Membership(next_number, earlier)
         self.own = next_number  # the head's own node
         self.opened: asyncio.Future[None] = node.loop.create_future()  # it may have processes
         self.gathered: asyncio.Future[None] = node.loop.create_future()
@@ -399,10 +399,14 @@ class ClusterHead:
         row = self._table.get(number)
         if row is not None:
             extra = {name: row.get(name) for name in ("pid", "labels", "name", "port")}
-            for group_id, why in self._node.head.groups.groups.removed():
-                self.tell(number, "group_removed", group_id, why)  # it was not there when the others heard of it
+            self._node.head.lasting.say(partial(self._tell_removed, number))
             self._node.head.node_up(row["node_id"], row["total"], row["host"], row["hostname"], extra, watched=False)
             self.watch()
+
+    def _tell_removed(self, number: int) -> None:
+        """To a node that was not there when the others heard of it."""
+        for group_id, why in self._node.head.groups.groups.removed():
+            self.tell(number, "group_removed", group_id, why)
 
     # -- telling
 

@@ -12,14 +12,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray._head import resumption
 from ray._head.actor_directory import Claims
+from ray._head.jobs import ENDING, RUNNING
 from ray._head.membership import Admit, Gathered, Left, Returned
 from ray._head.resumption import Present
-from ray._launch import cluster_file
 
 from . import head_side
 from .remote_head import RemoteCaller
@@ -42,11 +43,12 @@ class _Back:
 
 
 class HeadReturn:
-    def __init__(self, node: Node) -> None:
-        """With its cluster, which nobody has joined yet."""
+    def __init__(self, node: Node, earlier: Mapping[int, bytes]) -> None:
+        """With its cluster, which nobody has joined yet. earlier: the nodes of the file `nodes`, number -> id."""
         assert node.cluster is not None
         self._node = node
         self._cluster = node.cluster
+        self._earlier = earlier
         self._back: dict[int, _Back] = {}
         self._expected: set[int] | None = None  # None: not read yet
         self._all_back = node.loop.create_future()
@@ -60,9 +62,10 @@ class HeadReturn:
         saved = await resumption.read(node.head)
         heard = await node.head.tables.uplinks.all()
         dead = saved.dead()
-        before = cluster_file.read(node.session.folder)
-        rows = before["nodes"] if before is not None else []
-        self._expected = expected = {row["number"] for row in rows if row["node_id"] not in dead}
+        for number in cluster.members.given_up(dead):
+            back = self._back.pop(number)
+            back.answer.set_exception(ValueError(cluster.members.refusal_to_return(number, back.peer.tag)))
+        self._expected = expected = {number for number, node_id in self._earlier.items() if node_id not in dead}
         await self._gather(node.settings.node_silence_s)
         cluster.on_return = None
         admits = cluster.members.handle(Gathered(), time.monotonic())
@@ -75,6 +78,7 @@ class HeadReturn:
         for admit in admits:
             assert isinstance(admit, Admit)
             self._answer(admit, claims)
+        self._say_what_is_over()
         self._follow()
         cluster.join_own()
         for number in heard.keys() - self._back.keys():
@@ -118,9 +122,11 @@ class HeadReturn:
 
     def _keep_jobs(self, saved: resumption.Saved) -> None:
         """What a job's workers need, for those that are started from now on; nodes know it best."""
+        living = {row.job_id for row in saved.jobs if row.state in (RUNNING, ENDING)}
         for back in self._back.values():
             for job_id, info in back.said["jobs"].items():
-                self._cluster.keep_job(job_id, info)
+                if job_id in living:
+                    self._cluster.keep_job(job_id, info)
         for row in saved.jobs:
             if row.surroundings:
                 self._cluster.keep_job(row.job_id, row.surroundings)
@@ -139,6 +145,17 @@ class HeadReturn:
                 }
             )
 
+    def _say_what_is_over(self) -> None:
+        """The earlier head may have died before it had told every node."""
+        head, tell = self._node.head, self._cluster.tell
+        for number, back in self._back.items():
+            for job_id in back.said["jobs"]:
+                if not head.job_lives(job_id):
+                    tell(number, "job_over", job_id)
+            for group_id in back.said["groups"]:
+                if head.groups.groups.was_removed(group_id):
+                    tell(number, "group_removed", group_id, "it was removed while the head was away")
+
     def _follow(self) -> None:
         """Whoever was told of actors is told of them again."""
         for back in self._back.values():
@@ -149,7 +166,7 @@ class HeadReturn:
 
 
 _OF_NOBODY_ELSE = frozenset(
-    ("node_id", "number", "cluster_id", "workers", "cores", "actors", "bundles", "jobs", "followed")
+    ("node_id", "number", "cluster_id", "workers", "cores", "actors", "bundles", "groups", "jobs", "followed")
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,12 +25,13 @@ def start(node: Node) -> None:
         _start_head(node)
 
 
-def open_cluster(node: Node, next_number: int = 0) -> None:
-    """The gate is open: other nodes may join this one, the head's. next_number: of a head that takes over."""
+def open_cluster(node: Node, next_number: int = 0, earlier: Mapping[int, bytes] | None = None) -> None:
+    """The gate is open: other nodes may join this one, the head's. next_number, earlier: of a head that takes over, as
+    for Membership."""
     from .cluster_head import ClusterHead
     from .cluster_port import ClusterPort
 
-    node.cluster = ClusterHead(node, next_number)
+    node.cluster = ClusterHead(node, next_number, earlier)
     node.head.port = ClusterPort(node.head_port, node.cluster)
 
 

@@ -265,11 +265,12 @@ async def _leads(node: Any, control: socket.socket) -> bool:
 
     from .head_return import HeadReturn
 
-    before = cluster_file.read(node.session.folder)
-    head_side.open_cluster(node, before["next"] if before is not None else 1)
+    before = cluster_file.read(node.session.folder) or {"next": 1, "nodes": []}
+    earlier = {row["number"]: row["node_id"] for row in before["nodes"]}
+    head_side.open_cluster(node, before["next"], earlier)
     node.start_redis()
     try:
-        await HeadReturn(node).run()
+        await HeadReturn(node, earlier).run()
     except StoreUnavailable as error:
         _say(control, ("failed", f"the tables of {node.session.folder} can't be read: {error}"))
         node.founder_gone("it can't go on from its tables")

@@ -25,7 +25,8 @@ def presence(node: Node, cluster_id: str) -> dict[str, Any]:
     """The argument of `rejoin`: what `join` says, and
 
     cluster_id, number; workers, cores: tags; actors: {id: incarnation} that have, or wait for, a place here; bundles:
-    {group: {index: state}}; jobs: {id: what their workers need}; followed: {tag: actor ids}.
+    {group: {index: state}}; groups: ids of those, and of others that something here waits for; jobs: {id: what their
+    workers need}; followed: {tag: actor ids}.
     """
     from .uplink import about
 
@@ -46,6 +47,7 @@ def presence(node: Node, cluster_id: str) -> dict[str, Any]:
             for group_id, here in node.scheduler.bundles.groups.items()
             if here.bundles
         },
+        "groups": list(node.scheduler.bundles.groups),
         "jobs": {job_id: job.surroundings() for job_id, job in node.cores.jobs.items()},
         "followed": {tag: sorted(actors) for tag, actors in node.head.followed.items()},
     }

@@ -379,6 +379,46 @@ def test_a_head_that_restarts_reads_everything_back_and_buries_what_died_meanwhi
     run(test)
 
 
+def test_a_head_that_restarts_knows_of_the_groups_that_were_removed() -> None:
+    async def test() -> None:
+        async with session() as (s, plane):
+            s.head.lasts = True
+            told: list[bytes] = []
+            s.port.group_removed = lambda group_id, why: told.append(group_id)  # type: ignore[attr-defined]
+            group_id = b"g" * 16
+            s.head.event(s.driver, "create_group", (group_id, {"bundles": [{"GPU": 1}], "strategy": "PACK"}))
+            s.head.event(s.driver, "remove_group", (group_id,))
+            assert told == [], "nodes refuse for good what names it: only when it lasts"
+            await until(lambda: told == [group_id])
+
+            port = RecordedPort()
+            head = HeadService(port, plane.store)
+            port.head = head
+            await head.load()
+            head.reconcile([], [DRIVER])
+            strategy = ("group", group_id, -1, False)
+            spec = {"creation": b"how", "strategy": strategy}
+            head.event(s.driver, "create_actor", (A, spec))
+            actor = head.actors.get(A)
+            assert actor is not None and actor.state == "DEAD", "its group is gone"
+            assert head.groups.groups.was_removed(group_id)
+
+    run(test)
+
+
+def test_what_a_job_that_has_ended_says_is_late_and_no_mistake() -> None:
+    async def test() -> None:
+        s = Session(None)
+        s.head.driver_gone(DRIVER, "it left", True)
+        s.head.event(s.driver, "create_actor", (A, {"creation": b"how"}))
+        s.head.event(s.driver, "create_group", (b"g" * 16, {"bundles": [{"CPU": 1}], "strategy": "PACK"}))
+        assert s.head.stats()["malformed"] == 0 and s.head.actors.get(A) is None
+        with pytest.raises(ValueError, match="has ended"):
+            await s.ask("create_actor", A, {"creation": b"how"})
+
+    run(test)
+
+
 def test_nodes_and_errors_have_the_names_that_users_know() -> None:
     async def test() -> None:
         s = Session(None)

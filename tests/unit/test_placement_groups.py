@@ -244,6 +244,21 @@ def test_a_head_that_restarts_reads_its_groups_back() -> None:
     assert asked(lost.join(C)) == {C: [1]}
 
 
+def test_what_was_removed_stays_so_under_the_next_head() -> None:
+    """It had forgotten all removed groups: what named one waited for ever. Found by the simulation, seed 47."""
+    head = Head(A)
+    head.create(CPU)
+    rows = [group.row() for group in head.groups.all()]
+    after = Head(A)
+    found = {G: {A: {0: "COMMITTED"}}}
+    actions = after.groups.restore([*rows, *rows], 1.0, found, removed=[H, G])  # its row had not been dropped yet
+    assert after.groups.was_removed(G) and after.groups.was_removed(H) and after.groups.get(G) is None
+    assert returned(actions) == {A} and not asked(actions)
+    assert [group_id for group_id, _ in after.groups.removed()] == [H, G]
+    assert after.create(CPU) == [], "said again"
+    after.groups.check()
+
+
 def resumed(head: Head, found: pg.Found, *nodes: bytes) -> tuple[Head, list[gm.Action]]:
     """The head that takes over from this one, told by nodes what they hold."""
     after = Head(*nodes)
