@@ -1,11 +1,11 @@
 """PROCESS supervisor, title `ray supervisor`: starts a head's node process again when it has been killed.
 
-Who starts it: `ray start --head --port=N`, unless that stays itself (--block, or in a container), where systemd or
+Who starts it: `ray start --head`, unless that stays itself (--block, or in a container), where systemd or
 Kubernetes does this work; after that the node process, when the supervisor has been killed (ray/_node/supervision.py).
 So it is the parent of the node process, or a child of it that outlives it. Who talks to it: nobody. What it owns: a
 handle on the session's lock, so that the folder is nobody else's while there is no node process. It ends with a node
 process that ends for good (`ray stop`: the token is gone), or gives up after DEATHS_MAX deaths within WINDOW_S and says
-so in logs/supervisor.err; the session can still be resumed by a person then.
+so in logs/supervisor.err; the session can still be resumed by a person then, if it has a port for other nodes.
 
 It sleeps in one system call. It imports little: 13 MB resident, of which 7 MB are its own (measured).
 """
@@ -90,7 +90,8 @@ def _supervise(control: socket.socket, config: dict[str, Any]) -> int:
         control.close()
         if said[0] != "ready":
             return node.wait_exit(None) or 0
-        config = to_go_on(config, (config["cluster_port"][0], said[1]["cluster_port"]))
+        address = config.get("cluster_port")
+        config = to_go_on(config, address and (address[0], said[1]["cluster_port"]))
     while True:
         if node is not None:
             pid, code = node.pid, node.wait_exit(None)
@@ -100,9 +101,11 @@ def _supervise(control: socket.socket, config: dict[str, Any]) -> int:
         deaths.append(time.monotonic())
         _say(f"the head's node process (pid {pid}) has died" + ("" if code is None else f" ({code})"))
         if len(deaths) == DEATHS_MAX and deaths[-1] - deaths[0] < WINDOW_S:
+            address = config["cluster_port"]
+            with_port = f" --port={address[1]}` goes on where it ended" if address else "` begins anew"
             _say(
                 f"that was the {DEATHS_MAX}th time within {WINDOW_S:.0f} s: it is not started again. When the cause is "
-                f"mended, `ray start --head --port={config['cluster_port'][1]}` goes on where it ended"
+                f"mended, `ray start --head{with_port}"
             )
             return 1
         recent = sum(1 for at in deaths if deaths[-1] - at < WINDOW_S)

@@ -217,7 +217,7 @@ class ClusterHead:
             if node_number(tag) != number:
                 raise ValueError(f"register_driver: its tag is of node {node_number(tag)}, not of {number}")
             job_id: bytes = head.register_driver(tag, pid, info)
-            self.keep_job(job_id, info)
+            keep_job(self._node, job_id, info)
             self._told_jobs[number].add(job_id)
             return self._when_it_lasts(job_id) if head.lasts else job_id
         if method == "job_info":
@@ -457,12 +457,6 @@ class ClusterHead:
 
     # -- jobs
 
-    def keep_job(self, job_id: bytes, info: dict[str, Any]) -> None:
-        """The head's node knows every job, also those of drivers elsewhere."""
-        if job_id not in self._node.cores.jobs:
-            self._node.cores.jobs[job_id] = Job(job_id, info)
-            self._node.feed(self._node.pool, wm.JobStarted(job_id))
-
     def tell_job(self, number: int, job_id: bytes) -> None:
         """Sees to it that a node knows a job before it is told anything that concerns it."""
         if number == self.own or number not in self._told_jobs or job_id in self._told_jobs[number]:
@@ -498,6 +492,13 @@ class ClusterHead:
             self._spread_timer.cancel()
         if self._keeping is not None:
             self._keeping.cancel()
+
+
+def keep_job(node: Node, job_id: bytes, info: dict[str, Any]) -> None:
+    """The head's node knows every job, also those of drivers elsewhere."""
+    if job_id not in node.cores.jobs:
+        node.cores.jobs[job_id] = Job(job_id, info)
+        node.feed(node.pool, wm.JobStarted(job_id))
 
 
 def refuse_other_version(version: object, python_version: object) -> None:

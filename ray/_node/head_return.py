@@ -5,6 +5,8 @@ before: its token, Redis' files, and the file `nodes`, which says who was in the
 themselves (uplink.py); none is answered before all have come back or `node_silence_s` is over. Who is late by then is
 dead, as is everything that lived on the head's own node: that gets a new number. If this process is killed in the
 middle, the next one begins at the same place.
+
+Without other nodes there is nobody to gather: what was there is dead, and detached actors begin anew.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from ray._head.actor_directory import Claims
 from ray._head.jobs import ENDING, RUNNING
 from ray._head.membership import Admit, Gathered, Left, Returned
 from ray._head.resumption import Present
+from ray._launch import cluster_file
 
 from . import head_side
+from .cluster_head import keep_job
 from .remote_head import RemoteCaller
 
 if TYPE_CHECKING:
@@ -33,6 +37,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.node")
 
 AWAY = "it did not come back to the cluster's head within {:g} s of that one's restart"
+LOST = "its process was killed, and started again"
+
+
+async def take_over(node: Node) -> None:
+    """Returns when this node may have drivers. Raises: StoreUnavailable: the tables can't be read."""
+    if node.gate is None:
+        saved = await resumption.read(node.head)
+        _keep_jobs(node, saved)
+        resumption.resume(node.head, saved, [], LOST)
+        head_side.announce(node)
+        return
+    before = cluster_file.read(node.session.folder) or {"next": 1, "nodes": []}
+    earlier = {row["number"]: row["node_id"] for row in before["nodes"]}
+    head_side.open_cluster(node, before["next"], earlier)
+    await HeadReturn(node, earlier).run()
+
+
+def _keep_jobs(node: Node, saved: resumption.Saved) -> None:
+    for row in saved.jobs:
+        if row.surroundings:
+            keep_job(node, row.job_id, row.surroundings)
 
 
 class _Back:
@@ -126,10 +151,8 @@ class HeadReturn:
         for back in self._back.values():
             for job_id, info in back.said["jobs"].items():
                 if job_id in living:
-                    self._cluster.keep_job(job_id, info)
-        for row in saved.jobs:
-            if row.surroundings:
-                self._cluster.keep_job(row.job_id, row.surroundings)
+                    keep_job(self._node, job_id, info)
+        _keep_jobs(self._node, saved)
 
     def _answer(self, admit: Admit, claims: Claims) -> None:
         node, back = self._node, self._back[admit.number]

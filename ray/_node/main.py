@@ -240,9 +240,7 @@ def _open_gate(node: Any, control: socket.socket) -> bool:
 async def _joined(node: Any, control: socket.socket) -> bool:
     """Makes this node one of its cluster, if it is to be. False: that came to nothing, and the session ends."""
     if node.uplink is None:
-        if node.gate is not None:
-            return await _leads(node, control)
-        return True
+        return await _leads(node, control)
     host, port = node.config["join"]
     try:
         await node.uplink.join(node.settings.node_start_timeout_s)
@@ -254,23 +252,20 @@ async def _joined(node: Any, control: socket.socket) -> bool:
 
 
 async def _leads(node: Any, control: socket.socket) -> bool:
-    """Other nodes may join this one, or come back to it. False: what an earlier head wrote can't be read."""
-    from . import head_side
-
+    """With a gate others may join this node, or come back to it. False: what an earlier head wrote can't be read."""
     if not node.config.get("resume"):
-        head_side.open_cluster(node)
+        if node.gate is not None:
+            from . import head_side
+
+            head_side.open_cluster(node)
         return True
     from ray._control.store import StoreUnavailable
-    from ray._launch import cluster_file
 
-    from .head_return import HeadReturn
+    from . import head_return
 
-    before = cluster_file.read(node.session.folder) or {"next": 1, "nodes": []}
-    earlier = {row["number"]: row["node_id"] for row in before["nodes"]}
-    head_side.open_cluster(node, before["next"], earlier)
     node.start_redis()
     try:
-        await HeadReturn(node, earlier).run()
+        await head_return.take_over(node)
     except StoreUnavailable as error:
         _say(control, ("failed", f"the tables of {node.session.folder} can't be read: {error}"))
         node.founder_gone("it can't go on from its tables")
@@ -307,7 +302,7 @@ def _ready(node: Any, control: socket.socket, milestones: dict[str, float]) -> N
                 _say(control, ("failed", str(error)))
                 node.founder_gone("another cluster of this user runs already")
                 return
-    if node.config.get("standing") and node.config.get("lasts"):
+    if node.config.get("standing") and node.config.get("lasts") and node.gate is not None:
         sessions.mark_resumable(node.session.folder, node.gate.host, node.gate.port)
     milestones["ready"] = time.monotonic()
     ready = {

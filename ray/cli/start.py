@@ -135,6 +135,11 @@ def run(options: argparse.Namespace) -> int:
         return 2 if isinstance(error, (ValueError, TypeError, NotImplementedError)) else 1
 
 
+def _stays(options: argparse.Namespace) -> bool:
+    """A container's first process stays, too: its end would be that of the node, which it has just made."""
+    return bool(options.block) or os.getpid() == 1
+
+
 def _value(options: argparse.Namespace, option: str) -> Any:
     return getattr(options, option[2:].replace("-", "_"))
 
@@ -198,6 +203,7 @@ def _config(options: argparse.Namespace) -> tuple[dict[str, Any], str | None]:
 def _lead(options: argparse.Namespace, config: dict[str, Any]) -> bytes | None:
     """Completes the config of a head. Returns: the cluster's token; None: the session's own, nobody else joins."""
     if options.port is None:
+        config["lasts"] = not _stays(options)  # then nobody starts it again
         return None
     from ray._launch import address as addresses
     from ray._launch import token
@@ -246,7 +252,7 @@ def _session(config: dict[str, Any], temp_dir: str | None, token: bytes | None, 
     """The one that was killed on this port, to be resumed, or a new one."""
     from ray._launch import session as sessions
 
-    if config.get("lasts"):
+    if config.get("lasts") and config.get("cluster_port"):
         address = config["cluster_port"]
         before = [folder for folder, host, port in sessions.resumable(temp_dir) if (host, port) == address]
         for folder in before[0 if options.fresh else 1 :]:
@@ -271,8 +277,7 @@ def _start(config: dict[str, Any], session: Session, options: argparse.Namespace
     config["start_timeout_s"] = settings.node_start_timeout_s
     if config.get("lasts"):  # one that takes over waits so long for its nodes
         config["start_timeout_s"] += settings.node_silence_s
-    # A container's first process stays, too: its end would be that of the node, which it has just made.
-    stays = options.block or os.getpid() == 1
+    stays = _stays(options)
     launch = supervisor.start if config.get("lasts") and not stays else node_process.start_node
     node = launch(session, config)
     try:

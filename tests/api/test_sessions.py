@@ -418,9 +418,57 @@ def test_stop_leaves_a_programs_own_session_alone(standing, place):
     assert program.returncode == 0
 
 
-def test_a_cluster_whose_node_process_was_killed_is_none(place):
+def test_a_cluster_of_one_machine_whose_node_process_was_killed_is_there_again(place):
     folder = place.start()
-    os.kill(node_of(folder), signal.SIGKILL)
+    keep = """
+        ray.init(namespace="n", logging_level="error")
+        @ray.remote(max_restarts=1)
+        class Keeper:
+            def __init__(self, what):
+                self.what = what
+            def what_else(self):
+                return self.what, ray.get_runtime_context().was_current_actor_reconstructed
+        keeper = Keeper.options(name="keeper", lifetime="detached").remote("a thing")
+        print(*ray.get(keeper.what_else.remote()))
+    """
+    assert place.run(keep) == "a thing False\n"
+    waits = """
+        ray.init(logging_level="error")
+        print("waits", flush=True)
+        try:
+            ray.get(ray.remote(input).remote())
+        except ray.exceptions.RayError as error:
+            print(type(error).__name__)
+    """
+    with place.program(waits.replace("input", "lambda: __import__('time').sleep(600)")) as program:
+        assert program.stdout.readline() == "waits\n"
+        before = node_of(folder)
+        supervisor = min(sessions.marked(folder))
+        os.kill(before, signal.SIGKILL)
+        assert program.communicate(timeout=60)[0] == "LocalRayletDiedError\n"
+
+    def back() -> bool:
+        try:
+            return node_of(folder) != before
+        except OSError:
+            return False
+
+    wait_until(back)
+    use = """
+        ray.init(namespace="n", logging_level="error")
+        print(*ray.get(ray.get_actor("keeper").what_else.remote(), timeout=30), len(ray.nodes()))
+    """
+    assert place.run(use) == "a thing True 2\n"
+    assert place.folder() == folder and min(sessions.marked(folder)) == supervisor
+    assert "it was started again" in Path(folder, "logs", "supervisor.err").read_text()
+
+
+def test_a_cluster_whose_processes_were_all_killed_is_none(place):
+    folder = place.start()
+    os.kill(node_of(folder), signal.SIGSTOP)  # so that it does not start its supervisor again
+    for pid in sessions.marked(folder):
+        with contextlib.suppress(ProcessLookupError):  # the node process' end was its own
+            os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not sessions.alive(folder))
     assert "no running cluster" in place.command("status", status=1)
     again = place.start()
