@@ -164,11 +164,19 @@ def get(object_refs: Any = _MISSING, timeout: float | None = None, **older: Any)
         raise _tidied(error, object_refs)  # noqa: B904  the same exception, so it is no cause of itself
 
 
-def put(value: T, **older: Any) -> ObjectRef[T]:
+def put(value: T, *, _replicas: int = 1, **older: Any) -> ObjectRef[T]:
     """Stores a value, which from then on never changes, and returns a ref to it.
 
-    Raises: TypeError: value is a ref, or can't be pickled; ObjectStoreFullError: there is no room and none will come.
+    Args:
+        _replicas: nodes whose stores are to have it, this one included: what is put is nobody's result and can't be
+            made again, so it is lost with the last of them. When put returns, the copies are there; what is lost later
+            is not copied anew. If fewer nodes can take it, a RuntimeWarning says how many have it, and why.
+    Raises: TypeError: value is a ref, or can't be pickled, or _replicas is no int; ValueError: _replicas is not
+        positive; ObjectStoreFullError: there is no room and none will come.
+    Blocks: only while the store is full, or for copies on other nodes.
     """
+    if _replicas != 1:
+        return _put_replicated(value, _replicas, older)
     if older:
         _older("put", value, older)
     if isinstance(value, ObjectRef):
@@ -180,6 +188,34 @@ def put(value: T, **older: Any) -> ObjectRef[T]:
     if running is None:
         running = engine()
     return running.put(value)
+
+
+def _put_replicated(value: T, replicas: int, older: dict[str, Any]) -> ObjectRef[T]:
+    if type(replicas) is not int:
+        raise TypeError(f"ray.put: _replicas is the number of nodes that are to have the value, not {replicas!r}")
+    if replicas < 1:
+        raise ValueError(
+            f"ray.put: _replicas={replicas} is not positive; 1 is this node alone, 2 survives the loss of any one node"
+        )
+    if older:
+        _older("put", value, older)
+    if replicas == 1 or isinstance(value, ObjectRef):
+        return put(value)
+    running = current()
+    if running is None:
+        running = engine()
+    ref, copies, failures = running.put_replicated(value, replicas)
+    if copies < replicas:
+        import warnings
+
+        why = "; ".join(f"node {number}: {text}" for number, text in failures.items())
+        warnings.warn(
+            f"ray.put: _replicas={replicas}, but the value is on {copies} {'node' if copies == 1 else 'nodes'} "
+            f"({why or 'the cluster has no more nodes'}). It is not copied to nodes that join later",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return ref
 
 
 def wait(

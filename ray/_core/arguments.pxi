@@ -186,6 +186,9 @@ cdef bytes assemble(Engine self, Task task, bint fetch):
             given.measure()
         else:
             given = given_of(self, ref)
+            if given.how == G_REPLICATED:  # while the call lasts, we look for another copy if one is lost
+                given.how = G_PLASMA
+                given.measure()
         if given.how == G_PLASMA or given.how == G_FETCH:
             # Only here an id follows `how`: elsewhere the frame implies it.
             intern(ref)

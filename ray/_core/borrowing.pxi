@@ -97,6 +97,7 @@ cdef int on_got(Engine self, Link link, Reader* r, uint8_t flags) except -1:
 # ------------------------------------------------------------------ an object in a frame
 #
 #   u8 how, u32 nrefs, nrefs * 28 bytes of ids, then   BLOB, ERROR: u32 n, n bytes   PLASMA: u64 size, u32 home   FETCH: nothing
+#   REPLICATED: as PLASMA, then u16 n, n * u32: other nodes that have it
 
 @cython.final
 cdef class Given:
@@ -106,6 +107,7 @@ cdef class Given:
     cdef int64_t size
     cdef uint32_t home         # PLASMA: number of the node that has it
     cdef list refs
+    cdef list replicas         # REPLICATED: numbers of the other nodes
     cdef bint hold             # the peer must say HAVE
     cdef Py_ssize_t nbytes
 
@@ -118,6 +120,10 @@ cdef class Given:
             out += 28
         if self.how == G_PLASMA:
             PutU32(PutU64(out, self.size), self.home)
+        elif self.how == G_REPLICATED:
+            out = PutU16(PutU32(PutU64(out, self.size), self.home), <uint16_t>PyList_GET_SIZE(self.replicas))
+            for number in self.replicas:
+                out = PutU32(out, <uint32_t>number)
         elif self.how != G_FETCH:
             out = PutU32(out, <uint32_t>PyBytes_GET_SIZE(self.blob))
             memcpy(out, PyBytes_AS_STRING(self.blob), PyBytes_GET_SIZE(self.blob))
@@ -127,6 +133,8 @@ cdef class Given:
         self.nbytes = 5 + (0 if self.refs is None else 28 * PyList_GET_SIZE(self.refs))
         if self.how == G_PLASMA:
             self.nbytes += 12
+        elif self.how == G_REPLICATED:
+            self.nbytes += 14 + 4 * PyList_GET_SIZE(self.replicas)
         elif self.how != G_FETCH:
             self.nbytes += 4 + PyBytes_GET_SIZE(self.blob)
         return 0
@@ -138,6 +146,10 @@ cdef Given given_of(Engine self, ObjectRef ref):
     g.refs = ref.contained
     if ref.state == PLASMA:
         g.how, g.size, g.home = G_PLASMA, ref.size, ref.home
+        if self.replicas:
+            g.replicas = self.replicas.get(ref.key())
+            if g.replicas:
+                g.how = G_REPLICATED
     elif ref.state == BLOB:
         g.how, g.blob = (G_ERROR if ref.is_error else G_BLOB), <bytes>ref.value
     elif ref.state == VALUE:
@@ -216,7 +228,9 @@ cdef list take(Engine self, Link link, Reader* r, ObjectRef ref):
     cdef list refs = refs_of(self, r, n)
     cdef const uint8_t* at
     cdef uint32_t size
-    if how == G_PLASMA:
+    if how == G_REPLICATED:
+        take_place_of_copies(self, r, ref)
+    elif how == G_PLASMA:
         if ref is not None:
             ref.size = r.U64()
             ref.home = r.U32()
@@ -419,9 +433,11 @@ cdef int drain_dropped(Engine self) except -1:
             drop_stream(self, load_id(d.id).seq)
         elif d.owned and d.home != self.number:
             free_elsewhere(self, key, d.home)
+            free_replicas(self, key)
         elif d.owned:
             if self.homes:
                 free_copies(self, key)
+            free_replicas(self, key)
             if self.store is not None:
                 try:
                     self.store.unpin(key)
@@ -430,6 +446,7 @@ cdef int drain_dropped(Engine self) except -1:
                     pass  # it died with the store that held it
         elif d.pinned:
             let_go(self, key, d.home)
+            let_go_of_replicas(self, key)
         if not d.owned and (d.registered or d.pinned):
             tag = key[:16]
             releases.setdefault(tag, []).append(key + int(d.registered).to_bytes(4, "little"))

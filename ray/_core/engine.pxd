@@ -321,11 +321,13 @@ cdef class Engine:
     cdef uint32_t number              # of our node: the first four bytes of our tag
     cdef dict homes                   # number -> (host, port) of the other nodes that live; empty on one machine
     cdef TransferLine transfers       # to the object manager of our store; None until it is needed
+    cdef bint had_line                # there was one: what it had been told is told the next one
     cdef dict pulls                   # request -> ObjectRef: not answered yet
     cdef dict pulls_ahead             # request -> bytes: those of them that only wait has asked for, so far
     cdef dict pull_failures           # ObjectRef -> why there can never be room for it here, until somebody is told
     cdef dict after_pull              # ObjectRef -> futures to finish when it is here
     cdef dict freed                   # key -> (when, home) of ours that other stores were told to free a moment ago
+    cdef dict replicas                # key -> [numbers of other nodes whose stores keep it, too]: of ours and of borrowed ones
     cdef dict holding                 # request -> (store, key): pinned by us until the object manager holds it for its owner
     cdef dict borrowers               # tag -> {ObjectRef: count}: what others hold of ours
     cdef deque[ObjectId] untold       # borrowed lately: their owners are asked to tell us what becomes of them

@@ -11,9 +11,11 @@ Read in this order; each part is one idea, compiled together so that a call neve
     link.pxi        a connection to another process: frames out and in, what is owed to the peer
     receive.pxi     the round: wait, read, dispatch, wake; timers
     objects.pxi     put, get, wait
+    object_line.pxi     our line to the object manager of our store
     remote_objects.pxi  objects in the stores of other nodes
     borrowing.pxi   owners, borrowers, what is freed when
     heirs.pxi       what borrowers keep of an owner that dies
+    replicas.pxi    objects in several stores
     futures.pxi     asyncio and concurrent.futures
     arguments.pxi   a call's frame or slots
     submit.pxi      remote functions: send, complete, retry
@@ -138,6 +140,7 @@ cdef enum:
     G_PLASMA = 1
     G_FETCH = 2         # ask its owner
     G_ERROR = 3         # the blob is an encoded exception
+    G_REPLICATED = 4    # PLASMA, in other stores beside its home's
 
 cdef int64_t INLINE_BYTES_MAX = 100 * 1024   # larger values go to the store
 cdef int64_t IDLE_LEASE_NS = 10_000_000      # a lease is given back after so long without work
@@ -184,6 +187,8 @@ include "receive.pxi"
 include "objects.pxi"
 include "borrowing.pxi"
 include "heirs.pxi"
+include "replicas.pxi"
+include "object_line.pxi"
 include "remote_objects.pxi"
 include "futures.pxi"
 include "arguments.pxi"
@@ -240,7 +245,7 @@ cdef class Engine:
         self.dirty, self.callbacks, self.redials = [], [], []
         self.output, self.output_lock = collections.deque(), threading.RLock()
         self.borrowers, self.gets, self.acks, self.rpcs, self.handlers = {}, {}, {}, {}, {}
-        self.heir_gets, self.claiming = {}, {}
+        self.heir_gets, self.claiming, self.replicas = {}, {}, {}
         self.callees, self.pools, self.lease_requests, self.leases = [], {}, {}, {}
         self.actors, self.creating, self.loop_batches, self.streams = {}, {}, {}, {}
         self.method_numbers, self.actor_handles = {}, {}
@@ -334,6 +339,9 @@ cdef class Engine:
         if not conn.get():
             return None
         link = Link.__new__(Link)
+        found = self.peers.get(tag)
+        if found is not None:
+            return <Link>found  # another thread has dialled meanwhile
         link.engine, link.conn, link.dialed, link.tag = self, conn.release(), True, tag
         self.peers[tag] = link
         self.add_link(link)
@@ -504,6 +512,13 @@ cdef class Engine:
             drain_dropped(self)
         return put_value(self, value)
 
+    def put_replicated(self, value, int copies):
+        """The same in the store whatever its size, and in those of copies - 1 other nodes. Returns (ref, number of stores
+        that have it, why other nodes haven't got it: number -> text)."""
+        if not self.dropped.empty():
+            drain_dropped(self)
+        return put_copies(self, value, copies)
+
     def wait(self, list refs, Py_ssize_t num_returns=1, timeout=None, bint fetch_local=True):
         """(ready, rest), each in the given order; at most num_returns ready ones. fetch_local: bring_ahead (objects.pxi)."""
         return wait_refs(self, refs, num_returns, timeout, fetch_local)
@@ -580,8 +595,7 @@ cdef class Engine:
         pass  # each object's loss is found, and repaired, when somebody needs it
 
     def on_store_back(self):
-        if self.freed:
-            free_again(self)
+        store_back(self)
         if self.store is not None and self.store.alive:
             return  # we reached it before this news of it
         if not reach_new_store(self, self.store):

@@ -134,9 +134,9 @@ cdef int keep(Engine self, ObjectRef ref) except -1:
     if where is not None:
         try:
             self.claiming[transfer_line(self).claim(ref.key(), where)] = [ref, []]
-            ref.pinned = True
         except (PlasmaStoreDied, FileNotFoundError):
-            drop_line(self)  # the store is being restarted: this one is lost with its owner
+            drop_line(self)  # it is said when the store is back
+        ref.pinned = True
     return 0
 
 

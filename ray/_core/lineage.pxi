@@ -98,6 +98,8 @@ cdef int recover(Engine self, ObjectRef ref) except -1:
     cdef ObjectRef argument
     cdef int i
     unpin_lost(self, ref)
+    if self.replicas and move_to_replica(self, ref):
+        return 0
     if not ref.owned:
         ref.state = PENDING
         ref.asked = False

@@ -114,18 +114,20 @@ cdef CConnection* connect_to(Engine self, uint32_t number, bytes tag) except? NU
 cdef NodeLink node_link(Engine self, number):
     """The link to a node's process, made if there is none. None: that node is gone, or can't be reached."""
     cdef NodeLink at = self.nodes.get(number)
-    cdef CConnection* conn
+    cdef unique_ptr[CConnection] conn
     cdef Link link
     if at is not None:
         return at
     if self.closed:
         return None
-    conn = connect_to(self, number, None)
-    if conn == NULL:
+    at, link = NodeLink.__new__(NodeLink), Link.__new__(Link)
+    conn.reset(connect_to(self, number, None))
+    if not conn.get():
         return None
-    link = Link.__new__(Link)
-    link.engine, link.conn, link.dialed = self, conn, True
-    at = NodeLink.__new__(NodeLink)
+    found = self.nodes.get(number)
+    if found is not None:
+        return <NodeLink>found  # another thread has dialled meanwhile
+    link.engine, link.conn, link.dialed = self, conn.release(), True
     at.engine, at.number, at.link, at.rpcs = self, number, link, set()
     link.of_node = at
     self.nodes[number] = at

@@ -69,9 +69,11 @@ cdef bint reach_new_store(Engine self, object dead) except -1:
     if self.store is not dead and self.store.alive:
         return True
     try:
-        self.store = self.open_store(self.info["plasma_socket"])
+        store = self.open_store(self.info["plasma_socket"])
     except (OSError, PlasmaStoreDied):
         return False
+    if self.store is dead or not self.store.alive:  # another thread may have opened one meanwhile, and have pins there
+        self.store = store
     return True
 
 
@@ -88,25 +90,26 @@ cdef bint in_store(Engine self, ObjectRef ref) except -1:
 
 cdef int to_this_store(Engine self, bytes key, Encoded e) except -1:
     cdef PlasmaBuffer buf
-    if self.store.contains(key):
-        self.store.delete(key)  # an earlier attempt's, whose worker died before the caller knew
+    cdef PlasmaClient store = self.store  # all of it in this one: another thread may reach the next meanwhile
+    if store.contains(key):
+        store.delete(key)  # an earlier attempt's, whose worker died before the caller knew
     try:
         try:
-            buf = self.store.create(key, e.nbytes, ids_of(e.refs), STORE_FULL_TIMEOUT_S)
+            buf = store.create(key, e.nbytes, ids_of(e.refs), STORE_FULL_TIMEOUT_S)
         except PlasmaObjectExists:
             if self.transfers is None and not self.homes:
                 raise
             end_pull_of(self, key)
-            buf = self.store.create(key, e.nbytes, ids_of(e.refs), STORE_FULL_TIMEOUT_S)
+            buf = store.create(key, e.nbytes, ids_of(e.refs), STORE_FULL_TIMEOUT_S)
     except PlasmaStoreFull as error:
         raise no_room(f"no room for an object of {e.nbytes} bytes in the object store: {error}", error) from None
     try:
         e.write(buf.address)
-        self.store.seal(key)
+        store.seal(key)
     except BaseException:
-        self.store.abort(key)
+        store.abort(key)
         raise
-    self.store.pin(key)
+    store.pin(key)
     return 0
 
 
@@ -153,9 +156,10 @@ cdef int fail_ref(ObjectRef ref, object error) except -1:
 
 
 cdef object value_of(Engine self, ObjectRef ref, int64_t give_up_ns=INT64_MAX):
-    """The value of a ref that is not PENDING; raises its error; GetTimeoutError if it is on disk and not back by give_up_ns.
-    May run user code."""
+    """The value of a ref that is not PENDING; raises its error; GetTimeoutError if it is elsewhere, on disk or lost, and
+    not back by give_up_ns. May run user code."""
     cdef PlasmaBuffer buf
+    cdef int64_t deadline_ns = -1 if give_up_ns == INT64_MAX else give_up_ns
     cdef bytes blob
     if ref.state == VALUE:
         return ref.value
@@ -188,13 +192,15 @@ cdef object value_of(Engine self, ObjectRef ref, int64_t give_up_ns=INT64_MAX):
             if ref.arrived:
                 end_pull(self, ref)  # it was deleted meanwhile
             if ref.home != self.number:
-                fetch(self, ref)
+                fetch(self, ref, deadline_ns)
             else:
                 recover(self, ref)
             if ref.state == PENDING:
                 # Our CPU is lent meanwhile: it may be the one on which it is made again.
                 try:
-                    block(self, ref, -1)
+                    if block(self, ref, deadline_ns) == 0:
+                        raise exceptions.GetTimeoutError(
+                            f"ray.get: object {ref.hex()} was lost, and was not made again within the timeout")
                 finally:
                     if self.executor is not None:
                         self.executor.unblock()

@@ -8,7 +8,6 @@
 # A home that dies, or has lost the object: the pull is answered with "no_source", and the object is lost (copy_lost): its owner makes it
 # again or says why not. A store of ours that dies: pulls are asked for anew when it is back.
 
-cdef uint64_t TRANSFER_KEY = 2     # in the poller
 # What was freed elsewhere is remembered so long, and so much of it: the store that passes it on may die before it has, and
 # passes it on late to a home behind a cut link.
 cdef int64_t FREED_NS = 60_000_000_000
@@ -50,38 +49,6 @@ cdef int node_went(Engine self, uint32_t number) except -1:
         for ref in references.all_refs():
             if ref.pinned and not ref.owned and ref.state == PLASMA and ref.home == number:
                 home_has_it(self, ref)  # a copy here becomes the primary one, before it is evicted
-    return 0
-
-
-cdef TransferLine transfer_line(Engine self):
-    if self.transfers is None:
-        self.transfers = TransferLine(os.path.join(self.session_dir, "objects.sock"))
-        self.poller.Add(self.transfers.fd, TRANSFER_KEY)
-    return self.transfers
-
-
-cdef int drop_line(Engine self) except -1:
-    """The store has died, or we leave: what was asked is not answered any more."""
-    cdef ObjectRef ref
-    cdef TransferLine line = self.transfers
-    if line is None:
-        return 0
-    self.transfers = None
-    if self.poller != NULL:
-        self.poller.Remove(line.fd)
-    line.close()
-    pins, self.holding = self.holding, {}
-    for pin in pins.values():
-        let_pin_go(pin)
-    claims, self.claiming = self.claiming, {}
-    for ref, waiting in claims.values():
-        for all_of in waiting:
-            counted(self, <Countdown>all_of)
-    pulls, self.pulls = self.pulls, {}
-    self.pulls_ahead.clear()
-    for ref in pulls.values():
-        ref.pull = 0
-        fetched(self, ref)
     return 0
 
 
@@ -215,11 +182,13 @@ cdef int await_pull(Engine self, ObjectRef ref, int64_t deadline_ns) except -1:
     return 1
 
 
-cdef int fetch(Engine self, ObjectRef ref) except -1:
-    """A copy is in our store, or the ref is not PLASMA any more, or it is worth to look again. Raises ObjectStoreFullError."""
+cdef int fetch(Engine self, ObjectRef ref, int64_t deadline_ns) except -1:
+    """A copy is in our store, or the ref is not PLASMA any more, or it is worth to look again. Raises ObjectStoreFullError, and
+    GetTimeoutError after deadline_ns (-1: none)."""
     raise_no_room(self, ref)
     start_pull(self, ref)
-    await_pull(self, ref, -1)
+    if await_pull(self, ref, deadline_ns) == 0:
+        raise exceptions.GetTimeoutError(f"ray.get: object {ref.hex()} was not fetched from node {ref.home} within the timeout")
     raise_no_room(self, ref)
     return 0
 
@@ -249,26 +218,6 @@ cdef int fetch_all(Engine self, list refs, int64_t deadline_ns, object timeout) 
     return 0
 
 
-cdef int on_transfer_events(Engine self) except -1:
-    try:
-        events = self.transfers.receive()
-    except PlasmaStoreDied:
-        return drop_line(self)
-    for event in events:
-        if event[0] == "pulled":
-            pulled(self, event[1], event[2], event[3])
-        elif event[0] == "held":
-            pin = self.holding.pop(event[1], None)
-            if pin is not None:
-                let_pin_go(pin)
-        elif event[0] == "claimed":
-            claim = self.claiming.pop(event[1], None)
-            if claim is not None:
-                for all_of in claim[1]:
-                    counted(self, <Countdown>all_of)
-    return 0
-
-
 cdef int pulled(Engine self, uint64_t request, str outcome, str text) except -1:
     cdef ObjectRef ref = self.pulls.pop(request, None)
     if ref is None or ref.pull != request:
@@ -287,7 +236,7 @@ cdef int pulled(Engine self, uint64_t request, str outcome, str text) except -1:
 
 
 cdef int copy_lost(Engine self, ObjectRef ref) except -1:
-    if ref.owned and ref.home in self.homes and ref.producer is None:
+    if ref.owned and ref.home in self.homes and ref.producer is None and not (self.replicas and ref.key() in self.replicas):
         return fail_ref(ref, exceptions.ObjectLostError(
             f"object {ref.hex()} was lost from the object store of node {ref.home} and cannot be made again: it was returned by an "
             "actor, or by a task with max_retries=0"))
@@ -367,7 +316,7 @@ cdef int own_elsewhere(Engine self, ObjectRef ref) except -1:
         try:
             transfer_line(self).own(ref.key(), where)
         except (PlasmaStoreDied, FileNotFoundError):
-            drop_line(self)  # the store is being restarted: this one is freed only if we live, or with our node
+            drop_line(self)  # it is said when the store is back
     return 0
 
 
@@ -407,7 +356,7 @@ cdef int free_elsewhere(Engine self, bytes key, uint32_t home) except -1:
 
 
 cdef int free_again(Engine self) except -1:
-    """Our store has died and is back: it may not have passed on what we freed elsewhere, and nobody else would say it."""
+    """The store that died may not have passed on what we freed elsewhere, and nobody else would say it."""
     freed, self.freed = self.freed, {}
     for key, (at_ns, home) in freed.items():
         if NowNs() - at_ns < FREED_NS:

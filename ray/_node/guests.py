@@ -24,7 +24,7 @@ from .cores import Core, Job
 if TYPE_CHECKING:
     from .shell import Node
 
-RPCS = frozenset({"worker_exit_cause", "worker_gone"})
+RPCS = frozenset({"worker_exit_cause", "worker_gone", "replicate"})
 EVENTS = frozenset({"lease_request", "lease_cancel", "lease_return", "kill_worker", "results_lost"})
 EARLY_MAX = 10_000  # events of one guest that wait for its job
 

@@ -9,6 +9,7 @@ back, the rest is not repeated: other stores dial again.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from typing import Any
@@ -46,6 +47,22 @@ class ObjectTransfers:
         """The node whose gate is there is dead: what is fetched from it is fetched elsewhere, or is lost, at once."""
         self._tell("peer_down", host, port)
 
+    async def replicate(self, key: bytes, host: str, port: int) -> None:
+        """Has the object fetched from the store of the node whose gate is there, and held here for its owner.
+
+        Raises: OSError: our store is down.  RuntimeError: the other has not got it, or there is no room."""
+        from ray._native.transfer import TransferLine
+
+        line = TransferLine(self._socket)  # of its own: its end drops the pin of the pull
+        try:
+            _, _, outcome, text = await _answer(line, line.pull(key, [(_numeric(host), port)]))
+            if outcome != "here":
+                raise RuntimeError(f"no copy could be made: {text}")
+            if not (await _answer(line, line.hold(key)))[2]:
+                raise RuntimeError("it was freed before it could be held")
+        finally:
+            line.close()
+
     def store_back(self) -> None:
         self.close()
         if self._reached_at is not None:
@@ -74,3 +91,22 @@ class ObjectTransfers:
             self.close()
             return False
         return True
+
+
+async def _answer(line: Any, request: int) -> tuple[Any, ...]:
+    """What the object manager says to a request. Raises: OSError: it has ended."""
+    loop = asyncio.get_running_loop()
+    while True:
+        for event in line.receive():
+            if event[1] == request:
+                return tuple(event)
+        readable = asyncio.Event()
+        loop.add_reader(line.fd, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(line.fd)
+
+
+def _numeric(host: str) -> str:
+    return "127.0.0.1" if host.startswith("unix:") else host  # a node on this machine: calls take its sockets

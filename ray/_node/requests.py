@@ -117,6 +117,17 @@ class Requests:
         actors = [pending.of_actor(*found) for found in self._node.head.placing.waiting()]
         return here + actors + [pending.of_group(row, time.time()) for row in groups]
 
+    async def rpc_replicate(self, core: Core, key: bytes) -> None:
+        """A guest has put an object into its own node's store: ours gets a copy, and holds it for the guest.
+
+        Raises: ValueError: nonsense.  OSError, RuntimeError: it can't be had, or our store is down."""
+        row = next((row for row in self._node.nodes if row["number"] == node_number(core.tag)), None)
+        if row is None or core.kind != "guest" or not isinstance(key, bytes) or key[:TAG_BYTES] != core.tag:
+            raise ValueError("replicate: a process of another node asks for copies of its own objects, by key")
+        await self._node.transfers.replicate(key, row["host"], row["port"])
+        if self._node.cores.guests.get(core.tag) is not core:
+            self._node.orphans.owner_died(core.tag)  # it has gone meanwhile
+
     async def rpc_stats(self, core: Core) -> dict[str, Any]:
         return self._node.stats()
 
@@ -277,6 +288,7 @@ class _Conversation:
         self._peer = peer
         self._core: Core | None = None
         self._early: list[tuple[str, tuple[Any, ...]]] | None = None  # what a guest says while its job is asked for
+        self._admission: asyncio.Future[None] | None = None  # done when that is over
         peer.on_rpc, peer.on_event, peer.on_close = self._on_rpc, self._on_event, self._on_close
 
     def _on_rpc(self, method: str, args: tuple[Any, ...]) -> Any:
@@ -287,11 +299,13 @@ class _Conversation:
         if self._peer.role == ROLE_TOOL:
             return self._requests.of_tools.rpc(self._peer, method, args)
         if method == "register_guest" and len(args) == 1 and isinstance(args[0], dict) and self._early is None:
-            self._early = []
+            self._early, self._admission = [], self._requests._node.loop.create_future()
             return self._register_guest(args[0])
+        if self._admission is not None and not self._admission.done():
+            return self._rpc_later(self._admission, method, args)
         resumed = self._requests._node.resumed
         if method == "register" and resumed is not None and not resumed.done():
-            return self._register_later(args)
+            return self._rpc_later(resumed, method, args)  # the head's tables are being read back
         if method != "register" or len(args) != 1 or not isinstance(args[0], dict):
             raise PermissionError(f"{method}: register(info) comes first")
         node, info = self._requests._node, args[0]
@@ -302,12 +316,9 @@ class _Conversation:
         self._core, answer = self._requests.register(self._peer, args[0])
         return answer
 
-    async def _register_later(self, args: tuple[Any, ...]) -> Any:
-        """The head's tables are being read back."""
-        resumed = self._requests._node.resumed
-        assert resumed is not None
-        await asyncio.shield(resumed)
-        answer = self._on_rpc("register", args)
+    async def _rpc_later(self, awaited: asyncio.Future[None], method: str, args: tuple[Any, ...]) -> Any:
+        await asyncio.shield(awaited)
+        answer = self._on_rpc(method, args)
         return await answer if inspect.isawaitable(answer) else answer
 
     async def _register_driver_elsewhere(self, info: dict[str, Any]) -> dict[str, Any]:
@@ -330,6 +341,8 @@ class _Conversation:
             self._core = await self._requests._node.guests.register(self._peer, info)
         finally:
             early, self._early = self._early or [], None  # of one that was not admitted, they are dropped
+            assert self._admission is not None
+            self._admission.set_result(None)
         for name, args in early:
             self._on_event(name, args)
         return {"node_id": self._requests._node.node_id}

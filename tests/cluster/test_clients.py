@@ -104,6 +104,24 @@ def test_tasks_actors_and_objects_of_another_node(nodes: Nodes, door: str) -> No
         wait_until(lambda number=number: left(nodes, number) == (0, 0))  # type: ignore[misc]
 
 
+def test_what_a_client_puts_is_in_as_many_stores_as_it_asks_for(nodes: Nodes, door: str) -> None:
+    client(
+        door,
+        """
+        import warnings
+        warnings.simplefilter("error")
+
+        @ray.remote(num_cpus=0)
+        def total(x): return float(x.sum())
+        ref = ray.put(np.ones(1_000_000), _replicas=2)
+        assert ray.get(total.options(resources={"far": 1}).remote(ref), timeout=60) == 1_000_000
+        assert ray.get(total.remote(ref), timeout=60) == ray.get(ref).sum() == 1_000_000
+        """,
+    )
+    for number in (0, 1):
+        wait_until(lambda number=number: left(nodes, number) == (0, 0))  # type: ignore[misc]
+
+
 def test_a_client_that_is_killed_leaves_nothing_on_any_node(nodes: Nodes, door: str) -> None:
     client(
         door,
