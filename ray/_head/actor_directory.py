@@ -163,6 +163,10 @@ class ActorDirectory:
                 if len(self._early) > EARLY_KEPT:
                     self._early.popitem(last=False)
             return []
+        if isinstance(event, (Placed, WorkerStarted)) and event.incarnation not in (None, actor.incarnation):
+            self.late += 1  # told again by a node to a head that knows more
+            late = "it was started for the actor before that was restarted"
+            return [KillWorker(event.worker_tag, late)] if isinstance(event, WorkerStarted) else []
         if isinstance(event, (Ready, InitFailed, Exiting)) and event.worker_tag != actor.worker_tag:
             self.late += 1  # from an earlier incarnation, or from a process that has no say in this actor
             return []
@@ -565,6 +569,10 @@ TRANSITIONS: dict[tuple[str, type], Row] = {
     (PENDING_CREATION, WorkerDied): _D._worker_died,
     (PENDING_CREATION, EnvFailed): _D._env_failed,
     (PENDING_CREATION, Assigned): _D._ignore,  # it has its place
+    (
+        PENDING_CREATION,
+        Placed,
+    ): _D._ignore,  # told again: the head was restarted before it had noted that it had heard so
     (PENDING_CREATION, PlacementLost): _D._place_again,  # only while it has no worker
     (PENDING_CREATION, Exiting): _D._exits,  # exit_actor() in __init__
     (PENDING_CREATION, InitFailed): _D._init_failed,
@@ -579,6 +587,7 @@ TRANSITIONS: dict[tuple[str, type], Row] = {
     (ALIVE, Unplaceable): _D._ignore,
     (ALIVE, WorkerDied): _D._worker_died,
     (ALIVE, Assigned): _D._ignore,
+    (ALIVE, Placed): _D._ignore,  # as above
     (ALIVE, PlacementLost): _D._ignore,  # the worker's death says it too
     (ALIVE, Exiting): _D._exits,
     (ALIVE, Ready): _D._ignore,  # said twice

@@ -31,6 +31,7 @@ class Placed(NamedTuple):
 
     actor_id: bytes
     node_id: bytes
+    incarnation: int | None = None  # for which the node was asked; None: not said
 
 
 class PlacementLost(NamedTuple):
@@ -45,6 +46,7 @@ class WorkerStarted(NamedTuple):
     worker_tag: bytes
     worker_pid: int
     gpu_ids: list[int | str]
+    incarnation: int | None = None  # as for Placed
 
 
 class Ready(NamedTuple):

@@ -165,11 +165,7 @@ class GroupService:
             extra = {"placement_group_id": group.group_id.hex()}
             self._head.report_error(group.job_id, "placement_group_infeasible", action.message, extra)
         elif isinstance(action, gm.GroupCreated):
-            self._wake(action.group_id, True)
-            self._tell_maker(action.group_id, True)
-            for place in list(self._actors.get(action.group_id, {}).values()):
-                self.drop_actor(place.actor_id)
-                self._head.place(place)
+            self._head.lasting.say(lambda: self._created(action.group_id))
         elif isinstance(action, gm.GroupRemoved):
             # Nodes refuse for good what names it: a head that takes over must know why.
             self._head.lasting.say(lambda: port.group_removed(action.group_id, action.why))
@@ -189,6 +185,17 @@ class GroupService:
             if not self._flushing and self._head.tables is not None:
                 self._flushing = True
                 self._head.later(0.0, self.flush)
+
+    def _created(self, group_id: bytes) -> None:
+        """Everybody hears of it when a head that takes over would know it, too."""
+        group = self.groups.get(group_id)
+        if group is None or group.state != gr.CREATED:
+            return  # it has lost its place meanwhile, or was removed
+        self._wake(group_id, True)
+        self._tell_maker(group_id, True)
+        for place in list(self._actors.get(group_id, {}).values()):
+            self.drop_actor(place.actor_id)
+            self._head.place(place)
 
     def _wake(self, group_id: bytes, created: bool) -> None:
         for waiter in self._waiters.pop(group_id, ()):

@@ -349,10 +349,11 @@ class PlacementGroups:
         found: Found | None = None,
         removed: Iterable[bytes] = (),
     ) -> list[Action]:
-        """Takes what an earlier head wrote. Bundles that lay on nodes that are there still do; a reservation that was
-        under way is given up everywhere and begun anew, unless nodes had been told to commit it: then all had prepared
-        it. found: what nodes that have come back hold; what they hold for nobody is given back. removed: groups that
-        are no more, oldest first, though a row may be left."""
+        """Takes what an earlier head wrote. Bundles that lay on nodes that are there still do, unless these say that
+        they have given them back (the group was being removed); a reservation that was under way is given up everywhere
+        and begun anew, unless nodes had been told to commit it: then all had prepared it. found: what nodes that have
+        come back hold; what they hold for nobody is given back. removed: groups that are no more, oldest first, though
+        a row may be left."""
         assert not self._groups
         self._forgotten.update(dict.fromkeys(removed))
         alive = {view.node_id for view in self._placing.views()}
@@ -371,7 +372,9 @@ class PlacementGroups:
             group = self._groups[row.group_id] = Group(made, row.created_s)
             group.placed_s = row.placed_s
             lying = {i: bytes.fromhex(node) for i, node in enumerate(row.nodes) if node}
-            group.nodes = {i: node for i, node in lying.items() if node in alive}
+            group.nodes = {
+                i: node for i, node in lying.items() if node in alive and _lies(i, node, row.group_id, found)
+            }
             for node_id, there in (found or {}).get(row.group_id, {}).items():
                 actions += self._adopt(group, node_id, there, found or {})
                 unclaimed[row.group_id, node_id] = {i: s for i, s in there.items() if group.nodes.get(i) != node_id}
@@ -405,7 +408,7 @@ class PlacementGroups:
         usable = {i for i, state in held.items() if state == "COMMITTED" or (committed and state == "PREPARED")}
         taken = [i for i in sorted(usable) if i in group.missing()]
         group.nodes.update(dict.fromkeys(taken, node_id))
-        prepared = any(held[i] == "PREPARED" for i in usable if group.nodes.get(i) == node_id)
+        prepared = any(state == "PREPARED" and group.nodes.get(i) == node_id for i, state in held.items())
         return [CommitBundles(group.group_id, node_id)] if prepared else []
 
     def check(self) -> None:
@@ -438,6 +441,11 @@ class PlacementGroups:
     def stats(self) -> dict[str, int]:
         counts = collections.Counter(group.state for group in self._groups.values())
         return {**{state: counts[state] for state in STATES}, "late": self.late}
+
+
+def _lies(index: int, node_id: bytes, group_id: bytes, found: Found | None) -> bool:
+    """Whether a node holds a bundle that the row says lies there; found None: nobody was asked."""
+    return found is None or found.get(group_id, {}).get(node_id, {}).get(index) in ("PREPARED", "COMMITTED")
 
 
 def _holds(total: Mapping[str, int], bundle: Mapping[str, int]) -> bool:

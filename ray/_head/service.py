@@ -28,7 +28,7 @@ from ray._head import actor_messages as am
 from ray._head import events, global_scheduler, jobs, monitor, resumption, row_writer
 from ray._head import group_messages as gm
 from ray._head.actor_directory import ActorDirectory, Claims
-from ray._head.actor_record import DEAD, Actor
+from ray._head.actor_record import DEAD, PENDING_CREATION, Actor
 from ray._head.errors import ErrorLog
 from ray._head.function_cache import FunctionCache
 from ray._head.group_service import GroupService
@@ -153,15 +153,20 @@ class HeadService:
         self.actor_event(am.WorkerDied(tag, cause))
         self.core_gone(tag, cause)
 
-    def actor_placed(self, actor_id: bytes, node_id: bytes) -> None:
-        """Answer to `place_actor`: its resources are held on that node."""
-        self.actor_event(am.Placed(actor_id, node_id))
+    def actor_placed(self, actor_id: bytes, node_id: bytes, incarnation: int | None = None) -> None:
+        """Answer to `place_actor`: its resources are held on that node. incarnation: as was asked there."""
+        self.actor_event(am.Placed(actor_id, node_id, incarnation))
 
     def actor_worker_started(
-        self, actor_id: bytes, worker_tag: bytes, worker_pid: int, gpu_ids: Iterable[int | str]
+        self,
+        actor_id: bytes,
+        worker_tag: bytes,
+        worker_pid: int,
+        gpu_ids: Iterable[int | str],
+        incarnation: int | None = None,
     ) -> None:
         """And this worker is to become it. From here on only `worker_died` says that it is lost."""
-        self.actor_event(am.WorkerStarted(actor_id, worker_tag, worker_pid, list(gpu_ids)))
+        self.actor_event(am.WorkerStarted(actor_id, worker_tag, worker_pid, list(gpu_ids), incarnation))
 
     def actor_placement_lost(self, actor_id: bytes, cause: str) -> None:
         """Answer to `place_actor`: it came to nothing, or was lost before a worker was there."""
@@ -347,7 +352,13 @@ class HeadService:
         self._look_at_job(self.actors.get(action.actor_id))
 
     def _do_become(self, action: am.Become) -> None:
-        self.port.become_actor(*action)
+        """When it lasts that this worker is this incarnation: a head that takes over would make it a second time."""
+        self.lasting.say(lambda: self._become(action))
+
+    def _become(self, action: am.Become) -> None:
+        actor = self.actors.of_worker(action.worker_tag)
+        if actor is not None and actor.state == PENDING_CREATION:  # else it has been killed meanwhile
+            self.port.become_actor(*action)
 
     def _do_publish(self, action: am.Publish) -> None:
         if action.state == DEAD:
@@ -461,8 +472,13 @@ class HeadService:
         for row in [row for row in self.jobs.all() if row.state == jobs.RUNNING and row.driver_tag not in cores]:
             self.driver_gone(row.driver_tag, "it died while the head was away", False)
         self.run(lambda: self.actors.reconcile(living_workers, cores, self._clock(), claims or {}))
-        for job_id in self.jobs.in_state(jobs.ENDING):
-            self.run(lambda job_id=job_id: self._emptied(job_id))  # type: ignore[misc]
+        # What followed from the end of a job may not have been written any more.
+        for row in self.jobs.all():
+            if row.state == jobs.ENDING:
+                self._do_end_actors(jobs.EndActors(row.job_id, row.cause or "its driver has left"))
+        for job_id in {group.job_id for group in self.groups.groups.all()}:
+            if job_id not in self.jobs.in_state(jobs.RUNNING):
+                self.groups.handle(gm.JobEnded(job_id))
 
     async def close(self, drain_s: float = 0.0) -> None:
         """Ends the connection to Redis. On one machine the tables go with the session: nothing is waited for."""

@@ -102,6 +102,11 @@ class Bundles:
         wanted = here.bundles.values() if index < 0 else [here.bundles[index]] if index in here.bundles else []
         return [bundle for bundle in wanted if bundle.state == COMMITTED]
 
+    def still_ending(self, group_id: bytes, indexes: Iterable[int]) -> bool:
+        """Whether one of these was given back, and leases inside have still to end."""
+        here = self.groups.get(group_id)
+        return here is not None and any(i in here.bundles and here.bundles[i].state == ENDING for i in indexes)
+
     def why_removed(self, group_id: bytes) -> str | None:
         return self._removed.get(group_id)
 

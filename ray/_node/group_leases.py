@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 
 def prepare_bundles(of: LocalScheduler, event: lm.PrepareBundles, now: float) -> None:
+    if of.bundles.still_ending(event.group_id, event.bundles):  # given back by a head that has ended since
+        of._actions.append(lm.BundlesRefused(event.group_id, event.attempt, dict(of.resources.available)))
+        return
     reservation = of.bundles.reserve(
         event.group_id, event.attempt, event.bundles, event.job_id, event.name, now
     )  # fmt: skip

@@ -99,13 +99,13 @@ class RemoteHead:
         self.followed.pop(tag, None)
         self._uplink.event("worker_died", tag, cause)
 
-    def actor_placed(self, actor_id: bytes, node_id: bytes) -> None:
-        self._uplink.event("actor_placed", actor_id, node_id)
+    def actor_placed(self, actor_id: bytes, node_id: bytes, incarnation: int | None) -> None:
+        self._uplink.event("actor_placed", actor_id, node_id, incarnation)
 
     def actor_worker_started(
-        self, actor_id: bytes, worker_tag: bytes, worker_pid: int, gpu_ids: list[int | str]
+        self, actor_id: bytes, worker_tag: bytes, worker_pid: int, gpu_ids: list[int | str], incarnation: int | None
     ) -> None:
-        self._uplink.event("actor_worker_started", actor_id, worker_tag, worker_pid, list(gpu_ids))
+        self._uplink.event("actor_worker_started", actor_id, worker_tag, worker_pid, list(gpu_ids), incarnation)
 
     def actor_infeasible(self, actor_id: bytes, message: str) -> None:
         self._uplink.event("actor_infeasible", actor_id, message)

@@ -154,7 +154,7 @@ class Node:
             lm.ReleaseWorker: lambda a: self.feed(self.pool, wm.Released(a.worker_id, a.reusable)),
             lm.KillWorker: lambda a: self.feed(self.pool, wm.KillAsked(a.worker_id, a.why)),
             lm.ReclaimWorker: self._reclaim,
-            lm.ActorPlaced: lambda a: self.head.actor_placed(a.actor_id, self.node_id),
+            lm.ActorPlaced: self._actor_placed,
             lm.ActorWorker: self._actor_worker,
             lm.ActorInfeasible: lambda a: self.head.actor_infeasible(a.actor_id, a.message),
             lm.ActorEnvBroken: lambda a: self.head.actor_env_failed(a.actor_id, a.cause),
@@ -238,8 +238,12 @@ class Node:
             grant.tag, "lease_grant", grant.req_id, grant.lease_id, grant.worker_tag, grant.worker_pid, grant.gpu_ids
         )
 
+    def _actor_placed(self, action: lm.ActorPlaced) -> None:
+        self.head.actor_placed(action.actor_id, self.node_id, self.head_port.placed.get(action.actor_id))
+
     def _actor_worker(self, action: lm.ActorWorker) -> None:
-        self.head.actor_worker_started(action.actor_id, action.worker_tag, action.worker_pid, action.gpu_ids)
+        asked = self.head_port.placed.get(action.actor_id)
+        self.head.actor_worker_started(action.actor_id, action.worker_tag, action.worker_pid, action.gpu_ids, asked)
 
     def _actor_refused(self, action: lm.ActorRefused) -> None:
         kind = ActorPlacementGroupRemoved if action.kind == lm.GROUP_REMOVED else ActorUnschedulableError

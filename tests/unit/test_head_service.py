@@ -406,6 +406,51 @@ def test_a_head_that_restarts_knows_of_the_groups_that_were_removed() -> None:
     run(test)
 
 
+def test_a_worker_becomes_an_actor_when_it_lasts_that_it_is_to_be_this_one() -> None:
+    """Else a head that takes over would make it a second time. Found by the simulation, seed 131."""
+
+    async def test() -> None:
+        async with session() as (s, _):
+            s.head.lasts = True
+            s.create(A)
+            s.create(b"2" * 16)
+            for actor_id, tag in ((A, WORKER), (b"2" * 16, b"V" * 16)):
+                s.head.actor_placed(actor_id, NODE)
+                s.head.actor_worker_started(actor_id, tag, 100, [])
+            s.head.event(s.driver, "kill_actor", (A, True))
+            assert not [call for call in s.port.calls if call[0] == "become"]
+            await until(lambda: any(call[0] == "become" for call in s.port.calls))
+            assert [call[1] for call in s.port.calls if call[0] == "become"] == [b"V" * 16], "the other is dead"
+
+    run(test)
+
+
+def test_the_end_of_a_job_is_seen_to_by_the_next_head_though_its_groups_were_still_there() -> None:
+    """A head died when it had written that the job ends, and nothing more. Found by the simulation, seed 139."""
+
+    async def test() -> None:
+        async with session() as (s, plane):
+            s.head.event(s.driver, "create_group", (b"g" * 16, {"bundles": [{"GPU": 1}], "strategy": "PACK"}))
+            s.create(A, s.worker())  # its owner is a worker, which lives on
+            await plane.store.drain(5)
+            ((row),) = await plane.tables.jobs.all()
+            plane.tables.jobs.put(row._replace(state="ENDING", cause="killed"))
+
+            port = RecordedPort()
+            head = HeadService(port, plane.store)
+            port.head = head
+            for name in ("return_bundles", "group_removed", "group_state"):
+                setattr(port, name, lambda *args: None)
+            await head.load()
+            head.reconcile([], [WORKER])
+            head.check()
+            actor = head.actors.get(A)
+            assert actor is None or actor.state == "DEAD"
+            assert not head.groups.groups.of_job(row.job_id) and head.jobs.all()[0].state == "DIED"
+
+    run(test)
+
+
 def test_what_a_job_that_has_ended_says_is_late_and_no_mistake() -> None:
     async def test() -> None:
         s = Session(None)
@@ -476,8 +521,7 @@ def test_a_bug_costs_one_event_and_is_counted() -> None:
     async def test() -> None:
         s = Session(None)
         s.create()
-        s.start()
-        s.head.actor_placed(A, NODE)  # the shell's mistake
+        s.head.actor_worker_started(A, WORKER, 100, [])  # the shell's mistake: it has no place yet
         assert s.head.bugs == 1 and s.head.stats()["bugs"] == 1
         s.head.event(s.driver, "kill_actor", (A, True))
         assert s.head.actors.all()[0].state == "DEAD"

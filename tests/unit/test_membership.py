@@ -266,8 +266,8 @@ def test_one_whose_connection_broke_unheard_may_come_back_over_another_while_the
 
 
 def test_whom_an_earlier_head_has_given_up_may_not_come_back_to_the_next() -> None:
-    """It was let in by the third head, though the second had not seen it among its nodes, had declared it dead and given
-    its work to others: each head asked only whether the number was below its own. Found by the simulation, seed 1."""
+    """It was let in by the third head, though the second had not seen it among its nodes, had declared it dead and
+    given its work to others: each asked only whether the number was below its own. Found by the simulation, seed 1."""
     cluster = Membership(next_number=4, earlier={2: b"b", 3: b"c"})
     assert "declared dead" in str(cluster.refusal_to_return(1, b"a"))
     assert again(cluster, 2, "b") == again(cluster, 3, "c") == []
