@@ -9,10 +9,14 @@ A connection on which nothing comes back is given up for a new one after REDIAL_
 lost again after 0.2 s, then after twice as long, and so on: when a link has been down for 6 of 10 s, the next attempt
 on the old connection may be due 6 s later, and the node would be declared dead over a link that works. Not sooner: on a
 slow link making a connection takes four round trips.
+
+What an answer proves is that this node was not given up when the beat that it answers was sent, nor for `silence_s`
+after that (`confirmed_s`). A node that has stood still for longer must not do what it was told before: see uplink.py.
 """
 
 from __future__ import annotations
 
+import collections
 import select
 import threading
 import time
@@ -29,21 +33,56 @@ if TYPE_CHECKING:
 REDIAL_PART = 0.25
 
 
+class Proof:
+    """When this node can't have been given up: an answer belongs to the oldest beat of its connection. Pure."""
+
+    def __init__(self, confirmed_s: float) -> None:
+        self.confirmed_s = confirmed_s
+        self._sent: collections.deque[float] = collections.deque()  # beats on this connection, not answered yet
+
+    def begin(self) -> None:
+        """On a new connection."""
+        self._sent.clear()
+
+    def sent(self, now: float) -> None:
+        self._sent.append(now)
+
+    def answered(self, beats: int) -> None:
+        for _ in range(min(beats, len(self._sent))):
+            self.confirmed_s = self._sent.popleft()
+
+
 class Heartbeat:
     def __init__(
-        self, node: Node, head: tuple[str, int], period_s: float, silence_s: float, cut_off: Callable[[str], None]
+        self,
+        node: Node,
+        head: tuple[str, int],
+        period_s: float,
+        silence_s: float,
+        cut_off: Callable[[str], None],
+        confirmed: Callable[[], None],
+        confirmed_s: float,
     ) -> None:
-        """cut_off(why): called on the node's loop, once, after silence_s."""
+        """cut_off(why): called on the node's loop, once, after silence_s. confirmed(): called there whenever
+        confirmed_s has changed while `wanted`. confirmed_s: when what the head has answered already was sent."""
         self._node_id = node.node_id
         self._token = node.session.token
         self._tls = bool(node.settings.tls)
         self._head = head
         self._period_s, self._silence_s = period_s, silence_s
         self._cut_off = cut_off
+        self._confirmed = confirmed
+        self._proof = Proof(confirmed_s)  # changed by its thread only
+        self.wanted = False  # somebody waits for its next change; written by the node's main thread only
         self._loop = node.loop
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ray-heartbeat", daemon=True)
         self._thread.start()
+
+    @property
+    def confirmed_s(self) -> float:
+        """When the last beat was sent that the head has answered."""
+        return self._proof.confirmed_s
 
     def close(self) -> None:
         """Its thread ends within a period; nobody waits for it."""
@@ -52,7 +91,7 @@ class Heartbeat:
     def _run(self) -> None:
         connection = None
         heard_s = dialled_s = time.monotonic()
-        next_s = heard_s + self._period_s
+        next_s = heard_s
         redial_s = max(2 * self._period_s, REDIAL_PART * self._silence_s)
         while not self._stop.wait(max(0.0, next_s - time.monotonic())):
             now = time.monotonic()
@@ -63,12 +102,18 @@ class Heartbeat:
                     connection = None
                 if connection is None:
                     dialled_s = now
+                    self._proof.begin()
                     connection = Connection.dial_tcp(
                         *self._head, DESTINATION_NODE, self._token, self._node_id, ROLE_NODE, tls=self._tls
                     )
                 connection.append(FRAME_EVENT, messages.encode_event("heartbeat", ()))
-                if self._answered(connection, next_s):
+                self._proof.sent(now)
+                answers = self._answers(connection, next_s)
+                if answers:
                     heard_s = time.monotonic()
+                    self._proof.answered(answers)
+                    if self.wanted:
+                        self._loop.call_soon_threadsafe(self._confirmed)
             except (ConnectionClosed, OSError):
                 if connection is not None:
                     connection.close()
@@ -82,8 +127,9 @@ class Heartbeat:
         if connection is not None:
             connection.close()
 
-    def _answered(self, connection: Connection, until_s: float) -> bool:
-        """Whether anything has come by then. Greets meanwhile, if the connection is new: it takes some messages."""
+    def _answers(self, connection: Connection, until_s: float) -> int:
+        """How many come by then; returns with the first. Greets meanwhile, if the connection is new: it takes some
+        messages."""
         connection.flush()
         while (left_s := until_s - time.monotonic()) > 0:
             poll = select.poll()  # not select(): a node of many workers has descriptors above its 1,024
@@ -91,6 +137,8 @@ class Heartbeat:
             for _, events in poll.poll(left_s * 1000):
                 if events & select.POLLOUT:
                     connection.flush()
-                if events & ~select.POLLOUT and connection.receive_frames():
-                    return True
-        return False
+                if events & ~select.POLLOUT:
+                    answers = len(connection.receive_frames())
+                    if answers:
+                        return answers
+        return 0

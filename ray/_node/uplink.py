@@ -93,6 +93,9 @@ class Uplink:
         self._early: list[tuple[str, tuple[Any, ...]]] = []
         self._opened: asyncio.Future[None] = node.loop.create_future()
         self._heartbeat: Heartbeat | None = None
+        self._said_s = 0.0  # when `join` or `rejoin` was said: from then on the head may count our silence
+        # What has come while this node may have been given up, in order. Bounded: it is soon let in again, or cut off.
+        self._held: list[tuple[str, tuple[Any, ...]]] = []
         self.ended: str | None = None  # why
         self._handlers: dict[str, Callable[..., None]] = {
             "node_up": self._node_up,
@@ -125,6 +128,7 @@ class Uplink:
         node.cluster_view = ClusterView(node, lambda report: self.event("resources", report))
         peer = await self._dial()
         self.peer = peer
+        self._said_s = time.monotonic()
         answer = await peer.rpc("join", about(node), timeout_s=timeout_s)
         self._cluster_id = answer["cluster_id"]
         self.lasts = answer["lasts"] and node.settings.head_restart_wait_s > 0
@@ -145,11 +149,14 @@ class Uplink:
         node = self._node
         assert node.cluster_view is not None
         self._silence_s = answer["silence_s"]
-        self._heartbeat = Heartbeat(node, self.head_address, answer["heartbeat_s"], answer["silence_s"], self._cut_off)
+        self._heartbeat = Heartbeat(
+            node, self.head_address, answer["heartbeat_s"], answer["silence_s"], self._cut_off, self._confirmed,
+            self._said_s,
+        )  # fmt: skip
         node.cluster_view.repeat()
         early, self._early = self._early, []
         for name, args in early:
-            self._heard(name, args)
+            self._take(name, args)
 
     # -- a head that is away ------------------------------------------------------------------------------------------
 
@@ -162,6 +169,7 @@ class Uplink:
             return
         logger.warning("%s; it is looked for during %g s", why, self._node.settings.head_restart_wait_s)
         self._stop_heartbeat()
+        self._held.clear()  # said by one that is away, and nobody knows whether it has given this node up
         self.peer = None
         self._returning = self._node.loop.create_task(self._look_for_head(why))
         self._returning.add_done_callback(_say_bug)
@@ -183,6 +191,7 @@ class Uplink:
                 try:
                     self._early = []
                     said = presence(self._node, self._cluster_id)
+                    self._said_s = time.monotonic()
                     answer = await peer.rpc("rejoin", said, timeout_s=self._silence_s + REJOIN_EXTRA_S)
                 except BaseException:
                     peer.close()
@@ -239,7 +248,33 @@ class Uplink:
         if self._heartbeat is None:  # the head's answer to `join` or `rejoin` is behind it
             self._early.append((name, args))
         elif peer is self.peer:
+            self._take(name, args)
+
+    def _take(self, name: str, args: tuple[Any, ...]) -> None:
+        """Does what the head wants, unless this node may have been given up meanwhile: its process, or the machine, may
+        have stood still. Then its actors and bundles have been given to others, and what it was told before would have
+        an actor run twice. So all of it waits until the head has answered a heartbeat that was sent since, or says that
+        this node is dead."""
+        if self._held or self._may_be_dead():
+            self._held.append((name, args))
+        else:
             self._heard(name, args)
+
+    def _may_be_dead(self) -> bool:
+        beats = self._heartbeat
+        if beats is None:
+            return False
+        beats.wanted = True  # before the look: so its next answer is not missed
+        dead = time.monotonic() - beats.confirmed_s >= self._silence_s
+        beats.wanted = dead
+        return dead
+
+    def _confirmed(self) -> None:
+        """A heartbeat was answered, and something waits for that."""
+        if not self._may_be_dead():
+            held, self._held = self._held, []
+            for name, args in held:
+                self._take(name, args)
 
     def _heard(self, name: str, args: tuple[Any, ...]) -> None:
         handler = self._handlers.get(name)

@@ -62,6 +62,31 @@ def test_what_follows_from_the_heads_return_is_said_behind_what_was_said_before(
     assert line.told() == [(1, "core_event"), (2, "actor_placed")]
 
 
+def test_what_a_node_was_told_before_it_stood_still_it_does_only_when_the_head_has_answered_since(
+    uplink: Uplink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that had been declared dead, and woke, made an actor that had been given to another: it read its socket
+    before it noticed that the head had closed it."""
+    done: list[str] = []
+    uplink._handlers.update({name: lambda *args, name=name: done.append(name) for name in ("become_actor", "view")})  # type: ignore[misc]
+    now = 1000.0
+    monkeypatch.setattr(uplinks.time, "monotonic", lambda: now)
+    uplink._silence_s = 10.0
+    beats = SimpleNamespace(confirmed_s=995.0, wanted=False, close=lambda: None)
+    uplink._heartbeat, uplink.peer = beats, Line()  # type: ignore[assignment]
+    uplink._on_event(uplink.peer, "view", ())  # type: ignore[arg-type]
+    assert done == ["view"] and not beats.wanted
+    now = 1020.0  # it stood still
+    uplink._on_event(uplink.peer, "become_actor", ())  # type: ignore[arg-type]
+    beats.confirmed_s = 1001.0
+    uplink._confirmed()  # an old answer, read late
+    uplink._on_event(uplink.peer, "view", ())  # type: ignore[arg-type]
+    assert done == ["view"] and beats.wanted
+    beats.confirmed_s = 1020.0
+    uplink._confirmed()
+    assert done == ["view", "become_actor", "view"] and not beats.wanted
+
+
 def test_a_reservation_that_is_met_when_the_head_returns_is_not_spoken_of(uplink: Uplink) -> None:
     """The head has begun all anew: it would take the answer to the lost attempt for one to its own first."""
     uplink._node.head_port.release_actor = lambda actor_id: uplink.event("bundles_prepared", b"node", b"group", 1)
