@@ -23,6 +23,7 @@ import ray
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
+    GetTimeoutError,
     LocalRayletDiedError,
     ObjectLostError,
     RayTaskError,
@@ -614,6 +615,21 @@ def test_task_results_lost_with_the_store_are_made_again(ray_start, attempts):
     for i, ref in enumerate(refs):
         assert (ray.get(ref, timeout=60) == i).all()
     assert len(attempts) == 10
+
+
+def test_a_timeout_of_get_holds_while_a_lost_result_is_made_again(ray_start, attempts):
+    @ray.remote
+    def make(path):
+        if count(path) > 1:
+            signal.pause()
+        return np.full(BIG, 1, np.uint8)
+
+    ref = make.remote(attempts.path)
+    ray.wait([ref])
+    kill("plasma_store")
+    with pytest.raises(GetTimeoutError, match=r"was lost, and was not made again within the timeout"):
+        ray.get(ref, timeout=1)
+    ray.cancel(ref, force=True)
 
 
 @pytest.mark.parametrize("ray_start", [{"_enable_object_reconstruction": False}], indirect=True)

@@ -23,7 +23,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
-from tests.chaos.faults import Faults
+from tests.chaos.faults import LOST_STORE, NONE, Faults
 from tests.chaos.session import engine
 
 BIG = 200_000  # float64: 1.6 MB
@@ -220,6 +220,18 @@ def puts(r: random.Random, world: World) -> None:
         assert (get(double.options(**world.somewhere(r)).remote(np.full(BIG, float(number)))) == 2 * number).all()
 
 
+def replicated_puts(r: random.Random, world: World) -> None:
+    """Lost with both stores only, if there are two: a node may have been unable to take a copy."""
+    number = r.randrange(1000)
+    began_s = time.monotonic()
+    ref, copies, _ = engine().put_replicated(np.full(r.choice([10, BIG]), float(number)), 2)
+    elsewhere = LOST_STORE if copies == 2 else NONE
+    with world.faults.may_fail("a put in two stores", world.host, began_s, elsewhere):
+        assert get([first_of.options(**world.somewhere(r)).remote([ref]) for _ in range(2)]) == [number] * 2
+        assert get(first_at.options(**world.somewhere(r)).remote(1, [ref], [world.somewhere(r)])) == number
+        assert (get(ref) == number).all()
+
+
 def small_puts(r: random.Random, world: World) -> None:
     numbers = [r.randrange(1000) for _ in range(20)]
     place = world.somewhere(r)
@@ -349,6 +361,6 @@ def key_values(r: random.Random, world: World) -> None:
 
 
 KINDS: list[Callable[[random.Random, World], None]] = [
-    tasks_everywhere, counted_tasks, large_objects, puts, small_puts, refs_of_workers, streams, calls_in_order,
-    methods_and_objects, named_actors, groups, key_values,
+    tasks_everywhere, counted_tasks, large_objects, puts, replicated_puts, small_puts, refs_of_workers, streams,
+    calls_in_order, methods_and_objects, named_actors, groups, key_values,
 ]  # fmt: skip

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+from typing import Any
 
 import ray
 from tests.chaos.attacker import Attacker
@@ -32,8 +33,10 @@ THREADS = 4
 HANGS_S = 300.0  # after so long, whatever it is, all threads' stacks are printed, and the process ends
 
 
-def round_nodes(seed: int, seconds: float, nodes: int = 4, links: bool = True) -> str:
-    """links: they are attacked too, where there are any.
+def round_nodes(
+    seed: int, seconds: float, nodes: int = 4, links: bool = True, settings: dict[str, Any] | None = None
+) -> str:
+    """links: they are attacked too, where there are any. settings: of the cluster, beside the round's own.
 
     Raises: AssertionError: a result, a count or an order was wrong, work hung, or something is left."""
     before_all = Snapshot.take()
@@ -44,7 +47,7 @@ def round_nodes(seed: int, seconds: float, nodes: int = 4, links: bool = True) -
             ledger = os.path.join(folder, "ledger")
             os.mkdir(ledger)
             faults = Faults(os.path.join(folder, "faults"))
-            field = opening.enter_context(open_field(nodes, SILENCE_S))
+            field = opening.enter_context(open_field(nodes, SILENCE_S, settings or {}))
             assert ray.get([double.remote(i) for i in range(4)], timeout=30) == [0, 2, 4, 6]
             before, of_driver_before = held(), of_driver()
             load = Load(seed, THREADS, World(faults, ledger, field.home), KINDS, functools.partial(look, field))

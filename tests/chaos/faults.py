@@ -40,6 +40,8 @@ ALLOWED: dict[str, dict[type[Exception], frozenset[str]]] = {
     "a task whose retries may be used up": {e.WorkerCrashedError: LOST_WORKER, e.NodeDiedError: LOST_NODE},
     # The only copy was in the store of the driver's node, whose node process no attack kills.
     "a put of this driver": {e.ObjectLostError: frozenset((STORE,))},
+    # The first copy was there, too; may_fail is also told what must have befallen the second.
+    "a put in two stores": {e.ObjectLostError: frozenset((STORE,))},
     # It is a put that nobody refers to any more; the result, lost wherever it was made, would need it to be made again.
     "the result of a task with a large value as argument": {e.ObjectReconstructionFailedError: LOST_STORE},
     # What a method returned isn't made again: it might be another value.
@@ -125,8 +127,11 @@ class Faults:
         ]
 
     @contextlib.contextmanager
-    def may_fail(self, what: str, host: int | None = None, began_s: float | None = None) -> Iterator[None]:
+    def may_fail(
+        self, what: str, host: int | None = None, began_s: float | None = None, and_elsewhere: frozenset[str] = NONE
+    ) -> Iterator[None]:
         """Swallows what the row `what` of ALLOWED allows for faults (on that host) since the block began, or began_s.
+        and_elsewhere: a fault of one of these kinds, on another host, is needed as well.
 
         Raises: AssertionError: an error of the row's classes, but nothing had been done that explains it."""
         row = ALLOWED[what]
@@ -135,8 +140,12 @@ class Faults:
             yield
         except tuple(row) as error:
             kinds = frozenset().union(*(kinds for kind, kinds in row.items() if isinstance(error, kind)))
-            if not self.since(began_s, kinds, host):
-                raise AssertionError(f"{what} failed, with no fault that explains it ({', '.join(kinds)})") from error
+            here = self.since(began_s, kinds, host)
+            elsewhere = [fault for fault in self.since(began_s, and_elsewhere) if fault.host != host]
+            if not here or (and_elsewhere and not elsewhere):
+                raise AssertionError(
+                    f"{what} failed, with no fault that explains it ({', '.join(kinds | and_elsewhere)})"
+                ) from error
 
 
 def _comes_to_light_s(fault: Fault, slow: list[Fault]) -> float:

@@ -1,7 +1,7 @@
 """The nodes that the chaos run works on and attacks: on hosts with addresses of their own, or all on this machine.
 LIBRARY; the process that uses it is a driver on the host `home`. Host 0 has the head.
 
-    with open_field(4, silence_s=3.0) as field:       HostsField; without root ClusterField, which has no links
+    with open_field(4, 3.0, {}) as field:       HostsField; without root ClusterField, which has no links
         field.join(2)                                 a fresh node, where one has gone
         field.pids(2, "workers")                      asked of the kernel: the node may be paused or dead
 """
@@ -36,8 +36,9 @@ TITLES = {
 }
 
 
-def open_field(nodes: int, silence_s: float) -> Field:
-    settings = {"node_silence_s": silence_s, "heartbeat_s": HEARTBEAT_S, "head_restart_wait_s": HEAD_WAIT_S}
+def open_field(nodes: int, silence_s: float, more: dict[str, Any]) -> Field:
+    """more: of the cluster's settings (docs/config.md)."""
+    settings = {"node_silence_s": silence_s, "heartbeat_s": HEARTBEAT_S, "head_restart_wait_s": HEAD_WAIT_S, **more}
     return ClusterField(nodes, settings) if netns.why_not() else HostsField(nodes, settings)
 
 

@@ -4,6 +4,7 @@ that nothing is left. PROCESS by itself, one driver after another:
     python -m tests.chaos.run --minutes 10            rounds until the time is up; prints the seed of each
     python -m tests.chaos.run --seed 7 --round all    one round, as it was
     python -m tests.chaos.run --nodes 4 --minutes 60  rounds over four nodes: cluster_run.py
+        --settings '{"tls": true}'                    with these settings of the cluster
 
 A round `all` kills workers, actors, the fork server, the store and Redis, several times a second, under a load with
 known results (load.py). A round `node` kills the node process: everything pending must fail within a second. A round
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import json
 import os
 import random
 import signal
@@ -27,6 +29,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -174,11 +177,13 @@ def round_driver(seed: int, seconds: float) -> str:
     return "killed"
 
 
-def round_nodes(seed: int, seconds: float, nodes: int = 4, links: bool = True) -> str:
+def round_nodes(
+    seed: int, seconds: float, nodes: int = 4, links: bool = True, settings: dict[str, Any] | None = None
+) -> str:
     """Several nodes: see cluster_run.py."""
     from tests.chaos import cluster_run
 
-    return cluster_run.round_nodes(seed, seconds, nodes, links)
+    return cluster_run.round_nodes(seed, seconds, nodes, links, settings)
 
 
 ROUNDS = {"all": round_all, "node": round_node, "driver": round_driver, "nodes": round_nodes}
@@ -191,9 +196,10 @@ def main() -> int:
     parser.add_argument("--round", choices=sorted(ROUNDS), help="this kind only, once")
     parser.add_argument("--seconds", type=float, default=25.0, help="of a round of kind all, or nodes (20 at most)")
     parser.add_argument("--nodes", type=int, default=1, help="2 or more: rounds of kind nodes, with so many")
+    parser.add_argument("--settings", type=json.loads, help='of the cluster, for rounds of nodes: {"tls": true}')
     options = parser.parse_args()
     if options.nodes > 1:
-        ROUNDS["nodes"] = functools.partial(round_nodes, nodes=options.nodes)
+        ROUNDS["nodes"] = functools.partial(round_nodes, nodes=options.nodes, settings=options.settings)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 30)
     if options.round:
         print(f"{options.round}, seed {seed}", flush=True)
