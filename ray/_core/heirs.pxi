@@ -271,6 +271,8 @@ cdef bint find_here(Engine self, ObjectRef ref) except -1:
     cdef PlasmaBuffer buf
     if self.store is None or not store_pin(self, ref):
         return False
+    if self.reach is not None and not is_there(self, ref):
+        return False
     ref.pinned, ref.home = True, self.number
     try:
         buf = self.store.get(ref.key())
@@ -283,6 +285,17 @@ cdef bint find_here(Engine self, ObjectRef ref) except -1:
     ref.state = PLASMA
     settle(ref)
     return True
+
+
+cdef bint is_there(Engine self, ObjectRef ref) except -1:
+    """Of a ray:// client, whose store takes a pin for good without an answer (ray/client/store.py). Blocks for a round trip."""
+    try:
+        if self.store.contains(ref.key()):
+            return True
+        self.store.unpin(ref.key())
+    except PlasmaStoreDied:
+        pass
+    return False
 
 
 cdef bint guess_home(Engine self, ObjectRef ref) except -1:

@@ -250,6 +250,11 @@ cdef class Connection:
         return self._c.get().greeted()
 
     @property
+    def no_such_process(self):
+        """It has ended because whom we have dialled over TCP is gone: its node says so, or there is none any more."""
+        return self._c.get().no_such_process()
+
+    @property
     def is_alive(self):
         """Not closed, by either side, so far."""
         return self._c.get().alive()

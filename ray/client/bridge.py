@@ -7,12 +7,15 @@ reach, `take` one for a process that has reached this node's gate, which handed 
 
 If one side ends, the other is closed when it has what came before. What one side doesn't take stops the reading of the
 other, so a bridge holds UNTAKEN_BYTES_MAX and a read's worth at most. A process that is gone is a connection that ends
-at once, which is what the client sees of it on one node, too.
+at once, which is what the client sees of it on one node, too. One that only can't be reached is none: what the client
+has said to it is kept, and it is dialled again until it answers, is said to be gone, or its node is (as the engine does
+for itself, ray/_core/redial.pxi).
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import os
@@ -28,14 +31,23 @@ from ray._protocol.ids import NODE_NUMBER_BYTES, node_number
 logger: logging.Logger = logging.getLogger("ray.client.server")
 
 UNTAKEN_BYTES_MAX = 4 << 20
+REDIAL_FIRST_S, REDIAL_MAX_S = 0.02, 1.0  # pauses between attempts; doubles
 _numbers = itertools.count(1)
+
+
+class Gone(ConnectionError):
+    """Whom one would dial is no more."""
 
 
 class Bridge:
     """Frames of each of two connections go to the other. `ended()` is called once, when both are closed."""
 
-    def __init__(self, a: Connection, b: Connection, ended: Callable[[Bridge], None]) -> None:
-        self._sides = (_Side(self, a), _Side(self, b))
+    def __init__(
+        self, a: Connection, b: Connection | Callable[[], Connection], ended: Callable[[Bridge], None]
+    ) -> None:
+        """b: a connection, or what begins one; then it is begun again until somebody has greeted there. Such a call
+        raises OSError if it can't now, Gone or ConnectionRefusedError if it never can."""
+        self._sides = (_Side(self, a), _Side(self, b) if isinstance(b, Connection) else _Far(self, b))
         self._ended = ended
         self.closed: bool = False
         for side, other in zip(self._sides, reversed(self._sides)):
@@ -54,17 +66,31 @@ class Bridge:
 
 
 class _Side:
-    def __init__(self, bridge: Bridge, connection: Connection) -> None:
+    def __init__(self, bridge: Bridge, connection: Connection | None) -> None:
         self.other: _Side
-        self.connection = connection
+        self._connection = connection  # None: of a _Far that is to be dialled
         self._bridge = bridge
-        self._fd = connection.fileno()
         self._loop = asyncio.get_running_loop()
+        self._fd = -1  # of the connection, once begun: of one that has ended it can't be asked for any more
         self._reading = self._writing = False
         self._last = False  # the other side has ended: close when this one has all
         self._late: asyncio.TimerHandle | None = None
 
+    @property
+    def connection(self) -> Connection:
+        assert self._connection is not None
+        return self._connection
+
+    @property
+    def unsent_bytes(self) -> int:
+        return self.connection.pending_bytes
+
+    @property
+    def may_read(self) -> bool:
+        return self._fd >= 0 and self.connection.is_alive
+
     def begin(self) -> None:
+        self._fd = self.connection.fileno()
         deadline_s = self.connection.hello_deadline_s
         if deadline_s is not None:
             self._late = self._loop.call_at(deadline_s, self._hello_late)
@@ -72,39 +98,13 @@ class _Side:
         self._flush()
 
     def close(self) -> None:
-        self._read(False)
-        self._write(False)
-        if self._late is not None:
-            self._late.cancel()
-        self.connection.close()
+        self._let_go()
 
     def take(self, frames: list[tuple[int, int, bytes]]) -> None:
-        """Frames of the other side."""
+        """Frames of the other side. Raises: ConnectionClosed."""
         for kind, flags, payload in frames:
             self.connection.append(kind, payload, flags)
         self._flush()
-
-    def _readable(self) -> None:
-        try:
-            frames = self.connection.receive_frames()
-            if self.connection.wants_write:  # the greeting goes on
-                self._flush()
-        except ConnectionClosed as gone:
-            logger.debug("bridge: %s", gone)
-            self._read(False)
-            self.other.finish()
-            return
-        if frames:
-            self._passed_on(frames)
-
-    def _passed_on(self, frames: list[tuple[int, int, bytes]]) -> None:
-        try:
-            self.other.take(frames)
-        except ConnectionClosed:
-            self._bridge.close()
-            return
-        if self.other.connection.pending_bytes > UNTAKEN_BYTES_MAX:
-            self._read(False)
 
     def finish(self) -> None:
         """Nothing more comes from the other side."""
@@ -112,19 +112,57 @@ class _Side:
         if self.connection.pending_bytes == 0 or not self.connection.is_alive:
             self._bridge.close()
 
+    def _let_go(self) -> None:
+        """Of its connection."""
+        self._read(False)
+        self._write(False)
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        self.connection.close()
+
+    def _readable(self) -> None:
+        try:
+            frames = self.connection.receive_frames()
+            if self.connection.wants_write:  # the greeting goes on
+                self._flush()
+        except ConnectionClosed as gone:
+            self._has_ended(gone)
+            return
+        if frames:
+            self._passed_on(frames)
+
+    def _has_ended(self, gone: ConnectionClosed) -> None:
+        """It has said all that it will say."""
+        logger.debug("bridge: %s", gone)
+        self._read(False)
+        self.other.finish()
+
+    def _passed_on(self, frames: list[tuple[int, int, bytes]]) -> None:
+        try:
+            self.other.take(frames)
+        except ConnectionClosed:
+            self._bridge.close()
+            return
+        if self.other.unsent_bytes > UNTAKEN_BYTES_MAX:
+            self._read(False)
+
     def _flush(self) -> None:
         if self._bridge.closed:
             return
         try:
             unsent = self.connection.flush()
-        except ConnectionClosed:
-            self._bridge.close()
+        except ConnectionClosed as gone:
+            self._cannot_send(gone)
             return
         self._write(self.connection.wants_write)
         if self._last and unsent == 0:
             self._bridge.close()
-        elif unsent <= UNTAKEN_BYTES_MAX // 2 and self.other.connection.is_alive and not self._last:
+        elif unsent <= UNTAKEN_BYTES_MAX // 2 and self.other.may_read and not self._last:
             self.other._read(True)
+
+    def _cannot_send(self, gone: ConnectionClosed) -> None:
+        self._bridge.close()
 
     def _hello_late(self) -> None:
         if self.connection.close_if_late():
@@ -147,6 +185,90 @@ class _Side:
                 self._loop.remove_writer(self._fd)
 
 
+class _Far(_Side):
+    """The side that is dialled. Until somebody has greeted there, what it is to take is kept here."""
+
+    def __init__(self, bridge: Bridge, dial: Callable[[], Connection]) -> None:
+        super().__init__(bridge, None)
+        self._dial = dial
+        self._kept: list[tuple[int, int, bytes]] = []
+        self._kept_bytes = 0
+        self._greeted = False
+        self._pause_s = REDIAL_FIRST_S
+        self._again: asyncio.TimerHandle | None = None  # while it has no connection
+
+    @property
+    def unsent_bytes(self) -> int:
+        return super().unsent_bytes if self._greeted else self._kept_bytes
+
+    def begin(self) -> None:
+        self._again = None
+        try:
+            self._connection = self._dial()
+        except (Gone, ConnectionRefusedError) as gone:
+            logger.debug("bridge: %s", gone)
+            self._loop.call_soon(self._bridge.close)
+        except OSError as error:
+            self._begin_later(error)
+        else:
+            super().begin()
+
+    def close(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+        if self._connection is not None:
+            self._let_go()
+
+    def take(self, frames: list[tuple[int, int, bytes]]) -> None:
+        if self._greeted:
+            super().take(frames)
+            return
+        self._kept += frames
+        self._kept_bytes += sum(len(payload) for _, _, payload in frames)
+
+    def finish(self) -> None:
+        if self._greeted:
+            super().finish()
+        else:
+            self._bridge.close()
+
+    def _readable(self) -> None:
+        super()._readable()
+        if not self._greeted and self.may_read and self.connection.greeted and not self._bridge.closed:
+            self._greeted = True
+            kept, self._kept = self._kept, []
+            try:
+                self.take(kept)
+            except ConnectionClosed as gone:
+                self._cannot_send(gone)
+
+    def _has_ended(self, gone: ConnectionClosed) -> None:
+        if not self._ends_for_now(gone):
+            super()._has_ended(gone)
+
+    def _cannot_send(self, gone: ConnectionClosed) -> None:
+        if not self._ends_for_now(gone):
+            super()._cannot_send(gone)
+
+    def _hello_late(self) -> None:
+        if self.connection.close_if_late():
+            self._cannot_send(ConnectionClosed(self.connection.why_closed))
+
+    def _ends_for_now(self, gone: ConnectionClosed) -> bool:
+        """Nobody has heard anything of it yet, nor said that there is nobody: it is dialled again."""
+        if self.connection.greeted or self.connection.no_such_process or self._bridge.closed:
+            return False
+        self._let_go()
+        self._connection, self._fd = None, -1
+        self._begin_later(gone)
+        return True
+
+    def _begin_later(self, why: Exception) -> None:
+        logger.debug("bridge: %s; again in %g s", why, self._pause_s)
+        self._again = self._loop.call_later(self._pause_s, self.begin)
+        self._pause_s = min(2 * self._pause_s, REDIAL_MAX_S)
+
+
 def is_away(session: sessions.Session, target: bytes) -> bool:
     """Whether the process with that tag is on another node than the session's."""
     said = cluster_file.read(session.folder)
@@ -161,16 +283,28 @@ def node_tag(number: int) -> bytes:
 def dial(
     session: sessions.Session, client_tag: bytes, target: bytes, ended: Callable[[Bridge], None]
 ) -> tuple[socket.socket, Bridge]:
-    """Joins the client to a process of another node. Returns: (the client's side, for a stream; the bridge).
+    """Joins the client to a process of another node, or to that node's own. Returns: (the client's side, for a stream;
+    the bridge). A node's own process is dialled once: who waits there for a lease asks elsewhere.
 
-    Raises: OSError: that node is gone, or can't be reached."""
+    Raises: OSError: that node's process can't be reached."""
+    ask = functools.partial(_dial, session, client_tag, target)
+    far: Connection | Callable[[], Connection] = ask
+    if target == node_tag(node_number(target)):
+        far = ask()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    near = Connection.adopt(theirs.detach(), session.token, target, ROLE_WORKER)
+    return ours, Bridge(near, far, ended)
+
+
+def _dial(session: sessions.Session, client_tag: bytes, target: bytes) -> Connection:
+    """Raises: Gone: its node is dead, as ours has heard. OSError: it can't be reached."""
     said = cluster_file.read(session.folder)
     rows = said["nodes"] if said is not None else ()
     row = next((row for row in rows if row["number"] == node_number(target)), None)
     if said is None or row is None:
-        raise ConnectionError(f"node {node_number(target)} is gone")
+        raise Gone(f"node {node_number(target)} is gone")
     to_node = target == node_tag(row["number"])
-    far = Connection.dial_tcp(
+    return Connection.dial_tcp(
         row["host"],
         row["port"],
         DESTINATION_NODE if to_node else DESTINATION_CORE,
@@ -180,9 +314,6 @@ def dial(
         row["node_id"] if to_node else target,
         tls=said["tls"],
     )
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    near = Connection.adopt(theirs.detach(), session.token, target, ROLE_WORKER)
-    return ours, Bridge(near, far, ended)
 
 
 class Taking:
