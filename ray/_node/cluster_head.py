@@ -127,7 +127,7 @@ class ClusterHead:
         number = said.get("number")
         if not isinstance(number, int) or said.get("cluster_id") != self.cluster_id:
             raise ValueError("the head that answers there is another cluster's")
-        if number in self.uplinks:
+        if number in self.uplinks and self._ids[number] == peer.tag:  # of another it would end that one's life
             self._on_node_gone(number, "it began a new connection")
         self._refuse_if_wrong(peer, said)
         refusal = self.members.refusal_to_return(number, peer.tag)

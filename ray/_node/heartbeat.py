@@ -57,18 +57,20 @@ class Heartbeat:
         self,
         node: Node,
         head: tuple[str, int],
+        head_id: bytes,
         period_s: float,
         silence_s: float,
         cut_off: Callable[[str], None],
         confirmed: Callable[[], None],
         confirmed_s: float,
     ) -> None:
-        """cut_off(why): called on the node's loop, once, after silence_s. confirmed(): called there whenever
-        confirmed_s has changed while `wanted`. confirmed_s: when what the head has answered already was sent."""
+        """head_id: of its node, as proved on the uplink: nobody else's answers count. cut_off(why): called on the
+        node's loop, once, after silence_s. confirmed(): called there whenever confirmed_s has changed while `wanted`.
+        confirmed_s: when what the head has answered already was sent."""
         self._node_id = node.node_id
         self._token = node.session.token
         self._tls = bool(node.settings.tls)
-        self._head = head
+        self._head, self._head_id = head, head_id
         self._period_s, self._silence_s = period_s, silence_s
         self._cut_off = cut_off
         self._confirmed = confirmed
@@ -104,7 +106,13 @@ class Heartbeat:
                     dialled_s = now
                     self._proof.begin()
                     connection = Connection.dial_tcp(
-                        *self._head, DESTINATION_NODE, self._token, self._node_id, ROLE_NODE, tls=self._tls
+                        *self._head,
+                        DESTINATION_NODE,
+                        self._token,
+                        self._node_id,
+                        ROLE_NODE,
+                        self._head_id,
+                        tls=self._tls,
                     )
                 connection.append(FRAME_EVENT, messages.encode_event("heartbeat", ()))
                 self._proof.sent(now)

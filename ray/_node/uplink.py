@@ -147,11 +147,11 @@ class Uplink:
     def _begin(self, answer: dict[str, Any]) -> None:
         """The head has answered: it is listened to from now on."""
         node = self._node
-        assert node.cluster_view is not None
+        assert node.cluster_view is not None and self.peer is not None
         self._silence_s = answer["silence_s"]
         self._heartbeat = Heartbeat(
-            node, self.head_address, answer["heartbeat_s"], answer["silence_s"], self._cut_off, self._confirmed,
-            self._said_s,
+            node, self.head_address, self.peer.tag, answer["heartbeat_s"], answer["silence_s"], self._cut_off,
+            self._confirmed, self._said_s,
         )  # fmt: skip
         node.cluster_view.repeat()
         early, self._early = self._early, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import re
@@ -20,6 +21,7 @@ import pytest
 import ray
 from ray import exceptions
 from ray._launch import node_process
+from ray._transport import connect_tcp
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
@@ -274,6 +276,27 @@ def test_a_node_of_another_version_or_with_another_clock_is_refused(nodes: Nodes
         with pytest.raises(RuntimeError, match=said):
             nodes.add_node({"CPU": 1}, odd=odd)
     assert len(ray.nodes()) == 1
+
+
+def test_nobody_ends_a_node_by_saying_that_he_is_its_new_connection(nodes: Nodes) -> None:
+    """Once, whoever named its number in `rejoin` had it declared dead before he was looked at."""
+    number = nodes.add_node({"CPU": 1})
+    host, _, port = nodes.cluster.address.rpartition(":")
+    tag = os.urandom(16)
+
+    async def speak_for_it() -> None:
+        peer = await connect_tcp(host, int(port), nodes.cluster._token, tag)
+        said = {"number": number, "cluster_id": os.path.basename(nodes.folder(0)), "node_id": tag}
+        with pytest.raises(ValueError):
+            await peer.rpc("rejoin", said, timeout_s=60)
+        peer.event("heartbeat")  # of a node that is none of the cluster's: the connection ends
+        closed = asyncio.get_running_loop().create_future()
+        peer.on_close = closed.set_result
+        await asyncio.wait_for(closed, 60)
+
+    asyncio.run(speak_for_it())
+    assert ray.get(where.options(**on(nodes, number)).remote(), timeout=60) == nodes.node_id(number)
+    assert all(row["Alive"] for row in ray.nodes())
 
 
 def test_cluster_says_what_is_wrong_with_its_arguments() -> None:

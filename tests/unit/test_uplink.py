@@ -18,6 +18,7 @@ class Line:
     """In place of a Peer: what is said over it."""
 
     closed = False
+    tag = bytes(16)
     why_closed = ""
 
     def __init__(self) -> None:
