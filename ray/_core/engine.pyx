@@ -8,6 +8,7 @@ Only when nobody waits does the background thread receive (Standby in cpp/channe
 
 Read in this order; each part is one idea, compiled together so that a call never leaves C:
 
+    frame_types.pxi what frames there are
     link.pxi        a connection to another process: frames out and in, what is owed to the peer
     receive.pxi     the round: wait, read, dispatch, wake; timers
     objects.pxi     put, get, wait
@@ -23,6 +24,7 @@ Read in this order; each part is one idea, compiled together so that a call neve
     lease_events.pxi    what nodes say about leases
     nodes.pxi       other nodes: links, leases there, their death
     redial.pxi      links that cannot be made yet
+    link_ends.pxi   how links begin, and what their end means for each part
     lineage.pxi     making lost objects again
     streams.pxi     generators: the items that come of one call
     placement.pxi   placement groups: children that follow their parent, leases that are refused
@@ -36,7 +38,7 @@ Read in this order; each part is one idea, compiled together so that a call neve
     cancel.pxi      ray.cancel on both sides
     inspect.pxi     what is told to tools: what ran, waits and is held
 
-If a peer process dies, its Link closes, and that is an event for each part (on_link_closed): calls sent there are retried
+If a peer process dies, its Link closes, and that is an event for each part (link_ends.pxi): calls sent there are retried
 or failed, objects owned there fail, references lent there come back. If the node process dies, the session is over:
 everything pending fails with LocalRayletDiedError.
 """
@@ -86,61 +88,7 @@ from ray._protocol.frames import OUT_OF_MEMORY, OUT_OF_MEMORY_AGAIN, RUNTIME_ENV
 
 globals()["ObjectRef"] = _ObjectRef  # the public name; inside this module it is the C type
 
-# Frame types of the engine (docs/internals/wire_format.md).
-cdef enum:
-    F_RPC = 1
-    F_REPLY = 2
-    F_EVENT = 3
-    F_TASK = 16         # header, arguments
-    F_RESULT = 17       # answer to TASK
-    F_FUNCTION = 18     # number, then what it means: before the first TASK that names it
-    F_RETURNED = 19     # list of seqs: handed back unstarted
-    F_CANCEL = 20       # seq, flags
-    F_GET = 21          # request, object id
-    F_GOT = 22          # request, the object
-    F_RELEASE = 23      # list of (object id, count): the borrower's last copies are gone
-    F_BORROW = 24       # request, object id: count me
-    F_ACK = 25          # request: a BORROW is counted
-    F_HAVE = 26         # seq of a RESULT or request of a GOT: everything in it is pinned or registered here
-    F_GPUS = 27         # ids for the tasks that follow
-    F_YIELD = 28        # seq, index, the object: an item of a generator
-    F_TAKEN = 29        # seq, number: items of a generator that the caller has taken
-    F_TELL = 30         # list of object ids: tell me what becomes of them
-    F_TOLD = 31         # key of the hold, object id, the object
-
-# Flags of RESULT.
-cdef enum:
-    R_ERROR = 1         # the call raised: every return is the error
-    R_HOLD = 2          # the worker keeps pins and refs until HAVE
-    R_RETIRE = 4        # the worker reached max_calls
-    R_CANCELLED = 8     # without ERROR, for generators: stopped before its end
-    R_KEPT = 16         # a list of borrowed refs that the worker kept follows
-    R_TIMED_OUT = 128   # in the worker only: the error is a TaskTimeoutError of ours
-
-# Flags of CANCEL.
-cdef enum:
-    C_FORCE = 1
-    C_RECURSIVE = 2     # what it submitted, too
-    C_STOP = 4          # no more items are wanted: the generator is closed at its next yield
-
-# What becomes of what a generator yields (TaskHeader.flags): items, handed out as they come; items, all together at the call's
-# end; the call's num_returns values.
-cdef enum:
-    Y_STREAM = 1
-    Y_DYNAMIC = 2
-    Y_FIXED = 3
-
-# Flag of GET.
-cdef enum:
-    OF_HEIR = 1         # its owner has died; the peer may know it
-
-# How an object is given in a frame.
-cdef enum:
-    G_BLOB = 0
-    G_PLASMA = 1
-    G_FETCH = 2         # ask its owner
-    G_ERROR = 3         # the blob is an encoded exception
-    G_REPLICATED = 4    # PLASMA, in other stores beside its home's
+include "frame_types.pxi"
 
 cdef int64_t INLINE_BYTES_MAX = 100 * 1024   # larger values go to the store
 cdef int64_t IDLE_LEASE_NS = 10_000_000      # a lease is given back after so long without work
@@ -197,6 +145,7 @@ include "lease_pool.pxi"
 include "lease_events.pxi"
 include "nodes.pxi"
 include "redial.pxi"
+include "link_ends.pxi"
 include "lineage.pxi"
 include "streams.pxi"
 include "placement.pxi"
@@ -322,30 +271,8 @@ cdef class Engine:
     cdef Link dial(self, bytes tag):
         """The link to the process `tag`, made if there is none; one that can't be made yet is tried again (redial.pxi).
         None: that process is gone."""
-        cdef Status status
-        cdef Link link
-        cdef unique_ptr[CConnection] conn
         found = self.peers.get(tag)
-        if found is not None:
-            return <Link>found
-        if self.closed or (tag == self.tag and self.executor is None):
-            return None
-        if node_number(tag) != self.number and self.reach is None:
-            conn.reset(connect_to(self, node_number(tag), tag))
-        else:
-            if self.reach is not None:
-                self.reach(tag)
-            conn = CConnection.Dial(os.fsencode(os.path.join(self.session_dir, "c", tag.hex())), self.identity, &status)
-        if not conn.get():
-            return None
-        link = Link.__new__(Link)
-        found = self.peers.get(tag)
-        if found is not None:
-            return <Link>found  # another thread has dialled meanwhile
-        link.engine, link.conn, link.dialed, link.tag = self, conn.release(), True, tag
-        self.peers[tag] = link
-        self.add_link(link)
-        return link if link.alive else None
+        return <Link>found if found is not None else dial_process(self, tag)
 
     def report_bad_peer(self, Link link, int frame_type):
         print(f"ray: process {link.conn.peer_pid()} sent a malformed frame (type {frame_type}); its connection was closed",
@@ -353,81 +280,8 @@ cdef class Engine:
 
     def link_closed(self, Link link):
         """The process behind link is gone. Runs once per link."""
-        cdef Link other
-        if not link.alive:
-            return
-        link.alive = False
-        if not link.dialed and not link.tag and not self.closed:
-            refused(self, link.conn, link.conn.why_closed())
-        if link.conn.fd() >= 0:
-            self.poller.Remove(link.conn.fd())
-            link.conn.Close("peer gone")
-        self.links.pop(link.key, None)
-        for held in link.holds.values():
-            if isinstance(held, _HeldPins):
-                (<_HeldPins>held).orphaned = True
-        link.holds.clear()
-        if link is self.node:
-            self.node_closed()
-            return
-        if link.of_node is not None:
-            node_link_lost(self, link.of_node)
-            return
-        if self.peers.get(link.tag) is link:
-            del self.peers[link.tag]
-            for other in self.links.values():
-                if other.tag == link.tag and other.alive:
-                    self.peers[link.tag] = other
-                    other.borrowed += link.borrowed
-                    break
-        if link.lease is not None:
-            link_lost_lease(self, link.lease)
-        if self.executor is not None:
-            stop_producers_for(self.executor, link)
-        lost_calls(self, link)
-        if link.tag not in self.peers:
-            peer_gone(self, link)
-
-    def node_closed(self):
-        """The node process died: the session is over, and everything that waits must hear it."""
-        cdef LeasePool pool
-        cdef Task task
-        cdef Link link
-        cdef ActorLine actor
-        if self.closed:
-            error = exceptions.RaySystemError("ray was shut down")
-        else:
-            error = self.node_died()
-        if self.executor is not None:
-            # A worker ends with its node. Who calls it, or asks for what it owns, is to hear that it died, and to go on
-            # elsewhere: not what the node's death means in here.
-            for link in list(self.links.values()):
-                self.link_closed(link)
-        for slot in list(self.rpcs.values()):
-            if callable(slot):
-                slot(False, None)
-            else:
-                slot[1], slot[2] = False, error
-                slot[0] = True
-        for link in list(self.links.values()):
-            lost_calls(self, link)
-        for pool in list(self.pools.values()):
-            while not pool.queue.empty():
-                task = <Task>pool.queue.front()
-                pool.queue.pop_front()
-                Py_DECREF(task)
-                fail_task(task, error)
-        for found in list(self.actors.values()):
-            actor = found()
-            if actor is not None:
-                actor.cause = str(error)
-                actor.state = "DEAD"
-                actor.fail_queue()
-        for ref in list(self.gets.values()):
-            fail_ref(<ObjectRef>ref, error)
-        self.gets.clear()
-        if self.executor is not None:
-            self.executor.on_exit()
+        if link.alive:
+            link_ended(self, link)
 
     # ------------------------------------------------------------------ receiving
     cdef int step(self, int64_t timeout_ms) except -1:

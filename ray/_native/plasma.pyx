@@ -18,187 +18,10 @@ from libcpp.vector cimport vector
 
 import os
 
-
-cdef extern from "Python.h":
-    int check_signals "PyErr_CheckSignals"() noexcept  # Cython's own would look at the result
-
-cdef extern from "common/ids.h" namespace "ray" nogil:
-    cdef cppclass ObjectId:
-        uint8_t bytes[28]
-
-cdef extern from "common/clock.h" namespace "ray" nogil:
-    int64_t NowNs()
-
-cdef extern from "common/copy.h" namespace "ray" nogil:
-    int CopyThreads(size_t bytes)
-
-cdef extern from "common/status.h" namespace "ray" nogil:
-    cdef enum class StatusCode:
-        kOk
-        kNotFound
-        kAlreadyExists
-        kOutOfMemory
-        kTooLarge
-        kOutOfDisk
-        kDisconnected
-        kTimedOut
-        kPermission
-        kInterrupted
-        kInvalidArgument
-    cdef cppclass Status:
-        cbool ok()
-        StatusCode code()
-        const string& message()
-
-cdef extern from "plasma/store_connection.h" namespace "ray::plasma" nogil:
-    ctypedef cbool (*InterruptedFn)()
-    cdef cppclass Patience:
-        int64_t deadline_ns
-        InterruptedFn interrupted
-
-cdef extern from "plasma/protocol.h" namespace "ray::plasma" nogil:
-    cdef enum class Message:
-        kAudit
-        kHolders
-    cdef cppclass StatsAnswer:
-        uint64_t pool_bytes, free_bytes, largest_free_bytes, touched_bytes
-        uint64_t sealed_objects, sealed_bytes, unsealed_objects, unsealed_bytes, deleting_objects, deleting_bytes
-        uint64_t slots, slots_free, clients, waiting_for_room, waiting_for_seal, subscribers
-        uint64_t evicted_objects, evicted_bytes, bad_entries, connections_refused
-        uint64_t spilled_objects, spilled_bytes, disk_objects, disk_bytes
-        uint64_t written_objects, written_bytes, restored_objects, restored_bytes, damaged_objects
-    cdef cppclass Row:
-        ObjectId key
-        uint32_t pid_count
-        uint64_t data_bytes, metadata_bytes, pins
-        int64_t created_ns, sealed_ns
-        uint32_t creator_pid, state
-    cdef cppclass EventRow:
-        ObjectId key
-        uint32_t deleted
-        uint64_t data_bytes, metadata_bytes
-
-cdef extern from "plasma/client.h" namespace "ray::plasma" nogil:
-    cdef enum class Step:
-        kDone
-        kAbsent
-        kExists
-        kAsk
-        kSpilled
-        kDied
-    cdef cppclass Place:
-        uint8_t* address
-        uint64_t data_bytes
-        uint64_t metadata_bytes
-        uint32_t slot
-        uint64_t generation
-    cdef cppclass Client:
-        @staticmethod
-        Status Connect(const string&, const Patience&, shared_ptr[CClient]*)
-        Step TryCreate(const ObjectId&, uint64_t, uint64_t, Place*)
-        Step TryGet(const ObjectId&, Place*)
-        Step TrySeal(const ObjectId&)
-        Step TrySealSlot(uint32_t, uint64_t)
-        Step TryAbort(const ObjectId&)
-        Step TryDelete(const ObjectId&)
-        Step TryLapse(const ObjectId&)
-        void Unpinned(const ObjectId&)
-        Step Contains(const ObjectId&)
-        Step TryPin(const ObjectId&)
-        cbool UnpinKey(const ObjectId&)
-        void Unpin(uint32_t)
-        void PinAgain(uint32_t)
-        cbool Unsealed(uint32_t, uint64_t)
-        cbool died()
-        cbool forked()
-        Status MakeRoom(uint64_t, uint64_t, const Patience&)
-        Status Sync(const Patience&)
-        Status Restore(const Patience&, Place*, int64_t)
-        Status Ahead(const vector[ObjectId]&, size_t*)
-        Status WaitSealed(const vector[ObjectId]&, const Patience&)
-        Status Evict(uint64_t, const Patience&, uint64_t*)
-        Status Stats(const Patience&, StatsAnswer*)
-        Status Text(Message, const Patience&, string*)
-        Status List(const Patience&, vector[pair[Row, vector[uint32_t]]]*)
-        Status Subscribe()
-        Status NextEvents(const Patience&, vector[EventRow]*)
-        void Release()
-        void Copy(void*, const void*, size_t)
-        cbool has_spilled()
-        uint64_t pool_bytes()
-        uint32_t store_pid()
-        uint64_t id()
-        int connection_fd()
-        int death_fd()
-
-
-cdef class ObjectID:
-    """The name of an object in the store: 20 bytes.
-
-    Args:   object_id: exactly 20 bytes.
-    Raises: TypeError, ValueError.
-    """
-
-    cdef readonly bytes key  # padded, as the store has it
-    cdef bytes id
-
-    def __cinit__(self, bytes object_id not None):
-        if PyBytes_GET_SIZE(object_id) != 20:
-            raise ValueError(f"an ObjectID has 20 bytes, {len(object_id)} were given: {object_id!r}")
-        self.id = object_id
-        self.key = object_id + b"\0\0\0\0\0\0\0\0"
-
-    @staticmethod
-    def from_random():
-        """A new one that nobody else has."""
-        return ObjectID(os.urandom(20))
-
-    def binary(self):
-        """The 20 bytes."""
-        return self.id
-
-    def hex(self):
-        return self.id.hex()
-
-    def __eq__(self, other):
-        return isinstance(other, ObjectID) and self.id == (<ObjectID>other).id
-
-    def __hash__(self):
-        return hash(self.id)
-
-    def __repr__(self):
-        return f"ObjectID({self.id.hex()})"
-
-    def __reduce__(self):
-        return ObjectID, (self.id,)
-
-
-class PlasmaError(Exception):
-    """What the plasma store refused or cannot do any more."""
-
-
-class PlasmaStoreDied(PlasmaError, ConnectionError):
-    """The store process has ended or closed the connection. What is mapped already stays readable."""
-
-
-class PlasmaObjectExists(PlasmaError):
-    """An object of that id is in the store already, sealed or being written."""
-
-
-class PlasmaObjectNotFound(PlasmaError, KeyError):
-    """No object of that id is in the store."""
-
-    def __str__(self):  # KeyError would show the repr
-        return str(self.args[0]) if self.args else ""
-
-
-class PlasmaStoreFull(PlasmaError, MemoryError):
-    """No room: all that is there is being read, written or lent, or nothing may be spilled. The text says by whom."""
-
-
-class PlasmaDiskFull(PlasmaStoreFull):
-    """No room, and none on the disks to which objects would be spilled to make some."""
-
+include "plasma_c.pxi"
+include "object_id.pxi"
+include "plasma_errors.pxi"
+include "plasma_buffer.pxi"
 
 KEY_BYTES = 28
 cdef double TIMEOUT_S_MAX = 1e9
@@ -242,122 +65,14 @@ cdef Patience _patience(object timeout_s) except *:
     return p
 
 
-cdef int _died(Client* client) except -1:
-    if client.forked():
-        raise PlasmaStoreDied("this process was forked from the one that connected to the plasma store; connect anew")
-    raise PlasmaStoreDied("the plasma store has died or closed the connection; its objects are lost")
-
-
-cdef int _raise_status(const Status& status, str doing) except -1:
-    cdef StatusCode code = status.code()
-    if code == StatusCode.kInterrupted and PyErr_Occurred() != NULL:
-        return -1  # first of all: nothing of Python may run while that is set
-    cdef bytes raw = status.message()
-    text = raw.decode("utf-8", "replace")
-    if code == StatusCode.kDisconnected:
-        raise PlasmaStoreDied(f"{doing}: {text}")
-    if code == StatusCode.kOutOfMemory:
-        raise PlasmaStoreFull(f"{doing}: {text}")
-    if code == StatusCode.kOutOfDisk:
-        raise PlasmaDiskFull(f"{doing}: {text}")
-    if code == StatusCode.kTooLarge:
-        raise PlasmaStoreFull(text)
-    if code == StatusCode.kTimedOut:
-        raise TimeoutError(f"{doing}: {text}")
-    if code == StatusCode.kPermission:
-        raise PermissionError(f"{doing}: {text}")
-    if code == StatusCode.kNotFound:
-        raise FileNotFoundError(f"{doing}: {text}")
-    if code == StatusCode.kInvalidArgument:
-        raise ValueError(f"{doing}: {text}")
-    raise OSError(f"{doing}: {text}")
-
-
-cdef class PlasmaBuffer:
-    """A view on one object in shared memory. Pins it until the last memoryview, numpy array, ... on it is gone."""
-
-    def __cinit__(self):
-        self.address = NULL
-
-    def __init__(self):
-        raise TypeError("PlasmaBuffer comes from PlasmaClient.get or .create only")
-
-    def __dealloc__(self):
-        if self.address != NULL:
-            (<Client*>self.client.get()).Unpin(self.slot)
-
-    def __len__(self):
-        return self.nbytes
-
-    def __getbuffer__(self, Py_buffer* view, int flags):
-        cdef Client* c = <Client*>self.client.get()
-        cdef bint writable = False
-        if self.created_here:
-            if c.forked():
-                raise BufferError("a buffer that the parent process was writing is not there in a forked child")
-            writable = c.Unsealed(self.slot, self.generation)
-        PyBuffer_FillInfo(view, self, self.address, self.nbytes, not writable, flags)
-
-    @property
-    def size(self):
-        return self.nbytes
-
-    @property
-    def is_mutable(self):
-        """Whether it was created here and is not sealed yet."""
-        cdef Client* c = <Client*>self.client.get()
-        return self.created_here and not c.forked() and c.Unsealed(self.slot, self.generation)
-
-    def to_pybytes(self):
-        return PyBytes_FromStringAndSize(<char*>self.address, self.nbytes)
-
-    def __getitem__(self, index):
-        return memoryview(self)[index]
-
-    def __eq__(self, other):
-        if not isinstance(other, (PlasmaBuffer, bytes, bytearray, memoryview)):
-            return NotImplemented
-        return memoryview(self) == memoryview(other)
-
-    __hash__ = None
-
-    def metadata_buffer(self):
-        """The metadata as a buffer of its own, which pins the object too."""
-        cdef PlasmaBuffer b = PlasmaBuffer.__new__(PlasmaBuffer)
-        (<Client*>self.client.get()).PinAgain(self.slot)
-        b.client = self.client
-        b.address = self.address + self.nbytes
-        b.nbytes = self.metadata_nbytes
-        b.metadata_nbytes = 0
-        b.slot = self.slot
-        b.generation = self.generation
-        b.created_here = self.created_here
-        return b
-
-    cpdef bytes metadata(self):
-        return PyBytes_FromStringAndSize(<char*>self.address + self.nbytes, self.metadata_nbytes)
-
-    def __repr__(self):
-        return f"<PlasmaBuffer {self.nbytes} bytes{', unsealed' if self.is_mutable else ''}>"
-
-
-cdef inline PlasmaBuffer _wrap(shared_ptr[CClient]& client, Place* place, bint created_here):
-    cdef PlasmaBuffer b = PlasmaBuffer.__new__(PlasmaBuffer)
-    b.client = client
-    b.address = place.address
-    b.nbytes = place.data_bytes
-    b.metadata_nbytes = place.metadata_bytes
-    b.slot = place.slot
-    b.generation = place.generation
-    b.created_here = created_here
-    return b
-
-
 cdef inline Client* _open(PlasmaClient self) except NULL:
     if self.client.get() == NULL:
         raise PlasmaStoreDied("this PlasmaClient has been disconnected")
     return <Client*>self.client.get()
 
+
+# Whoever lets go of Python's lock, or may (_sync, _create, _restore), first takes a reference to the client: `me`. Its caller may
+# have it from a place where another thread puts the next store's meanwhile.
 
 # The store is asked because a shared-memory step could not be decided (rare).
 cdef int _sync(PlasmaClient self) except -1:
@@ -370,6 +85,38 @@ cdef int _sync(PlasmaClient self) except -1:
     if not status.ok():
         _raise_status(status, "plasma")
     return 0
+
+
+cdef enum _What:
+    _PIN
+    _CONTAINS
+    _DELETE
+    _LAPSE
+
+
+cdef inline Step _try(Client* c, _What what, const ObjectId& id) noexcept:
+    if what == _PIN:
+        return c.TryPin(id)
+    if what == _CONTAINS:
+        return c.Contains(id)
+    if what == _DELETE:
+        return c.TryDelete(id)
+    return c.TryLapse(id)
+
+
+cdef inline bint _step(PlasmaClient self, bytes key, _What what) except -1:
+    """A step on a sealed object, which the table decides, or the store; False: there is none."""
+    cdef PlasmaClient me = self
+    cdef ObjectId id
+    cdef Client* c = _open(self)
+    _to_key(key, &id)
+    cdef Step step = _try(c, what, id)
+    while step == Step.kAsk:
+        _sync(self)
+        step = _try(c, what, id)
+    if step == Step.kDied:
+        _died(c)
+    return step == Step.kDone
 
 
 cdef PlasmaBuffer _restore(PlasmaClient self, Place* place, int64_t give_up_ns):
@@ -458,6 +205,7 @@ cdef class PlasmaClient:
         Raises: PlasmaObjectExists; PlasmaStoreFull: no room within timeout_s, or never (larger than the store).
         Blocks: for timeout_s at most, if the store is full.
         """
+        cdef PlasmaClient me = self
         cdef ObjectId id
         cdef Place place
         _to_key(key, &id)
@@ -469,6 +217,7 @@ cdef class PlasmaClient:
 
     cpdef seal(self, bytes key):
         """Makes an object of ours visible and immutable. Raises PlasmaObjectNotFound if there is no unsealed one."""
+        cdef PlasmaClient me = self
         cdef ObjectId id
         cdef Client* c = _open(self)
         _to_key(key, &id)
@@ -482,6 +231,7 @@ cdef class PlasmaClient:
 
     cpdef abort(self, bytes key):
         """Undoes create(). Raises PlasmaObjectNotFound if there is no unsealed object of ours."""
+        cdef PlasmaClient me = self
         cdef ObjectId id
         cdef Client* c = _open(self)
         _to_key(key, &id)
@@ -496,6 +246,7 @@ cdef class PlasmaClient:
 
     cpdef put(self, bytes key, data, bytes metadata=b"", double timeout_s=10.0):
         """create, copy and seal: data is any contiguous buffer. The object is unpinned afterwards. Raises as create."""
+        cdef PlasmaClient me = self
         cdef ObjectId id
         cdef Place place
         cdef Py_buffer view
@@ -529,6 +280,7 @@ cdef class PlasmaClient:
         Raises: PlasmaStoreFull: it is on disk, and no room was to be had for it. TimeoutError: it was not back by give_up_ns.
         Blocks: if it is on disk, without Python's lock.
         """
+        cdef PlasmaClient me = self
         cdef ObjectId id
         cdef Place place
         cdef Client* c = _open(self)
@@ -550,6 +302,7 @@ cdef class PlasmaClient:
 
         Returns: how many are on disk. Doesn't wait for them.
         """
+        cdef PlasmaClient me = self
         cdef Client* c = _open(self)
         cdef shared_ptr[CClient] keep = self.client
         cdef vector[ObjectId] ids
@@ -572,16 +325,7 @@ cdef class PlasmaClient:
 
     cpdef bint pin(self, bytes key) except -1:
         """Keeps a sealed object from eviction until unpin(key); counted. False if there is none."""
-        cdef ObjectId id
-        cdef Client* c = _open(self)
-        _to_key(key, &id)
-        cdef Step step = c.TryPin(id)
-        while step == Step.kAsk:
-            _sync(self)
-            step = c.TryPin(id)
-        if step == Step.kDied:
-            _died(c)
-        return step == Step.kDone
+        return _step(self, key, _PIN)
 
     cpdef unpin(self, bytes key):
         """Undoes one pin(key). Raises PlasmaObjectNotFound if there is none of ours."""
@@ -593,42 +337,15 @@ cdef class PlasmaClient:
 
     cpdef bint contains(self, bytes key) except -1:
         """Whether a sealed object of that key is there."""
-        cdef ObjectId id
-        cdef Client* c = _open(self)
-        _to_key(key, &id)
-        cdef Step step = c.Contains(id)
-        while step == Step.kAsk:
-            _sync(self)
-            step = c.Contains(id)
-        if step == Step.kDied:
-            _died(c)
-        return step == Step.kDone
+        return _step(self, key, _CONTAINS)
 
     cpdef bint delete(self, bytes key) except -1:
         """Hides a sealed object from everybody; its memory is free once nobody pins it. False if there was none."""
-        cdef ObjectId id
-        cdef Client* c = _open(self)
-        _to_key(key, &id)
-        cdef Step step = c.TryDelete(id)
-        while step == Step.kAsk:
-            _sync(self)
-            step = c.TryDelete(id)
-        if step == Step.kDied:
-            _died(c)
-        return step == Step.kDone
+        return _step(self, key, _DELETE)
 
     cpdef bint lapse(self, bytes key) except -1:
         """Nobody owns a sealed object any more: it is gone as soon as nobody pins it. False if there was none."""
-        cdef ObjectId id
-        cdef Client* c = _open(self)
-        _to_key(key, &id)
-        cdef Step step = c.TryLapse(id)
-        while step == Step.kAsk:
-            _sync(self)
-            step = c.TryLapse(id)
-        if step == Step.kDied:
-            _died(c)
-        return step == Step.kDone
+        return _step(self, key, _LAPSE)
 
     cpdef unpinned(self, bytes key):
         """A pin of ours is gone that may have been the last one of an object that nobody owns any more: it is freed now, then."""
