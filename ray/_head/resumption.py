@@ -86,15 +86,16 @@ def resume(head: HeadService, saved: Saved, present: list[Present], away: str) -
     """Goes on where the earlier head ended. away: what to say of nodes that have not come back."""
     restore(head, saved, present)
     there = {node.node_id for node in present}
-    for row in head.monitor.all():
-        if row.state != monitor.DEAD and row.node_id not in there:
-            head.node_down(row.node_id, away)
     for node in present:
         about = node.about
         head.node_up(node.node_id, node.total, about["host"], about["hostname"], about, watched=False)
     workers = [tag for node in present for tag in node.workers]
     cores = [tag for node in present for tag in node.cores]
     head.reconcile(workers, {*workers, *cores}, claims(present))
+    # Only now: what died with these may have a new place already, as a node has claimed.
+    for row in head.monitor.all():
+        if row.state != monitor.DEAD and row.node_id not in there:
+            head.node_down(row.node_id, away)
 
 
 def claims(present: Iterable[Present]) -> Claims:

@@ -11,7 +11,7 @@ import pytest
 
 from ray._control import store
 from ray._control.store import StoreUnavailable
-from ray._head import function_cache
+from ray._head import function_cache, resumption
 from ray._head.service import HeadService
 from tests.unit.control_session import ControlPlane, control_plane, run, until
 from tests.unit.test_control_tables import keys_of
@@ -447,6 +447,37 @@ def test_the_end_of_a_job_is_seen_to_by_the_next_head_though_its_groups_were_sti
             actor = head.actors.get(A)
             assert actor is None or actor.state == "DEAD"
             assert not head.groups.groups.of_job(row.job_id) and head.jobs.all()[0].state == "DIED"
+
+    run(test)
+
+
+def test_an_actor_of_a_node_that_has_not_come_back_is_where_the_earlier_head_had_placed_it_anew() -> None:
+    """It was placed a second time, on another node. Found by the simulation, seed 6000168."""
+
+    async def test() -> None:
+        async with session() as (s, plane):
+            away, other = b"n" * 16, b"o" * 16
+            s.head.node_up(away, {"CPU": CPU}, "127.0.0.2", "away")
+            s.create(max_restarts=-1)
+            s.head.actor_placed(A, away)
+            s.head.actor_worker_started(A, WORKER, 100, [])
+            s.head.event(s.worker(), "actor_ready", (A,))
+            await plane.store.drain(5)
+
+            port = RecordedPort()
+            head = HeadService(port, plane.store)
+            port.head = head
+            port.node_dead = lambda *args: None  # type: ignore[attr-defined]
+            about = {"host": "h", "hostname": "h"}
+            nodes = [
+                resumption.Present(NODE, 1, {"CPU": 2 * CPU}, {}, about, cores=[DRIVER], actors={A: 1}),
+                resumption.Present(other, 2, {"CPU": 2 * CPU}, {}, about),
+            ]
+            resumption.resume(head, await resumption.read(head), nodes, "it did not come back")
+            head.check()
+            actor = head.actors.get(A)
+            assert actor is not None and (actor.state, actor.incarnation) == ("RESTARTING", 1)
+            assert actor.asked_node_id == NODE and not [call for call in port.calls if call[0] == "place"]
 
     run(test)
 
