@@ -15,11 +15,12 @@ from typing import Any
 from ray._head.group_record import RESERVING
 from ray._scheduling.strategy import DEFAULT, InGroup, NodeAffinity, NodeLabels, Spread, Strategy
 
+from .disk import Disk
 from .drivers import Driver, Task
 from .heads import Head
 from .laws import Laws
 from .network import REMOTE_S, Line, Network
-from .nodes import GRACE_S, Node
+from .nodes import Node
 
 UNIT = 10_000
 SHAPES: list[dict[str, int]] = [{"CPU": UNIT}] * 5
@@ -30,6 +31,10 @@ BUNDLES: list[dict[str, int]] = [{"CPU": UNIT}] * 3 + [
     {"CPU": UNIT, "GPU": UNIT // 2},
 ]
 STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
+OF_HEAD = 0.07
+AWAY_S = (0.1, 0.1, 0.5, 3.0, 20.0)  # a head that was killed
+ORDERS = ("place_actor", "become_actor", "release_actor", "kill_worker", "prepare_bundles", "commit_bundles",
+          "return_bundles", "group_removed", "job_over", "opened", "node_up")  # fmt: skip
 RUNS_S = 600.0  # virtual, at most: where nothing arrives there are no events
 SETTLES_S = 150.0  # virtual: node deaths take 10 s, what waits long gets windows of ever longer time
 
@@ -39,13 +44,18 @@ class Broken(AssertionError):
 
 
 class Cluster:
-    def __init__(self, seed: int, nodes: int = 6, drop: str = "", faults: bool = True) -> None:
+    def __init__(
+        self, seed: int, nodes: int = 6, drop: str = "", faults: bool = True, of_head: float = OF_HEAD
+    ) -> None:
+        """of_head: the share of faults that are its."""
         self.seed = seed
+        self.of_head = of_head
         self.nodes_max = nodes
         self.faults = faults
         self.net = Network(seed, drop)
         self.random: random.Random = self.net.random
         self.laws = Laws(self)
+        self.disk = Disk(self.net)
         self.head = Head(self)
         self.all: list[Node] = []
         self.nodes: dict[int, Node] = {}  # by number, the dead too
@@ -57,10 +67,11 @@ class Cluster:
         self.removed: set[bytes] = set()
         self.groups: list[tuple[bytes, list[dict[str, int]]]] = []
         self.over = False  # nothing new begins
+        self.trap = ""  # when the head gives this order next, something happens before it is heard
         self._next = 0
         self._settles_s = SETTLES_S
         self._run_events = 0
-        self.join()
+        self.join_own()
 
     def living(self) -> list[Node]:
         return [node for node in self.all if node.alive]
@@ -71,26 +82,36 @@ class Cluster:
 
     # -- nodes and links ----------------------------------------------------------------------------------------------
 
-    def join(self) -> None:
+    def join(self, own: bool = False) -> Node:
         total = {"CPU": UNIT * self.random.choice((1, 2, 4, 8))}
         if self.random.random() < 0.4:
             total["GPU"] = 2 * UNIT
         node_id = self.number().to_bytes(16, "little")
-        self.all.append(Node(self, node_id, total, {"zone": self.random.choice("ab")}))
+        node = Node(self, node_id, total, {"zone": self.random.choice("ab")}, own)
+        self.all.append(node)
+        return node
 
-    def dial_head(self, node: Node) -> Line:
-        line = Line(self.net, "joining - head", remote=bool(self.all))
-        line.on_end[0] = lambda why: node.dies(f"its head is gone: {why}", False)
-        self.head.dialled(line)
-        line.say(0, "join", self.head.join, node)
-        node.at_ends.append((line, 0))
-        return line
+    def join_own(self) -> None:
+        self.head.join(self.join(own=True))
 
     def by_number(self, node: Node, number: int) -> None:
         self.nodes[number] = node
-        node.uplink.name = f"node {number} - head"
-        if number:
-            self._between(0, number).append(node.uplink)
+        if not node.own and node.uplink.line is not None:
+            node.number = number  # the node itself will hear it
+            self.link(node.uplink.line, node)
+            node.number = -1
+
+    def link(self, line: Line, node: Node) -> None:
+        """It is one between that node and the head's machine."""
+        pair = 0, node.number
+        lines = self._between(*pair)
+        lines[:] = [x for x in lines if not all(x.ended)]
+        lines.append(line)
+        line.cut = pair in self.cuts
+
+    def machine(self, node: Node) -> int:
+        """Its number; of the head's own node 0, whichever it has."""
+        return 0 if node.own else node.number
 
     def _between(self, a: int, b: int) -> list[Line]:
         return self.lines.setdefault((min(a, b), max(a, b)), [])
@@ -101,16 +122,17 @@ class Cluster:
         to_node: to that node's own."""
         line = Line(self.net, name, remote=home is not node)
         if home is not node:
-            lines = self._between(home.number, node.number)
+            a, b = self.machine(home), self.machine(node)
+            lines = self._between(a, b)
             lines[:] = [x for x in lines if not all(x.ended)]
             lines.append(line)
-            line.cut = (min(home.number, node.number), max(home.number, node.number)) in self.cuts
+            line.cut = (min(a, b), max(a, b)) in self.cuts
         if to_node:
             node.at_ends = [(x, end) for x, end in node.at_ends if not x.over]
             node.at_ends.append((line, 1))
             line.stopped[1] = node.stopped
         if not node.alive:
-            if node.uplink.ended == [True, True]:
+            if not node.silent or node.node_id in self.laws.dead:
                 line.ended[1] = True
                 self.net.later(REMOTE_S, lambda: line._hears(0, "connection refused"))
             else:
@@ -138,13 +160,7 @@ class Cluster:
         far = self.nodes[b]
         if a == 0 and (for_s > 9.0 or breaks):
             self.laws.died.add(far.node_id)  # it may be declared dead
-        if a == 0:
-            self.net.later(GRACE_S, lambda began=self.net.now: self._grace_over(pair, began, far))  # type: ignore[misc]
         self.net.later(for_s, lambda: self.heal(pair, breaks))
-
-    def _grace_over(self, pair: tuple[int, int], began: float, node: Node) -> None:
-        if self.cuts.get(pair) == began:
-            node.dies("it was cut off from the head", False)
 
     def heal(self, pair: tuple[int, int], breaks: bool) -> None:
         if self.cuts.pop(pair, None) is None:
@@ -171,7 +187,7 @@ class Cluster:
 
     def _act(self) -> None:
         pick = self.random.random()
-        if len(self.living()) < self.nodes_max and self.random.random() < 0.05:
+        if self.head.alive and len(self.living()) < self.nodes_max and self.random.random() < 0.05:
             self.join()
         if not self.drivers:
             return
@@ -255,8 +271,11 @@ class Cluster:
         driver.to_head("remove_group", group_id, again=True)
 
     def _fault(self, driver: Driver) -> None:
+        if self.random.random() < self.of_head:
+            self._fault_of_head()
+            return
         pick = self.random.random()
-        living = [n for n in self.living() if n.number > 0 and n.opened]
+        living = [n for n in self.living() if not n.own and n.opened]
         if pick < 0.4:
             workers = [w for n in self.living() for w in n.workers.values()]
             if workers:
@@ -273,16 +292,58 @@ class Cluster:
             self.random.choice(living).dies("killed", self.random.random() < 0.3)
         elif pick < 0.65 and living:
             self._stop(self.random.choice(living), self.random.choice((0.01, 0.2, 2.0, 20.0)))
-        elif pick < 0.66:
-            self._stop(
-                self.all[0], self.random.choice((0.01, 0.2, 2.0))
-            )  # the head's: nodes look for it if it is longer
         elif pick < 0.7:
             self._kill_in_reservation()
         elif pick < 0.9 and living:
             a, b = sorted((self.random.choice([0, *[n.number for n in living]]), self.random.choice(living).number))
             if a != b:
                 self.cut(a, b, self.random.choice((0.01, 0.2, 2.0, 20.0)), self.random.random() < 0.3)
+
+    def _fault_of_head(self) -> None:
+        pick = self.random.random()
+        if pick < 0.3:
+            self.kill_head(self.random.choice(AWAY_S))
+        elif pick < 0.6:
+            self.trap = self.random.choice(ORDERS)
+        elif pick < 0.9:
+            self.laws.faults += 1
+            self.disk.stand_still(self.random.choice((0.05, 0.5, 5.0)))
+        else:
+            for node in self.living():
+                if node.own:
+                    self._stop(node, self.random.choice((0.01, 0.2, 2.0)))  # nodes look for it if it is longer
+
+    def springs(self, node: Node) -> None:
+        """The head has just given a node the order for which there is a trap: that node stands still before it hears
+        it, or the head dies, perhaps with it, or both are cut off."""
+        self.trap = ""
+        if self.over or node.own or node.number < 0:
+            return
+        pick = self.random.random()
+        if pick < 0.5:
+            self._stop(node, self.random.choice((0.2, 20.0)))
+        if 0.4 < pick < 0.9:
+            self.net.later(0.0, self.kill_head, self.random.choice(AWAY_S))
+        if pick > 0.8:
+            self.cut(0, node.number, self.random.choice((0.2, 20.0)), self.random.random() < 0.5)
+
+    def kill_head(self, away_s: float) -> None:
+        """Its process, with its own node and Redis; after away_s another takes over."""
+        if not self.head.alive:
+            return
+        self.net.note(f"the head is killed, for {away_s:.2f} s")
+        self.laws.faults += 1
+        for node in self.living():
+            if node.own or not node.opened:
+                self.laws.died.add(node.node_id)
+            if node.own:
+                node.dies("the head was killed", False)
+        self.head.dies()
+        self.net.later(away_s, self._next_head)
+
+    def _next_head(self) -> None:
+        self.net.note("another head takes over")
+        self.head = Head(self, resumed=True)
 
     def _stop(self, node: Node, for_s: float) -> None:
         if node.stopped:
@@ -300,7 +361,7 @@ class Cluster:
             if group.state == RESERVING
             for node_id in group.asked
         ]
-        nodes = [node for node in asked if node.alive and node.number > 0 and node.opened]
+        nodes = [node for node in asked if node.alive and not node.own and node.opened]
         if nodes:
             self.laws.faults += 1
             self.random.choice(nodes).dies("killed in a reservation", self.random.random() < 0.5)
@@ -322,7 +383,7 @@ class Cluster:
             driver.leaving = False
         self._until(lambda: self.laws.unsettled(keepers=False))
         if not self.drivers:  # the last died with its node
-            self._driver(self.all[0])
+            self._driver(next(node for node in self.living() if node.own))
             self._run_for(1.0)
         for driver in self.drivers[:1]:
             for actor in self.head.service.actors.all():
@@ -366,4 +427,6 @@ class Cluster:
         command = (
             f"python -m tests.simulation --seed {self.seed} --nodes {self.nodes_max} --events {self._run_events}{drop}"
         )
+        if self.of_head != OF_HEAD:
+            command += f" --of-head {self.of_head}"
         raise Broken(f"seed {self.seed}, at {self.net.now:.4f} s: {text}\nreplay: {command}") from cause

@@ -101,10 +101,12 @@ class Driver:
     # -- registration and the head ------------------------------------------------------------------------------------
 
     def _register(self) -> None:
-        self.home.uplink.say(0, "register_driver", self.cluster.head.register_driver, self.home.number, self)
+        self.home.uplink.ask("register_driver", (self,), self.registered)
 
     def registered(self, job_id: bytes) -> None:
         """The head's answer, on its way through the node."""
+        if not self.alive:
+            return
         self.job_id = job_id
         self.home.core_joined(self, self.line_home)
         self.line_home.say(1, "registered", self._ready)
@@ -117,7 +119,7 @@ class Driver:
         self.line_home.say(0, name, self.home.forward, self, name, args, again)
 
     def actor_state(self, actor_id: bytes, state: str, incarnation: int) -> None:
-        assert self.actors[actor_id][0] != "DEAD", f"actor {actor_id.hex()} was DEAD and is {state}"
+        assert self.actors[actor_id][0] != "DEAD" or state == "DEAD", f"actor {actor_id.hex()} was DEAD and is {state}"
         self.actors[actor_id] = state, incarnation
 
     def group_state(self, group_id: bytes, created: bool) -> None:

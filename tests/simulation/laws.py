@@ -31,8 +31,10 @@ class Laws:
         self.cluster = cluster
         self.died: set[bytes] = set()  # nodes whose end, or whose link's end, was a fault of the simulation
         self.dead: set[bytes] = set()  # nodes that the head has declared dead
+        self.silent: set[bytes] = set()  # of these: since nothing was heard of them
         self.faults = 0  # of workers, nodes and links so far
         self.incarnations: dict[bytes, int] = {}
+        self.removed: set[bytes] = set()  # groups of which a head has said so
         self.exited: set[bytes] = set()  # actors whose callers have been told so
 
     # -- after each event ---------------------------------------------------------------------------------------------
@@ -54,10 +56,12 @@ class Laws:
 
     def head(self, head: Head) -> None:
         head.service.check()
-        assert head.service.stats()["malformed"] == 0
+        assert head.service._requests.malformed == 0
 
     def declared_dead(self, node_id: bytes, cause: str) -> None:
         self.dead.add(node_id)
+        if "silent for" in cause:
+            self.silent.add(node_id)
         assert node_id in self.died, f"a node that lives is declared dead: {cause}"
 
     def granted(self, node: Node, lease: Any) -> None:
@@ -85,7 +89,9 @@ class Laws:
     def legal_refusal(self, strategy: Any, shape: dict[str, int], kind: str) -> None:
         if kind == GROUP_REMOVED:
             assert isinstance(strategy, InGroup)
-            assert self.cluster.head.service.groups.groups.was_removed(strategy.group_id), "refused, but not removed"
+            known = strategy.group_id in self.removed or strategy.group_id in self.cluster.removed
+            known = known or self.cluster.head.service.groups.groups.was_removed(strategy.group_id)
+            assert known, "refused, but not removed"
         else:
             assert isinstance(strategy, NodeAffinity) and not strategy.soft, strategy
             there = [n for n in self.cluster.living() if n.node_id == strategy.node_id]
@@ -96,8 +102,11 @@ class Laws:
         assert self.faults or isinstance(task.strategy, InGroup), f"{task} has failed, and nothing has died"
 
     def becomes(self, worker: Worker, actor_id: bytes, incarnation: int) -> None:
-        """No two workers are one actor, but on a node that is believed dead: when it goes on, having stood still, it
-        does what it had been told before it hears so."""
+        """No two workers are one actor. Of nodes whose connection broke this is not known: they have been declared dead
+        at once, and do what they were told until they hear so. Those that were silent must know better."""
+        assert worker.node.node_id not in self.silent, (
+            f"{worker.node} stood still, and makes {actor_id.hex()} all the same"
+        )
         if worker.node.node_id in self.dead:
             return
         last = self.incarnations.get(actor_id, -1)
@@ -112,6 +121,8 @@ class Laws:
 
     def unsettled(self, keepers: bool) -> list[str]:
         """keepers: drivers still keep what they don't use, so groups and what is in them may wait."""
+        if not self.cluster.head.alive or self.cluster.head.returning is not None:
+            return ["the head is away"]
         found = self._table() + self._views() + self._blocked()
         for driver in list(self.cluster.drivers):
             found += self._leases(driver)
@@ -129,6 +140,8 @@ class Laws:
         for node in living:
             if head.members.state(node.number) != MEMBER or not node.opened:
                 found.append(f"{node} is not a member")
+            if node.uplink.outbox.stats()["told"] or node.uplink.outbox.stats()["asked"]:
+                found.append(f"{node} keeps what the head has heard: {node.uplink.outbox.stats()}")
             if set(node.table) - node.down | {node.number} != numbers:
                 found.append(f"node {node.number} knows {sorted(set(node.table) - node.down)} of {sorted(numbers)}")
         found += [f"a driver of {driver.home} has not come up" for driver in self.cluster.starting]
@@ -244,6 +257,8 @@ class Laws:
                 found.append(f"{actor} was last said to be {state} {incarnation}")
         for group_id, state in driver.groups.items():
             group = service.groups.groups.get(group_id)
+            if group is None and state == "REMOVED":
+                continue  # and it was forgotten with the head that knew
             if group is None or (group.state == gr.CREATED) != (state == "CREATED"):
                 found.append(f"{group} was last said to be {state}")
             elif group_id in self.cluster.removed and group.state != gr.REMOVED:
@@ -298,7 +313,7 @@ class Laws:
             if actor.actor_id in self.exited and actor.state != actor_record.DEAD:
                 found.append(f"{actor} has exited: {actor.story}")
             if isinstance(strategy, InGroup) and actor.state != actor_record.DEAD:
-                if service.groups.groups.was_removed(strategy.group_id):
+                if strategy.group_id in self.removed:
                     found.append(f"{actor} is in a group that was removed: {actor.story}")
             if actor.state == actor_record.DEAD and actor.worker_tag:
                 found.append(f"{actor} is dead, and its worker is not")
@@ -326,13 +341,15 @@ class Laws:
                 found.append(f"worker {worker.tag.hex()} is actor {worker.actor_id.hex()}, and the head says {mine}")
         for node in living:
             at = {a for a, number in service.port.placed_at.items() if number == node.number}  # type: ignore
-            if node.placed != at:
+            if node.placed.keys() != at:
                 found.append(f"{node} places {len(node.placed)} actors, of {len(at)}")
         return found
 
     # -- when everybody has left --------------------------------------------------------------------------------------
 
     def leftovers(self) -> list[str]:
+        if not self.cluster.head.alive or self.cluster.head.returning is not None:
+            return ["the head is away"]
         found = []
         for node in self.cluster.living():
             stats = node.scheduler.stats()

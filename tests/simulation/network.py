@@ -127,9 +127,12 @@ class Line:
 
     def _arrives(self, end: int, kind: str, what: Callable[..., None], args: tuple[Any, ...]) -> None:
         if not self.ended[1 - end]:
-            if self._net.trace is not None:
+            if self._net.trace is not None and kind not in ("heartbeat", "heard"):
                 self._net.note(f"{self.name} {'->' if end == 0 else '<-'} {kind} {args!r}"[:400])
             what(*args)
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
 
     def _hears(self, end: int, why: str) -> None:
         if not self.ended[end]:

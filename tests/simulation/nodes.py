@@ -1,7 +1,8 @@
 """One simulated node: the real local scheduler, and in place of the shell, the pool and its workers, what they do.
 
 A node is JOINING until the head says `opened`; drivers come only then. Its process may end (its connections close), or
-its machine may (they fall silent). If it is cut off from the head for `GRACE_S`, it ends itself, as the real one does.
+its machine may (they fall silent). If it loses its head it goes on, and looks for it
+(`uplinks.py`); if that will not have it, it ends.
 """
 
 from __future__ import annotations
@@ -16,29 +17,34 @@ from ray._protocol.ids import node_number
 from ray._scheduling.node_resources import NodeResources
 
 from .network import LOCAL_S, Line
+from .uplinks import Uplink
 from .workers import Worker
 
 if TYPE_CHECKING:
     from .cluster import Cluster
     from .drivers import Driver
 
-HEARTBEAT_S = 1.0
-GRACE_S = 12.0  # longer than the head waits before it declares a silent node dead
+_NOTHING: dict[str, Any] = {"available": {}, "queued": 0, "bundles": {}}
 
 
 class Node:
-    def __init__(self, cluster: Cluster, node_id: bytes, total: dict[str, int], labels: dict[str, str]) -> None:
+    def __init__(
+        self, cluster: Cluster, node_id: bytes, total: dict[str, int], labels: dict[str, str], own: bool = False
+    ) -> None:
+        """own: the head's own; it is in the head's process."""
         self.cluster = cluster
+        self.own = own
         self.node_id = node_id
         self.total = total
         self.scheduler = LocalScheduler(NodeResources(total), node_id=node_id, labels=labels)
         self.number = -1
         self.alive = True
+        self.silent = False  # it died without a word
         self.opened = False
         self.stopped = False  # its process, as by SIGSTOP; its workers and drivers go on
         self._to_do: list[Callable[[], None]] = []  # what has come due meanwhile
         self.at_ends: list[tuple[Line, int]] = []  # of lines to other processes, and which end is here
-        self.uplink: Line = cluster.dial_head(self)
+        self.uplink = Uplink(self, own)
         self.table: dict[int, dict[str, Any]] = {}  # rows of the other nodes that it has been told of
         self.down: set[int] = set()
         self.cores: dict[bytes, Driver] = {}  # drivers here, and guests, by tag
@@ -49,7 +55,8 @@ class Node:
         self.workers: dict[int, Worker] = {}
         self.idle: dict[bytes, list[Worker]] = {}  # by job
         self.tickets: dict[int, lm.AcquireWorker] = {}
-        self.placed: set[bytes] = set()  # actors that have, or wait for, a place here
+        self.placed: dict[bytes, int] = {}  # actors that have, or wait for, a place here -> their incarnation
+        self.became: dict[bytes, bytes] = {}  # of these -> the worker that was told to become it
         self.jobs: set[bytes] = set()  # that it knows from the head
         self.jobs_over: set[bytes] = set()
         self.early: dict[bytes, list[Callable[[], None]]] = {}  # by guest: what it says before its job is known here
@@ -60,6 +67,7 @@ class Node:
         self._report_due = False
         self._next_worker = 0
         self._known = KnownRows()
+        self.uplink.join()
 
     # -- joining ------------------------------------------------------------------------------------------------------
 
@@ -67,7 +75,42 @@ class Node:
         self.number = number
         for row in table:
             self.on_node_up(row)
-        self._heartbeat()
+        self.uplink.admitted()
+
+    # -- a head that comes back ---------------------------------------------------------------------------------------
+
+    def presence(self) -> dict[str, Any]:
+        """As ray/_node/presence.py has it."""
+        told = list(self.uplink.outbox.told())
+        here = self.scheduler.bundles.groups
+        return {
+            "workers": [w.tag for w in self.workers.values()] + [e.args[0] for e in told if e.name == "worker_died"],
+            "cores": [core.tag for core in self.cores.values() if core.home is self]
+            + [e.args[0] for e in told if e.name == "driver_gone"],
+            "actors": dict(self.placed),
+            "bundles": {
+                i: {k: b.state for k, b in group.bundles.items()} for i, group in here.items() if group.bundles
+            },
+            "groups": list(here),
+            "jobs": self.jobs - self.jobs_over,
+            "followed": {tag: sorted(actors) for tag, actors in self.uplink.followed.items() if actors},
+        }
+
+    def replace_table(self, rows: list[dict[str, Any]]) -> None:
+        """By that of a head that has come back."""
+        given = {row["number"]: row for row in rows}
+        gone = [row for number, row in self.table.items() if number not in given and number not in self.down]
+        if gone:
+            self.on_view([{**row, **_NOTHING, "state": "DEAD"} for row in gone])
+        for row in gone:
+            self.on_node_down(row["number"], "it did not come back to the head")
+        for number, row in given.items():
+            if number not in self.table:
+                self._learn(row)
+
+    def report_anew(self) -> None:
+        self._reported = None
+        self._look_at_report()
 
     # -- stopped ------------------------------------------------------------------------------------------------------
 
@@ -77,7 +120,7 @@ class Node:
         self.stopped = True
         for line, end in self._ends():
             line.stopped[end] = True
-        if self.number == 0:
+        if self.own:
             self.cluster.head.stop()
         self.cluster.net.later(for_s, self._go_on)
 
@@ -86,7 +129,7 @@ class Node:
         self.stopped = False
         if not self.alive:
             return
-        if self.number == 0:
+        if self.own:
             self.cluster.head.go_on()
         for line, end in self._ends():
             line.go_on(end)
@@ -107,11 +150,14 @@ class Node:
     # -- what the head says of the cluster ----------------------------------------------------------------------------
 
     def on_node_up(self, row: dict[str, Any]) -> None:
+        self._learn(row)
+        self.uplink.tell("known", row["number"], again=True)
+
+    def _learn(self, row: dict[str, Any]) -> None:
         number = row["number"]
         assert number not in self.table, f"node {self.number} is told twice of node {number}"
         assert number not in self.down, f"node {number} is back from the dead"
         self.table[number] = row
-        self.uplink.say(0, "known", self.cluster.head.known, self.number, number, again=True)
 
     def on_opened(self) -> None:
         self.opened = True
@@ -129,10 +175,6 @@ class Node:
         for core in list(self.cores.values()):
             if core.home is self:
                 self.tell(core.tag, "node_down", core.node_down, number)
-
-    def _heartbeat(self) -> None:
-        self.uplink.say(0, "heartbeat", self.cluster.head.heartbeat, self.number, again=True)
-        self.cluster.net.later(HEARTBEAT_S, self.in_turn, self._heartbeat)
 
     # -- the local scheduler ------------------------------------------------------------------------------------------
 
@@ -168,7 +210,7 @@ class Node:
         report = report_of(self)  # type: ignore[arg-type]
         if report != self._reported:
             self._reported = report
-            self.uplink.say(0, "resources", self.cluster.head.reported, self.number, report, again=True)
+            self.uplink.tell("resources", report, again=True)
 
     def local(self, kind: str, what: Callable[..., None], *args: Any) -> None:
         """What a process of this machine tells the node, in order."""
@@ -211,23 +253,19 @@ class Node:
         self.tell(a.tag, "lease_lost", self.cores[a.tag].lease_lost, self.number, a.lease_id)
 
     def _do_ActorPlaced(self, a: lm.ActorPlaced) -> None:
-        self.uplink.say(0, "actor_placed", self.cluster.head.actor_placed, self.number, a.actor_id)
+        self.uplink.tell("actor_placed", a.actor_id, self.placed.get(a.actor_id))
 
     def _do_ActorWorker(self, a: lm.ActorWorker) -> None:
-        head = self.cluster.head
-        self.uplink.say(0, "actor_worker_started", head.actor_worker_started, self.number, a.actor_id, a.worker_tag)
+        self.uplink.tell("actor_worker_started", a.actor_id, a.worker_tag, self.placed.get(a.actor_id))
 
     def _do_ActorRefused(self, a: lm.ActorRefused) -> None:
-        self.uplink.say(0, "actor_refused", self.cluster.head.actor_refused, self.number, a.actor_id)
+        self.uplink.tell("actor_refused", a.actor_id)
 
     def _do_BundlesPrepared(self, a: lm.BundlesPrepared) -> None:
-        head = self.cluster.head
-        self.uplink.say(0, "bundles_prepared", head.bundles_prepared, self.number, a.group_id, a.attempt, again=True)
+        self.uplink.tell("bundles_prepared", a.group_id, a.attempt, again=True)
 
     def _do_BundlesRefused(self, a: lm.BundlesRefused) -> None:
-        head = self.cluster.head
-        args = self.number, a.group_id, a.attempt, a.available
-        self.uplink.say(0, "bundles_refused", head.bundles_refused, *args, again=True)
+        self.uplink.tell("bundles_refused", a.group_id, a.attempt, a.available, again=True)
 
     # -- cores --------------------------------------------------------------------------------------------------------
 
@@ -240,7 +278,8 @@ class Node:
         else:
             self.early[core.tag] = [lambda: self.core_joined(core, line)]
             line.on_end[1] = lambda why: self.early.pop(core.tag, None)
-            self.uplink.say(0, "job_info", self.cluster.head.job_info, self.node_id, core.tag, core.job_id)
+            tag, job_id = core.tag, core.job_id
+            self.uplink.ask("job_info", (job_id,), lambda lives: self.job_known(tag, job_id, lives))
 
     def job_known(self, tag: bytes, job_id: bytes, lives: bool) -> None:
         early = self.early.pop(tag, [])
@@ -272,7 +311,7 @@ class Node:
             self.granted.pop(lease.lease_id, None)
         self.feed(lm.CoreLeft(tag))
         if core.home is self:
-            self.uplink.say(0, "driver_gone", self.cluster.head.driver_gone, self.number, tag, again=True)
+            self.uplink.tell("driver_gone", tag, again=True)
 
     def asked(self, core: Driver, request: lm.LeaseRequested) -> None:
         if core.tag in self.early:
@@ -302,7 +341,7 @@ class Node:
 
     def forward(self, core: Driver, name: str, args: tuple[Any, ...], again: bool) -> None:
         """A core's event that is the head's affair."""
-        self.uplink.say(0, name, self.cluster.head.core_event, self.number, core, name, args, again=again)
+        self.uplink.tell("core_event", core, name, args, again=again)
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
@@ -367,34 +406,38 @@ class Node:
             self.idle[worker.job_id].remove(worker)
         if worker.assigned:
             self.feed(lm.WorkerLost(worker.worker_id, cause))
-        self.uplink.say(0, "worker_died", self.cluster.head.worker_died, self.number, worker.tag, again=True)
+        self.uplink.tell("worker_died", worker.tag, again=True)
 
     def from_worker(self, worker: Worker, name: str, args: tuple[Any, ...]) -> None:
         if worker.worker_id in self.workers:  # as far as this node knows: what it said before it died is heard first
-            if name != "actor_exiting":
-                self.feed(lm.ActorStarted(args[0]))
-            self.uplink.say(0, name, self.cluster.head.core_event, self.number, worker, name, args)
+            if name == "actor_exiting":
+                self.uplink.ask(name, (worker, *args), lambda: self._exit_taken_note_of(worker))
+                return
+            self.feed(lm.ActorStarted(args[0]))
+            self.uplink.tell("core_event", worker, name, args)
 
     # -- the head's wishes --------------------------------------------------------------------------------------------
 
-    def on_place_actor(self, actor_id: bytes, spec: dict[str, Any]) -> None:
-        self.placed.add(actor_id)
+    def on_place_actor(self, actor_id: bytes, spec: dict[str, Any], incarnation: int) -> None:
+        self.placed[actor_id] = incarnation
         place = spec["place"]
         ask, to_place = spec["resources"], spec["placement_resources"]
         self.feed(lm.ActorRequested(actor_id, spec["job_id"], ask, to_place, "actor", place=place))
         self.cluster.laws.legal_actor(actor_id, self)
 
     def on_release_actor(self, actor_id: bytes) -> None:
-        if actor_id in self.placed:
-            self.placed.discard(actor_id)
+        if self.placed.pop(actor_id, None) is not None:
+            self.became.pop(actor_id, None)
             self.feed(lm.ActorReleased(actor_id))
 
     def on_become_actor(self, worker_tag: bytes, actor_id: bytes, incarnation: int) -> None:
         for worker in self._with_tag(worker_tag):
-            worker.become(actor_id, incarnation)
+            if self.became.get(actor_id) != worker_tag:  # else said twice, by a head that was restarted
+                self.became[actor_id] = worker_tag
+                worker.become(actor_id, incarnation)
 
-    def on_exit_taken_note_of(self, worker_tag: bytes) -> None:
-        for worker in self._with_tag(worker_tag):
+    def _exit_taken_note_of(self, worker: Worker) -> None:
+        if worker.worker_id in self.workers:
             self.local("exit_taken_note_of", worker.exit_taken_note_of)
 
     def on_kill_worker(self, worker_tag: bytes, why: str) -> None:
@@ -409,12 +452,17 @@ class Node:
         for worker in [w for w in self.workers.values() if w.job_id == job_id]:
             self.kill_worker(worker.worker_id, "its job is over")
 
+    def on_kept(self, number: int) -> None:
+        self.uplink.outbox.kept(number)
+
     def on_bundles(self, event: Any) -> None:
         """Prepare, commit, return, removed."""
         self.feed(event)
 
     def on_state(self, tag: bytes, kind: str, args: tuple[Any, ...]) -> None:
         """Of an actor or a group, for a core."""
+        if kind == "actor_state" and args[1] == "DEAD":
+            self.uplink.unfollow(tag, args[0])
         core = self.cores.get(tag)
         if core is not None:
             self.tell(tag, kind, getattr(core, kind), *args)
@@ -441,8 +489,8 @@ class Node:
                 line.end(1, why)
         for driver in [x for x in self.cluster.starting if x.home is self]:
             driver.dies(why, silently)
-        self.uplink.lost(0) if silently else self.uplink.end(0, why)
-        self.alive = False
+        self.uplink.close(why, silently)
+        self.alive, self.silent = False, silently
 
     def place_of(self, group_id: bytes) -> set[int]:
         """Bundles of it that are committed here."""
@@ -450,4 +498,5 @@ class Node:
         return {i for i, b in group.bundles.items() if b.state == "COMMITTED"} if group else set()
 
     def __repr__(self) -> str:
-        return f"<Node {self.number}{'' if self.alive else ' dead'} {self.scheduler.stats()}>"
+        stats = self.scheduler.stats()
+        return f"<Node {self.number}{'' if self.alive else ' dead'} {stats['leases']} of {self.total}>"
