@@ -19,19 +19,8 @@ from ray._node.bundles import Bundles
 from ray._node.outbox import Outbox
 
 from . import heads
-from .heads import Head
 from .nodes import Node
 from .uplinks import Uplink
-
-
-def _numbers_first(self: Head, number: int, event: int, name: str, args: tuple[Any, ...]) -> None:
-    self.disk.write(0, "HSET", "ray:uplinks", str(number), str(event))
-    _told(self, number, event, name, args)
-
-
-def _told_twice(self: Head, number: int, event: int, name: str, args: tuple[Any, ...]) -> None:
-    self.heard[number] = min(self.heard.get(number, 0), event - 1)
-    _told(self, number, event, name, args)
 
 
 def _becomes_again(self: Node, worker_tag: bytes, actor_id: bytes, incarnation: int) -> None:
@@ -54,7 +43,6 @@ async def _none(self: RemovedGroupTable) -> list[bytes]:
 
 
 _again = Outbox.again
-_told = Head.told
 _on_become_actor = Node.on_become_actor
 _refusal = Membership.refusal_to_return
 _placed, _started = HeadService.actor_placed, HeadService.actor_worker_started
@@ -64,8 +52,6 @@ PLANTED: dict[str, tuple[Any, str, Any]] = {
     "a node that wakes does what it was told": (Uplink, "_may_be_dead", lambda self: False),
     "nothing is told again": (Outbox, "again", lambda self: []),
     "what is told again is in another order": (Outbox, "again", lambda self: _again(self)[::-1]),
-    "what has been heard is heard again": (Head, "told", _told_twice),
-    "what has been heard is noted first": (Head, "told", _numbers_first),
     "nothing needs to last": (heads._Lasting, "say", lambda self, what: what()),
     "a worker becomes an actor as often as it is told": (Node, "on_become_actor", _becomes_again),
     "a node may come back once": (Membership, "refusal_to_return", _in_use),

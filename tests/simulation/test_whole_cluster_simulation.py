@@ -10,6 +10,7 @@ import os
 import pytest
 
 from tests.simulation.cluster import SETTLES_S, Broken, Cluster
+from tests.simulation.planted import planted
 
 SEEDS = [int(os.environ["RAY_SIM_SEED"])] if "RAY_SIM_SEED" in os.environ else range(150)
 # Each found a bug, or a wrong law.
@@ -71,6 +72,31 @@ def test_a_dropped_message_is_noticed(kind: str) -> None:
             assert f"--drop {kind}" in str(broken)
             return
     pytest.fail(f"nobody misses {kind!r}")
+
+
+# The share of faults that are the head's, and the first seed that notices.
+NOTICED_BY = {
+    "nothing is told again": (0.5, 400),
+    "what is told again is in another order": (0.5, 400),
+    "nothing needs to last": (0.5, 422),
+    "removed groups are forgotten": (0.5, 403),
+    "what nodes hold is not asked": (0.5, 406),
+}
+
+
+@pytest.mark.parametrize("name", NOTICED_BY)
+def test_a_planted_bug_is_noticed(name: str) -> None:
+    """Those of planted.py that a few seeds notice; python -m tests.simulation --plant NAME looks for the others."""
+    of_head, first = NOTICED_BY[name]
+    with planted(name):
+        for seed in range(first, first + 40):
+            cluster = Cluster(seed, of_head=of_head)
+            try:
+                cluster.run(1500)
+                cluster.settle(90.0)
+            except Broken:
+                return
+    pytest.fail(f"nobody notices that {name}")
 
 
 def test_no_kind_of_message_is_left_out_above() -> None:
