@@ -399,13 +399,14 @@ class ClusterHead:
         row = self._table.get(number)
         if row is not None:
             extra = {name: row.get(name) for name in ("pid", "labels", "name", "port")}
-            self._node.head.lasting.say(partial(self._tell_removed, number))
+            removed = self._node.head.groups.groups.removed()
+            self._node.head.lasting.say(partial(self.tell_removed, number, removed))
             self._node.head.node_up(row["node_id"], row["total"], row["host"], row["hostname"], extra, watched=False)
             self.watch()
 
-    def _tell_removed(self, number: int) -> None:
-        """To a node that was not there when the others heard of it."""
-        for group_id, why in self._node.head.groups.groups.removed():
+    def tell_removed(self, number: int, groups: list[tuple[bytes, str]]) -> None:
+        """To a node that was not there when the others heard of it: of (id, why)."""
+        for group_id, why in groups:
             self.tell(number, "group_removed", group_id, why)
 
     # -- telling

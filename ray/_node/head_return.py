@@ -175,9 +175,9 @@ class HeadReturn:
             for job_id in back.said["jobs"]:
                 if not head.job_lives(job_id):
                     tell(number, "job_over", job_id)
-            for group_id in back.said["groups"]:
-                if head.groups.groups.was_removed(group_id):
-                    tell(number, "group_removed", group_id, "it was removed while the head was away")
+            why = "it was removed while the head was away"
+            removed = [(i, why) for i in back.said["groups"] if head.groups.groups.was_removed(i)]
+            head.lasting.say(partial(self._cluster.tell_removed, number, removed))
 
     def _follow(self) -> None:
         """Whoever was told of actors is told of them again."""

@@ -186,15 +186,17 @@ class Head:
                 joined = gs.NodeJoined(row["node_id"], row["total"], row["labels"])
                 self.service.run(lambda joined=joined: self.service.placing.handle(joined))  # type: ignore[misc]
                 self.service.groups.handle(gm.NodesChanged())
-                self.service.lasting.say(lambda to=tell.to: self._tell_removed(to))  # type: ignore[misc]
+                gone = self.service.groups.groups.removed()
+                self.service.lasting.say(lambda to=tell.to, gone=gone: self.tell_removed(to, gone))  # type: ignore[misc]
             self.tell(tell.to, tell.name, *tell.args)
         self.members.check()
         if self.members.news and not self._spread_due:
             self._spread_due = True
             self.net.at(max(self._spread_at, self.net.now), lambda: self.in_turn(self._spread))
 
-    def _tell_removed(self, number: int) -> None:
-        for gone in self.service.groups.groups.removed():
+    def tell_removed(self, number: int, groups: list[tuple[bytes, str]]) -> None:
+        for gone in groups:
+            self.cluster.laws.removed.add(gone[0])
             self.tell(number, "group_removed", lm.GroupRemoved(*gone), method="on_bundles")
 
     def _spread(self) -> None:

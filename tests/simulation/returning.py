@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ray._head import resumption
 from ray._head.membership import Admit, Gathered, Left, Returned
 from ray._head.resumption import Present
-from ray._node import lease_messages as lm
 
 from .disk import run
 from .network import Line
@@ -109,10 +108,9 @@ class Returning:
             for job_id in sorted(back.said["jobs"]):
                 if not head.service.job_lives(job_id):
                     head.tell(number, "job_over", job_id)
-            for group_id in back.said["groups"]:
-                if head.service.groups.groups.was_removed(group_id):
-                    event = lm.GroupRemoved(group_id, "it was removed while the head was away")
-                    head.tell(number, "group_removed", event, method="on_bundles")
+            why, was_removed = "it was removed while the head was away", head.service.groups.groups.was_removed
+            gone = [(group_id, why) for group_id in back.said["groups"] if was_removed(group_id)]
+            head.service.lasting.say(lambda number=number, gone=gone: head.tell_removed(number, gone))  # type: ignore[misc]
 
     def _answer(self, admit: Admit, claims: Any) -> None:
         head, back = self._head, self._back[admit.number]
