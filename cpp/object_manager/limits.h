@@ -32,6 +32,10 @@ constexpr int64_t kSilenceNs = 5 * kNsPerS;
 // From a process's end to its objects' at other stores: in it, who has just been told of one claims it there, by way of
 // two connections that this message does not take.
 constexpr int64_t kLapseDelayNs = kNsPerS / 2;
+// What other stores were told to free is remembered so long, and so much of it, to be said again when the connection to
+// one of them turns out to have ended: longer than a broken one is taken for a whole one.
+constexpr int64_t kEndedNs = 60 * kNsPerS;
+constexpr size_t kEndedMax = 10'000;
 // How often the list of sources is gone through when all that is wrong with them is their silence.
 constexpr int kRoundsMax = 3;
 

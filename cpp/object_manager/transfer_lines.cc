@@ -127,6 +127,9 @@ bool TransferLoop::OnLine(uint64_t id, LineConn& line, const FrameHeader& header
       const auto body = ReadFree(payload);
       if (!body || !body->home) return false;
       line.owned[body->key].push_back(*body->home);
+      if (const auto ended = ended_.find(body->key); ended != ended_.end()) {  // it was made again
+        std::erase_if(ended->second, [&](const Ended& e) { return e.home == *body->home; });
+      }
       return true;
     }
     case Line::kClaim:
@@ -195,7 +198,7 @@ bool TransferLoop::Say(const Address& to, Peer what, const ObjectId& key, uint64
   Status status;
   PeerConn* peer = Dial(to, &status);
   if (peer != nullptr && peer->stream->proved()) {
-    Send(*peer->stream, {what, key, request});
+    Send(*peer, {what, key, request});
     return true;
   }
   if (peer == nullptr && status.code() == StatusCode::kDisconnected) return false;
@@ -206,10 +209,26 @@ bool TransferLoop::Say(const Address& to, Peer what, const ObjectId& key, uint64
   return true;
 }
 
-void TransferLoop::Send(Stream& stream, const Said& said) {
-  stream.Send(said.what, said.request, said.key.bytes, ObjectId::kBytes);
+void TransferLoop::Send(PeerConn& peer, const Said& said) {
+  peer.stream->Send(said.what, said.request, said.key.bytes, ObjectId::kBytes);
+  if (said.what == Peer::kFree || said.what == Peer::kLapse) Remember(*peer.where, said);
   if (const auto claim = claiming_.find(said.request); said.what == Peer::kClaim && claim != claiming_.end()) {
-    claim->second.peer = stream.id();
+    claim->second.peer = peer.stream->id();
+  }
+}
+
+// Nobody answers these, and nobody else says them: a connection that has ended already, unseen, swallows them.
+void TransferLoop::Remember(const Address& home, const Said& said) {
+  const int64_t now = NowNs();
+  ended_[said.key].push_back({now, home, said.what});
+  ended_at_.emplace_back(now, said.key);
+  while (ended_at_.size() > kEndedMax || ended_at_.front().first + kEndedNs <= now) {
+    const auto [at_ns, key] = ended_at_.front();
+    ended_at_.pop_front();
+    const auto at = ended_.find(key);
+    if (at == ended_.end()) continue;
+    std::erase_if(at->second, [&](const Ended& e) { return e.at_ns <= at_ns; });
+    if (at->second.empty()) ended_.erase(at);
   }
 }
 

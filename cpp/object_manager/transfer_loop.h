@@ -98,6 +98,12 @@ class TransferLoop final : public Stream::Handler {
     ObjectId key;
     uint64_t request;
   };
+  // An object that another store was told to free, or that its owner has died.
+  struct Ended {
+    int64_t at_ns;
+    Address home;
+    Peer what;
+  };
   // What another store must hear of objects that it holds, as soon as it can be reached.
   struct Owed {
     std::vector<Said> frames;
@@ -114,7 +120,8 @@ class TransferLoop final : public Stream::Handler {
   void FreeAt(const Address& home, const ObjectId& key);
   // A store that cannot be reached at this moment hears of it later. False: it is dead, and what it held is gone.
   bool Say(const Address& to, Peer what, const ObjectId& key, uint64_t request = 0);
-  void Send(Stream& stream, const Said& said);
+  void Send(PeerConn& peer, const Said& said);
+  void Remember(const Address& home, const Said& said);
   void Claimed(uint64_t claim, bool kept);
   static bool Forget(Places& places, const ObjectId& key, const Address& address);  // false: it is not there
   void AcceptLines();
@@ -157,6 +164,9 @@ class TransferLoop final : public Stream::Handler {
   // The connection to it ended, and with it what our processes had claimed there. Who is back before the owner's end
   // keeps it.
   void ClaimAgain(const Address& home);
+  // What it was told to free lately may have been on its way when the connection ended.
+  void EndAgain(const Address& home);
+  void Owe(const Address& home, const Said& said);
   void Pump(uint64_t id, PeerConn& peer);
   bool OnFrame(Stream& stream, const FrameHeader& header, std::span<const uint8_t> payload) override;
   bool OnPullerFrame(Stream& stream, PeerConn& peer, const FrameHeader& header, std::span<const uint8_t> payload);
@@ -199,6 +209,8 @@ class TransferLoop final : public Stream::Handler {
   std::vector<uint32_t> loose_pins_;                       // slots, until Act is through
   std::map<PullAsker, uint32_t> pins_;                     // slots, of answered pulls
   std::unordered_set<ObjectId, KeyHash> holds_;
+  std::unordered_map<ObjectId, std::vector<Ended>, KeyHash> ended_;  // said to have ended, for kEndedNs
+  std::deque<std::pair<int64_t, ObjectId>> ended_at_;                // the oldest first
   std::deque<Lapsing> lapsing_;                                      // the first is due first
   std::map<uint64_t, Claiming> claiming_;                            // by our request
   std::map<uint64_t, std::pair<ObjectId, plasma::Place>> restores_;  // being brought from disk, by the store's request

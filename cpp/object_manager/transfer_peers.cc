@@ -100,7 +100,10 @@ void TransferLoop::PeerGone(uint64_t id, const std::string& why) {
       owed->second.again_ns = NowNs() + kPauseMaxNs;
     }
   }
-  if (peer.stream->dialled() && peer.stream->proved() && !for_good) ClaimAgain(*peer.where);
+  if (peer.stream->dialled() && peer.stream->proved() && !for_good) {
+    ClaimAgain(*peer.where);
+    EndAgain(*peer.where);
+  }
   for (const TransferId transfer : lost) {
     for_good ? pulls_.SourceLost(transfer, why, NowNs()) : pulls_.SourceBroken(transfer, why, NowNs());
   }
@@ -144,13 +147,26 @@ void TransferLoop::ClaimAgain(const Address& home) {
   for (const auto& [id, line] : lines_) {
     for (const auto& [key, homes] : line.claims) {
       for (auto n = std::count(homes.begin(), homes.end(), home); n > 0; --n) {
-        Owed& owed = owed_[home];
-        owed.frames.push_back({Peer::kClaim, key, 0});
-        owed.since_ns = NowNs();
-        owed.again_ns = owed.since_ns + kPauseMinNs;
+        Owe(home, {Peer::kClaim, key, 0});
       }
     }
   }
+}
+
+void TransferLoop::EndAgain(const Address& home) {
+  for (auto& [key, ended] : ended_) {
+    for (const Ended& e : ended) {
+      if (e.home == home) Owe(home, {e.what, key, 0});
+    }
+    std::erase_if(ended, [&](const Ended& e) { return e.home == home; });
+  }
+}
+
+void TransferLoop::Owe(const Address& home, const Said& said) {
+  Owed& owed = owed_[home];
+  owed.frames.push_back(said);
+  owed.since_ns = NowNs();
+  owed.again_ns = owed.since_ns + kPauseMinNs;
 }
 
 void TransferLoop::DialOwed(int64_t now_ns) {
@@ -177,7 +193,7 @@ void TransferLoop::Proved(Stream& stream) {
     stream.Send(Peer::kWhere, 0, where);
   }
   if (const auto owed = owed_.extract(*peer.where); !owed.empty()) {
-    for (const Said& said : owed.mapped().frames) Send(stream, said);
+    for (const Said& said : owed.mapped().frames) Send(peer, said);
   }
 }
 

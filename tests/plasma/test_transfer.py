@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import signal
 import socket
 import tempfile
 
@@ -124,6 +125,28 @@ def test_what_is_held_elsewhere_for_a_process_is_freed_there_when_it_dies() -> N
         assert a.client.contains(other)
         living.close()
         wait_until(lambda: a.stats()["held"] == 0)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_free_that_went_into_a_connection_which_had_ended_unseen_is_said_again(tls: bool) -> None:
+    with transfer_nodes(2, 8 * MIB, tls=tls) as (a, b):
+        owner = TransferLine(b.objects_socket)
+        other = b"p" * 28
+        a.client.put(other, bytes(1000))
+        a.line.wait(a.line.hold(other))
+        owner.free(other, a.address)
+        wait_until(lambda: not a.client.contains(other))  # so there is a connection
+        b.process.send_signal(signal.SIGSTOP)
+        try:
+            owner.ask_stats()  # b hears of this line first, then of the connection's end
+            a.restart_store()
+            a.client.put(KEY, bytes(1000))
+            a.line.wait(a.line.hold(KEY))
+            owner.free(KEY, a.address)
+        finally:
+            b.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: not a.client.contains(KEY))
+        owner.close()
 
 
 def test_what_a_dead_owner_left_is_freed_by_the_front_of_its_tag() -> None:

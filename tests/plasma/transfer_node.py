@@ -73,17 +73,30 @@ class TransferNode:
     ) -> None:
         self.objects_socket = folder + "/objects.sock"
         Path(folder + "/token").write_text(token.hex())
+        self._folder, self._memory_bytes, self._tls = folder, memory_bytes, tls
+        self._start_store()
+        self._gate = Gate(self.objects_socket, host)
+        self.address = self._gate.address
+
+    def _start_store(self) -> None:
+        folder = self._folder
         self.process, self._lifeline = launch(
-            memory_bytes,
+            self._memory_bytes,
             folder + "/plasma.sock",
             objects_socket=self.objects_socket,
             token_file=folder + "/token",
-            tls=tls,
+            tls=self._tls,
         )
         self.client = PlasmaClient(folder + "/plasma.sock")
         self.line = TransferLine(self.objects_socket)
-        self._gate = Gate(self.objects_socket, host)
-        self.address = self._gate.address
+
+    def restart_store(self) -> None:
+        """Kills the store and starts another, which other stores reach at the same address."""
+        self.kill()
+        os.close(self._lifeline)
+        self.line.close()
+        self.client.disconnect()
+        self._start_store()
 
     def fetch(self, key: bytes, sources: list[tuple[str, int]], timeout_s: float = 30.0) -> tuple[str, str, int]:
         """(outcome, text, request)."""
@@ -109,12 +122,12 @@ class TransferNode:
 
 
 @contextmanager
-def transfer_nodes(count: int, memory_bytes: int) -> Iterator[list[TransferNode]]:
+def transfer_nodes(count: int, memory_bytes: int, tls: bool = False) -> Iterator[list[TransferNode]]:
     with ExitStack() as stack:
         nodes = []
         for _ in range(count):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-transfer-"))
-            node = TransferNode(folder, memory_bytes)
+            node = TransferNode(folder, memory_bytes, tls=tls)
             stack.callback(node.close)
             nodes.append(node)
         yield nodes
