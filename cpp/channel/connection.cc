@@ -1,6 +1,10 @@
 // The cold half of a connection: making it, moving bytes, growing buffers, dying. connection.h is the manual.
 #include "channel/connection.h"
 
+#include <linux/sockios.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -20,6 +24,7 @@ namespace ray::channel {
 namespace {
 
 constexpr size_t kNoFrame = SIZE_MAX;
+constexpr int64_t kPauseNsMax = 120'000'000'000;  // TCP_RTO_MAX of Linux
 
 const char* WhyOf(int error) {
   switch (error) {
@@ -95,6 +100,37 @@ std::unique_ptr<Connection> Connection::DialTcp(const std::string& host, uint16_
   return connection;
 }
 
+Connection::Unheard Connection::LookForSilence(int64_t now_ns, int64_t silence_ns) {
+  tcp_info info{};
+  socklen_t bytes = sizeof info;
+  int unacknowledged = 0;
+  if (fd_ < 0 || getsockopt(fd_, IPPROTO_TCP, TCP_INFO, &info, &bytes) != 0 ||
+      ioctl(fd_, SIOCOUTQ, &unacknowledged) != 0)
+    return Unheard::kNothing;
+  if (!silence_is_ours_) {
+    const int never = 0;
+    silence_is_ours_ = setsockopt(fd_, IPPROTO_TCP, TCP_USER_TIMEOUT, &never, sizeof never) == 0;
+  }
+  if (unacknowledged == 0) {
+    silent_since_ns_ = 0;
+    return Unheard::kNothing;
+  }
+  // Full, and the last time it was asked it said so: then nothing is under way, and the next time may be minutes off.
+  if (info.tcpi_unacked == 0 && info.tcpi_probes == 0) {
+    silent_since_ns_ = 0;
+    return Unheard::kWaits;
+  }
+  const int64_t heard_ns = now_ns - int64_t{info.tcpi_last_ack_recv} * 1'000'000;
+  if (silent_since_ns_ == 0) silent_since_ns_ = now_ns;  // not before: the connection may have been idle
+  silent_since_ns_ = std::max(silent_since_ns_, heard_ns);
+  // The pauses between the kernel's attempts double. Of one that is answered each time less than one has passed since;
+  // of one that is never answered it is up to two.
+  int64_t pause_ns = int64_t{info.tcpi_rto} * 1'000;
+  if (info.tcpi_unacked == 0) pause_ns <<= std::min<int>(info.tcpi_backoff, 10);  // of a full one; else it is in there
+  pause_ns = std::min(pause_ns, kPauseNsMax) * 3 / 2;
+  return now_ns - silent_since_ns_ >= std::max(silence_ns, pause_ns) ? Unheard::kSilent : Unheard::kWaits;
+}
+
 std::unique_ptr<Connection> Connection::Unmade() {
   std::unique_ptr<Connection> connection(new Connection(-1));
   connection->unheard_ = true;
@@ -122,6 +158,7 @@ std::unique_ptr<Connection> Connection::Adopt(int fd, const Identity& self) {
 
 bool Connection::Begin(const Identity& self, Handshake::Side side, const uint8_t* preamble, const uint8_t* wanted) {
   const bool is_unix = IsUnixSocket(fd_);
+  over_tcp_ = !is_unix;
   std::unique_ptr<Proof> proof;
   if (is_unix) {
     uid_t uid = 0;

@@ -121,6 +121,14 @@ class Connection {
   // still holds the descriptor), frames received are dropped. why must be a literal. Closing twice is one close.
   void Close(const char* why);
 
+  // Over TCP: what has become of the bytes that the kernel has taken and the peer's kernel has not acknowledged.
+  enum class Unheard { kNothing, kWaits, kSilent };
+  // kSilent: for kSilenceNs, or for as long as the kernel waits before it tries once more, nothing at all has come from
+  // the peer's machine. Called now and then, every few seconds while it says kWaits; the first call takes the bound
+  // (TCP_USER_TIMEOUT) off that the kernel has for this, since it counts a process that takes nothing for as long,
+  // whose machine says so each time it is asked, as a silent one. Over a Unix socket always kNothing.
+  Unheard LookForSilence(int64_t now_ns, int64_t silence_ns = kSilenceNs);
+
   // Until the peer's hello has been accepted: the moment (CLOCK_MONOTONIC) at which the owner is to call CloseIfLate.
   // 0 once open or closed.
   int64_t hello_deadline_ns() const { return hello_deadline_ns_; }
@@ -132,6 +140,7 @@ class Connection {
   bool alive() const { return !read_closed_; }                 // nothing is known against it yet
   const uint8_t* peer_tag() const { return peer_tag_.bytes; }  // 16 bytes; zeros before its hello was accepted
   uint8_t peer_role() const { return peer_role_; }
+  bool over_tcp() const { return over_tcp_; }
   pid_t peer_pid() const { return peer_pid_; }  // of the process that dialled or called listen; 0 over TCP
 
   // The descriptor that came with a hello of kRoleHandoff; the caller's from now on. -1: none, or taken already. A
@@ -176,10 +185,11 @@ class Connection {
   size_t in_end_ = 0;
   int fd_;
   bool verified_ = false;
-  bool read_closed_ = false;              // Fill says -1
-  bool write_closed_ = false;             // Flush says -1
-  bool full_ = false;                     // the socket took only part of the last send
-  bool handshake_held_ = false;           // frames wait in out_ until the peer has proved itself
+  bool read_closed_ = false;     // Fill says -1
+  bool write_closed_ = false;    // Flush says -1
+  bool full_ = false;            // the socket took only part of the last send
+  bool handshake_held_ = false;  // frames wait in out_ until the peer has proved itself
+  bool over_tcp_ = false;
   bool unheard_ = false;                  // dialled over TCP and not greeted: no frame has left, nor is one dropped
   std::unique_ptr<Handshake> handshake_;  // until verified and its last byte sent
   std::string preamble_;                  // what of it is still to be sent, before the hello
@@ -193,6 +203,8 @@ class Connection {
   int error_ = 0;
   const char* why_ = "";
   int64_t hello_deadline_ns_ = 0;
+  int64_t silent_since_ns_ = 0;   // LookForSilence: nothing has come since, and something waits; 0: nothing waits
+  bool silence_is_ours_ = false;  // the kernel's own bound is off
 };
 
 }  // namespace ray::channel

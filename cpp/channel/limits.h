@@ -41,6 +41,9 @@ constexpr int kSocketSendBytes = 512 << 10;
 constexpr int kKeepAliveIdleS = 10;
 constexpr int kKeepAliveIntervalS = 5;
 constexpr int kKeepAliveProbes = 3;
+// The same where something waits for the peer's acknowledgement: then there are no probes (TCP_USER_TIMEOUT, and
+// Connection::LookForSilence).
+constexpr int64_t kSilenceNs = (kKeepAliveIdleS + kKeepAliveIntervalS * kKeepAliveProbes) * int64_t{1'000'000'000};
 
 // Events one Poller::Wait can return.
 constexpr int kPollEventsMax = 64;

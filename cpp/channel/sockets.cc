@@ -253,7 +253,7 @@ void TuneSocket(int fd, bool is_unix) {
   SetOption(fd, IPPROTO_TCP, TCP_KEEPINTVL, kKeepAliveIntervalS);
   SetOption(fd, IPPROTO_TCP, TCP_KEEPCNT, kKeepAliveProbes);
   // Keep-alive is silent while data waits for its acknowledgement; this bounds that case likewise.
-  SetOption(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, (kKeepAliveIdleS + kKeepAliveIntervalS * kKeepAliveProbes) * 1000);
+  SetOption(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(kSilenceNs / 1'000'000));
 }
 
 }  // namespace ray::channel

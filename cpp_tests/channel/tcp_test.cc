@@ -1,5 +1,7 @@
 // The same Connection over TCP (loopback), with a stand-in for the real proof.
+#include <linux/filter.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 
 #include "channel/counters.h"
 #include "channel/fixture.h"
@@ -97,6 +99,68 @@ TEST(Tcp, AProcessThatIsGoneIsToldFromOneThatCannotBeReached) {
   } else {
     EXPECT_TRUE(status.code() == StatusCode::kDisconnected);
   }
+}
+
+// Two processes that have greeted each other. `dialled` is the one whose peer falls silent.
+struct Greeted {
+  Greeted() {
+    Status status;
+    auto listener = ListenSomewhere(&status);
+    dialled =
+        Connection::DialTcp("127.0.0.1", listener->port(), Destination::kNode, nullptr, NetworkIdentity('D'), &status);
+    EXPECT_TRUE(Ready(listener->fd(), POLLIN));
+    accepted = Connection::Adopt(AcceptBehindGate(listener.get()), NetworkIdentity('A'));
+    while (!dialled->open() || !accepted->open()) {
+      for (Connection* one : {dialled.get(), accepted.get()}) {
+        if (Ready(one->fd(), POLLIN, 5)) one->Fill();
+        one->Flush();
+      }
+    }
+  }
+  // Looks until it is silent, `for_ns` at most, and returns the last word.
+  Connection::Unheard Look(int64_t for_ns, int64_t silence_ns) {
+    const int64_t until_ns = NowNs() + for_ns;
+    auto last = dialled->LookForSilence(NowNs(), silence_ns);
+    while (last != Connection::Unheard::kSilent && NowNs() < until_ns) {
+      usleep(20'000);
+      last = dialled->LookForSilence(NowNs(), silence_ns);
+    }
+    return last;
+  }
+  std::unique_ptr<Connection> dialled, accepted;
+};
+
+TEST(Tcp, AMachineThatSaysNothingIsSilentAndAnIdleOneIsNot) {
+  Greeted two;
+  EXPECT_TRUE(two.Look(600'000'000, 300'000'000) == Connection::Unheard::kNothing);
+  // From here on its kernel sees nothing of what comes: as if the cable were out.
+  sock_filter drop = BPF_STMT(BPF_RET | BPF_K, 0);
+  const sock_fprog all = {1, &drop};
+  ASSERT_EQ(setsockopt(two.accepted->fd(), SOL_SOCKET, SO_ATTACH_FILTER, &all, sizeof all), 0);
+  ASSERT_TRUE(Send(two.dialled.get(), 20, 1, "lost"));
+  two.dialled->Flush();
+  EXPECT_TRUE(two.dialled->LookForSilence(NowNs(), 300'000'000) == Connection::Unheard::kWaits);
+  EXPECT_TRUE(two.Look(10'000'000'000, 300'000'000) == Connection::Unheard::kSilent);
+  EXPECT_TRUE(two.dialled->alive());  // what it means is the caller's to say
+}
+
+// Once, such a one was taken for dead: the kernel's bound counts what nobody takes, though it hears that from the peer.
+TEST(Tcp, AProcessThatTakesNothingForLongIsNotSilent) {
+  Greeted two;
+  EXPECT_TRUE(two.dialled->LookForSilence(NowNs()) == Connection::Unheard::kNothing);
+  int bound_ms = -1;
+  socklen_t bytes = sizeof bound_ms;
+  ASSERT_EQ(getsockopt(two.dialled->fd(), IPPROTO_TCP, TCP_USER_TIMEOUT, &bound_ms, &bytes), 0);
+  EXPECT_EQ(bound_ms, 0);
+  const std::string large(1 << 20, 'x');
+  int last = 0;
+  for (int sent = 0; sent < 64 && last == 0; ++sent) {
+    ASSERT_TRUE(Send(two.dialled.get(), 20, 1, large));
+    last = two.dialled->Flush();
+  }
+  ASSERT_EQ(last, 1);
+  EXPECT_TRUE(two.Look(3'500'000'000, 2'500'000'000) == Connection::Unheard::kWaits);
+  EXPECT_TRUE(two.dialled->alive());
 }
 
 TEST(Tcp, CarriesFramesQueuedBeforeAndAfterTheHellos) {

@@ -74,6 +74,7 @@ cdef class Link:
     cdef bint dialed
     cdef bint dirty               # has unsent bytes, listed in engine.dirty
     cdef bint want_write          # the poller watches for room
+    cdef bint far                 # over TCP
     cdef int dials                # that have failed (redial.pxi)
     cdef int64_t redial_ns        # when it is dialled again; 0: it is being made, or has been
     cdef CallMap calls            # seq -> Task (owned reference): calls sent here and not answered
@@ -313,7 +314,7 @@ cdef class Engine:
     cdef object output                # deque of (function, args): what the driver prints, in the order in which it came
     cdef object output_lock           # held by the thread that prints
     cdef int64_t deadline_flush_ns, deadline_idle_ns, deadline_stuck_ns, deadline_hello_ns, deadline_events_ns
-    cdef int64_t deadline_limits_ns, deadline_redial_ns, deadline_tell_ns, timer_ns
+    cdef int64_t deadline_limits_ns, deadline_redial_ns, deadline_tell_ns, deadline_silence_ns, timer_ns
     cdef list redials                 # links that are to be dialled again
     # objects
     cdef PlasmaClient store

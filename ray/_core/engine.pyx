@@ -25,6 +25,7 @@ Read in this order; each part is one idea, compiled together so that a call neve
     nodes.pxi       other nodes: links, leases there, their death
     redial.pxi      links that cannot be made yet
     link_ends.pxi   how links begin, and what their end means for each part
+    silence.pxi     links over which nothing comes any more
     lineage.pxi     making lost objects again
     streams.pxi     generators: the items that come of one call
     placement.pxi   placement groups: children that follow their parent, leases that are refused
@@ -57,7 +58,7 @@ from libcpp.memory cimport unique_ptr
 from libcpp.string cimport string
 
 from ray._native cimport channel as c_channel
-from ray._native.channel cimport CConnection, CListener, Destination, Event, Frame, Identity, Poller, Spin, Standby, Status, StatusCode, kRoleHandoff, kTimerKey
+from ray._native.channel cimport CConnection, CListener, Destination, Event, Frame, Identity, Poller, Spin, Standby, Status, StatusCode, Unheard, kRoleHandoff, kTimerKey
 from ray._native.plasma cimport PlasmaBuffer, PlasmaClient
 from ray._native.transfer cimport TransferLine
 from ray._native cimport references
@@ -108,6 +109,7 @@ cdef enum:
     D_LIMITS = 5
     D_REDIAL = 6
     D_TELL = 7
+    D_SILENCE = 8
 
 cdef Engine the_engine = None
 cdef object target_wrapper = None  # (function or method, its name) -> what a worker calls in its place: see tracing.py
@@ -146,6 +148,7 @@ include "lease_events.pxi"
 include "nodes.pxi"
 include "redial.pxi"
 include "link_ends.pxi"
+include "silence.pxi"
 include "lineage.pxi"
 include "streams.pxi"
 include "placement.pxi"
@@ -331,6 +334,8 @@ cdef class Engine:
             self.deadline_redial_ns = at_ns
         elif which == D_LIMITS:
             self.deadline_limits_ns = at_ns
+        elif which == D_SILENCE:
+            self.deadline_silence_ns = at_ns
         else:
             self.deadline_tell_ns = at_ns
         return arm_timer(self)

@@ -31,6 +31,8 @@ cdef class Link:
         if left == 1 and not self.want_write and self.alive:
             self.want_write = True
             self.engine.poller.Want(self.conn.fd(), self.key, True, True)
+        if self.far and self.engine.deadline_silence_ns == 0:
+            self.engine.set_deadline(D_SILENCE, NowNs() + LOOK_NS)
         return 0
 
     cdef int later(self) except -1:

@@ -252,6 +252,8 @@ cdef int on_timer(Engine self) except -1:
         close_silent_links(self, now)
     if self.deadline_redial_ns and now >= self.deadline_redial_ns:
         redial(self, now)
+    if self.deadline_silence_ns and now >= self.deadline_silence_ns:
+        look_for_silence(self, now)
     if self.deadline_tell_ns and now >= self.deadline_tell_ns:
         self.deadline_tell_ns = 0
         ask_to_be_told(self)
@@ -275,6 +277,8 @@ cdef int arm_timer(Engine self) except -1:
         at = self.deadline_events_ns
     if self.deadline_limits_ns and (at == 0 or self.deadline_limits_ns < at):
         at = self.deadline_limits_ns
+    if self.deadline_silence_ns and (at == 0 or self.deadline_silence_ns < at):
+        at = self.deadline_silence_ns
     if self.deadline_tell_ns and (at == 0 or self.deadline_tell_ns < at):
         at = self.deadline_tell_ns
     if at and self.poller != NULL and (self.timer_ns == 0 or at < self.timer_ns):

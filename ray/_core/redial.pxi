@@ -17,6 +17,7 @@ cdef int watch_link(Engine self, Link link) except -1:
         if not dial_again(self, link):
             self.link_closed(link)
         return 0
+    link.far = link.conn.over_tcp()
     self.poller.Add(link.conn.fd(), link.key)
     if link.conn.wants_write():  # over TCP: the greeting goes out when the connection has been made
         link.want_write = True

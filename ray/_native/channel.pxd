@@ -109,6 +109,11 @@ cdef extern from "channel/handoff.h" namespace "ray::channel" nogil:
 
 
 cdef extern from "channel/connection.h" namespace "ray::channel" nogil:
+    cdef enum class Unheard "ray::channel::Connection::Unheard":
+        kNothing
+        kWaits
+        kSilent
+
     cdef cppclass CConnection "ray::channel::Connection":
         @staticmethod
         unique_ptr[CConnection] Dial(const string& unix_path, const Identity& identity, Status* status)
@@ -131,12 +136,14 @@ cdef extern from "channel/connection.h" namespace "ray::channel" nogil:
         int fd()
         cbool open()
         cbool greeted()
+        cbool over_tcp()
         cbool alive()
         cbool wants_write()
         const uint8_t* peer_tag()  # 16 bytes
         uint8_t peer_role()
         int peer_pid()
         void TakeUnheard(CConnection* other)  # the frames of one that DialTcp made and nobody heard
+        Unheard LookForSilence(int64_t now_ns)
         cbool no_such_process()  # its node has said that it is gone
         int TakePassed()  # the descriptor that came with a hello of kRoleHandoff, or -1
         int error()
