@@ -132,6 +132,26 @@ def test_calls_between_living_nodes_go_on_while_there_is_no_head(restarting: Res
     restarting.check()
 
 
+def test_a_function_is_used_for_the_first_time_while_there_is_no_head(restarting: Restarting) -> None:
+    """Its bytes come from the caller."""
+    known = [ray.remote(num_cpus=0)(os.getpid).options(**restarting.on(i)) for i in (0, 1)]
+    ray.get([task.remote() for task in known], timeout=60)  # each node knows this program
+    restarting.kill_head()
+    table = {n: n**2 for n in range(10_000)}
+
+    @ray.remote(num_cpus=1)
+    def inner(n: int) -> int:
+        return table[n]
+
+    @ray.remote(num_cpus=0)
+    def outer(n: int) -> int:
+        return int(ray.get(inner.remote(n)))
+
+    assert ray.get([outer.options(**restarting.on(i)).remote(7 + i) for i in (0, 1)], timeout=30) == [49, 64]
+    restarting.restart()
+    restarting.check()
+
+
 def test_what_is_asked_of_the_head_while_it_is_away_is_answered_when_it_is_back(restarting: Restarting) -> None:
     from ray._core.engine import current
 
