@@ -32,8 +32,13 @@ cdef tuple put_copies(Engine self, object value, int copies):
     return ref, 1 + len(places), failures
 
 
-def copy_answered(dict answers, number, ok, why):
+def copy_answered(Engine self, bytes key, dict answers, number, ok, why):
     answers[number] = (ok, why)
+    if ok and GIVEN_UP in answers:
+        free_elsewhere(self, key, number)
+
+
+cdef object GIVEN_UP = "given up"  # among the answers, which are by number: nobody waits for them any more
 
 
 cdef list ask_for_copies(Engine self, bytes key, list numbers, dict failures):
@@ -46,7 +51,7 @@ cdef list ask_for_copies(Engine self, bytes key, list numbers, dict failures):
         if at is None:
             answers[number] = (False, None)
         else:
-            ask_node(self, at, functools.partial(copy_answered, answers, number), "replicate", key)
+            ask_node(self, at, functools.partial(copy_answered, self, key, answers, number), "replicate", key)
     self.enter()
     try:
         while len(answers) < len(numbers):
@@ -55,6 +60,12 @@ cdef list ask_for_copies(Engine self, bytes key, list numbers, dict failures):
             if not self.node.alive:
                 raise self.node_died()
             self.step(-1)
+    except BaseException:
+        for number, (ok, why) in answers.items():
+            if ok:
+                free_elsewhere(self, key, number)
+        answers[GIVEN_UP] = None
+        raise
     finally:
         self.leave()
     for number, (ok, why) in answers.items():
@@ -80,7 +91,7 @@ cdef int take_place_of_copies(Engine self, Reader* r, ObjectRef ref) except -1:
     places = [r.U32() for i in range(n)]
     if ref is None or not r.ok:
         return 0
-    ref.size, ref.home = size, home
+    ref.size, ref.home, ref.lost = size, home, False
     keep(self, ref)
     key = ref.key()
     let_go_of_replicas(self, key)

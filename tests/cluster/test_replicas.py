@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,25 @@ def test_an_owner_that_dies_while_it_puts_leaves_nothing(nodes: Nodes) -> None:
     finally:
         os.kill(store, signal.SIGCONT)
     wait_until(nothing_left(nodes, 0, 1))
+
+
+def test_a_put_that_is_interrupted_leaves_nothing(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 1})
+    nodes.add_node({"CPU": 1})
+    store = int(nodes.stats(2)["pids"]["plasma_store"])
+    os.kill(store, signal.SIGSTOP)
+    # Once the copy is on the first of the two, for the second is waited.
+    interrupting = threading.Thread(
+        target=lambda: (wait_until(lambda: objects(nodes, 1) == 1), os.kill(os.getpid(), signal.SIGINT))
+    )
+    interrupting.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ray.put(np.full(N, 12), _replicas=3)
+    finally:
+        os.kill(store, signal.SIGCONT)
+        interrupting.join()
+    wait_until(nothing_left(nodes, 0, 1, 2))
 
 
 def test_a_node_without_room_is_passed_over(nodes: Nodes) -> None:
