@@ -107,7 +107,11 @@ class GroupService:
 
     def _plain(self, group: gr.Group) -> dict[str, Any]:
         row = group.row()._asdict()
-        return {**row, "attempts": group.attempt, "why": group.why or self._why_pending(group)}
+        return {
+            **row,
+            "attempts": group.attempt - self.groups.attempts_from,
+            "why": group.why or self._why_pending(group),
+        }
 
     def _why_pending(self, group: gr.Group) -> str:
         return self.groups.why_waiting(group) if group.state in (gr.PENDING, gr.RESCHEDULING) else ""

@@ -79,6 +79,9 @@ class PlacementGroups:
 
     def __init__(self, placing: GlobalScheduler) -> None:
         self.late = 0  # events about groups, or attempts, that are no more
+        self.attempts_from = (
+            0  # a head that takes over counts from elsewhere: answers to the earlier one's may still come
+        )
         self._placing = placing
         self._nodes = bundle_policies.Nodes(placing.index)
         self._groups: dict[bytes, Group] = {}
@@ -187,6 +190,7 @@ class PlacementGroups:
             self.late += 1  # a repetition
             return []
         group = self._groups[event.group_id] = Group(event, now)
+        group.attempt = self.attempts_from
         if group.name:
             self._by_name[group.namespace, group.name] = group.group_id
         group.story.add(now, "-", "Create", PENDING)
@@ -370,6 +374,7 @@ class PlacementGroups:
                 row.group_id, row.job_id, row.bundles, row.strategy, row.name, row.namespace, row.detached, limits
             )  # fmt: skip
             group = self._groups[row.group_id] = Group(made, row.created_s)
+            group.attempt = self.attempts_from
             group.placed_s = row.placed_s
             lying = {i: bytes.fromhex(node) for i, node in enumerate(row.nodes) if node}
             group.nodes = {

@@ -97,6 +97,7 @@ class HeadReturn:
         for number, back in self._back.items():
             cluster.listen_to(number, back.peer.tag, back.peer, back.said["jobs"], heard.get(number, 0))
         self._keep_jobs(saved)
+        node.head.groups.groups.attempts_from = cluster.own << 32
         present = [_present(back) for back in self._back.values()]
         resumption.resume(node.head, saved, present, AWAY.format(node.settings.node_silence_s))
         claims = resumption.claims(present)

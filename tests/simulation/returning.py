@@ -83,6 +83,7 @@ class Returning:
         admits = head.members.handle(Gathered(), net.now)
         for number, back in self._back.items():
             head.listen_to(number, back.node, back.line, self._heard.get(number, 0))
+        head.service.groups.groups.attempts_from = head.own << 32
         present = [_present(back) for back in self._back.values()]
         resumption.resume(head.service, self._saved, present, "it did not come back")
         claims = resumption.claims(present)

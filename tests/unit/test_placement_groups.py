@@ -259,6 +259,17 @@ def test_what_was_removed_stays_so_under_the_next_head() -> None:
     after.groups.check()
 
 
+def test_an_answer_to_an_earlier_heads_attempt_is_late() -> None:
+    """Both had called it their first: the group was CREATED, and its node had it not. Found by the simulation, seed
+    6000464: an order to give other bundles back made room for a reservation that was to be given back next."""
+    head = Head(A)
+    head.groups.attempts_from = 7 << 32
+    head.create(CPU)
+    assert head(gm.Prepared(G, A, 1)) == [] and head.state() == "RESERVING"
+    head(gm.Prepared(G, A, (7 << 32) + 1))
+    assert head.state() == "CREATED"
+
+
 def resumed(head: Head, found: pg.Found, *nodes: bytes) -> tuple[Head, list[gm.Action]]:
     """The head that takes over from this one, told by nodes what they hold."""
     after = Head(*nodes)
