@@ -120,6 +120,8 @@ class Actor:
         """The record that an earlier head saved."""
         spec = {key: value for key, value in row._asdict().items() if key not in _OWN_FIELDS}
         spec["strategy"] = strategy_of_plain(row.strategy)
+        if row.state == DEAD:
+            creation = b""  # it may not have been dropped any more
         actor = cls(Created(row.actor_id, {**spec, "creation": creation}, row.job_id, row.owner_tag), row.created_s)
         actor.state, actor.incarnation, actor.restarts = row.state, row.incarnation, row.restarts
         actor.node_id, actor.worker_tag, actor.worker_pid = row.node_id, row.worker_tag, row.worker_pid

@@ -14,7 +14,24 @@ from tests.simulation.planted import planted
 
 SEEDS = [int(os.environ["RAY_SIM_SEED"])] if "RAY_SIM_SEED" in os.environ else range(150)
 # Each found a bug, or a wrong law.
-FAILED_ONCE = (3, 46, 156, 512, 1009, 1012, 1024, 1000352, 2000263, 4000051, 4000612, 215, 5000268, 6000168, 6000464)
+FAILED_ONCE = (
+    3,
+    46,
+    156,
+    512,
+    1009,
+    1012,
+    1024,
+    1000352,
+    2000263,
+    4000051,
+    4000612,
+    215,
+    5000268,
+    6000168,
+    6000464,
+    6000492,
+)
 EVENTS = 500
 
 # Every message between two processes of a cluster, by who says it.

@@ -537,6 +537,18 @@ def test_a_head_that_takes_over_places_anew_only_what_no_node_looks_after() -> N
     after.check()
 
 
+def test_what_made_a_dead_actor_is_not_read_back() -> None:
+    """A head died between the row and the end of these bytes. Found by the simulation, seed 6000492."""
+    head = Head()
+    head.create()
+    head(am.Kill(A, True))
+    actor = head.directory.get(A)
+    assert actor is not None
+    after = ActorDirectory()
+    after.restore([(actor.row(), b"how")])
+    after.check()
+
+
 def test_what_is_told_again_of_an_earlier_incarnation_is_nothing_to_this_one() -> None:
     """The row had the restart, the node's events of the first incarnation were told again: its worker was made that of
     the second, died a second time, and used up another restart."""
