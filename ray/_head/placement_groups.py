@@ -79,9 +79,8 @@ class PlacementGroups:
 
     def __init__(self, placing: GlobalScheduler) -> None:
         self.late = 0  # events about groups, or attempts, that are no more
-        self.attempts_from = (
-            0  # a head that takes over counts from elsewhere: answers to the earlier one's may still come
-        )
+        # A head that takes over counts from elsewhere: answers to the earlier one's may still come.
+        self.attempts_from = 0
         self._placing = placing
         self._nodes = bundle_policies.Nodes(placing.index)
         self._groups: dict[bytes, Group] = {}
