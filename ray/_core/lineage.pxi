@@ -115,7 +115,7 @@ cdef int recover(Engine self, ObjectRef ref) except -1:
             f"object {ref.hex()} was lost from the object store (its process, or its node, died?), and is not made again by "
             f"{task.callee.name}(): ray was started with _enable_object_reconstruction=False"))
     if task.stream is not None:
-        lose_items(self, task)
+        lose_items(self, task, ref)
         if ref.state != PENDING:
             return 0  # it has no tries left
     if task.state != FINISHED:

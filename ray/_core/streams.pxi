@@ -246,12 +246,13 @@ cdef int fail_lost(Task task, uint32_t beyond, object error) except -1:
     return 0
 
 
-cdef int lose_items(Engine self, Task task) except -1:
-    """One item's loss has been found: all that the store has lost are PENDING from now on, so that one run makes them all."""
+cdef int lose_items(Engine self, Task task, ObjectRef lost) except -1:
+    """One item's loss has been found: all that the store has lost are PENDING from now on, so that one run makes them all. Of a home
+    that lives only lost itself is known: it had it, and hasn't got it any more."""
     cdef Stream stream = task.stream
     cdef ObjectRef ref
     for ref in stream.keepers():
-        if ref.state == PLASMA and not in_store(self, ref):
+        if ref.state == PLASMA and (ref is lost or not in_store(self, ref)):
             ref.state = PENDING
             unpin_lost(self, ref)
             stream.lost += 1
