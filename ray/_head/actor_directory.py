@@ -569,10 +569,8 @@ TRANSITIONS: dict[tuple[str, type], Row] = {
     (PENDING_CREATION, WorkerDied): _D._worker_died,
     (PENDING_CREATION, EnvFailed): _D._env_failed,
     (PENDING_CREATION, Assigned): _D._ignore,  # it has its place
-    (
-        PENDING_CREATION,
-        Placed,
-    ): _D._ignore,  # told again: the head was restarted before it had noted that it had heard so
+    # Told again: the head was restarted before it had noted that it had heard so.
+    (PENDING_CREATION, Placed): _D._ignore,
     (PENDING_CREATION, PlacementLost): _D._place_again,  # only while it has no worker
     (PENDING_CREATION, Exiting): _D._exits,  # exit_actor() in __init__
     (PENDING_CREATION, InitFailed): _D._init_failed,

@@ -9,6 +9,7 @@ nothing lasts any more, and nothing is waited for.
 from __future__ import annotations
 
 import asyncio
+import collections
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 class Lasting:
     def __init__(self, head: HeadService) -> None:
         self._head = head
-        self._to_say: list[Callable[[], None]] = []  # in order
+        self._to_say: collections.deque[Callable[[], None]] = collections.deque()  # in order
         self._saying: asyncio.Task[None] | None = None  # while there is something to say
 
     def say(self, what: Callable[[], None]) -> None:
@@ -50,9 +51,9 @@ class Lasting:
     async def _say(self) -> None:
         try:
             while self._to_say:
-                to_say, self._to_say = self._to_say, []
+                known = len(self._to_say)  # what comes while it is written waits for the next time
                 await self.wait()
-                for what in to_say:
-                    what()
+                for _ in range(known):
+                    self._to_say.popleft()()  # should one fail, the others are said with the next
         finally:
             self._saying = None
