@@ -445,21 +445,34 @@ def _at_exit() -> None:
 
 
 def _on_sigterm() -> None:
-    """SIGTERM ends the program as sys.exit() would, so that shutdown runs. A handler that the user has set stays."""
+    """SIGTERM ends the program as sys.exit() would, so that shutdown runs. A handler that the user has set stays.
+
+    A child that the program forks dies of the signal as it would have without us, and at once: a handler written in
+    Python runs between two steps of the interpreter only, so a child that is told to end just before it waits for a
+    lock (each worker of a multiprocessing.Pool does, while `terminate` holds the lock) would wait for ever."""
     import signal
 
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         return
-    driver_pid = os.getpid()
+
+    masks = threading.local()  # of each thread that is forking: what it blocked before
 
     def exit_by_signal(signum: int, frame: Any) -> None:
-        if os.getpid() != driver_pid:  # a child forked by the user's program: die as it would have without us
-            signal.signal(signum, signal.SIG_DFL)
-            os.kill(os.getpid(), signum)
-            return
         sys.exit(128 + signum)
 
+    def hold() -> None:
+        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def let_go() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
+
+    def give_back() -> None:
+        if signal.getsignal(signal.SIGTERM) is exit_by_signal:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        let_go()
+
     signal.signal(signal.SIGTERM, exit_by_signal)
+    os.register_at_fork(before=hold, after_in_parent=let_go, after_in_child=give_back)
 
 
 __all__ = ["effective_env", "ensure_started", "init", "is_initialized", "namespace", "shutdown"]

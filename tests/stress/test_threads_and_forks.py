@@ -298,6 +298,38 @@ def test_multiprocessing_in_the_driver_leaves_the_session_alone(ray_shared):
     assert len(pids("node")) == 1
 
 
+def test_a_forked_child_dies_of_sigterm_at_once_whatever_it_is_about_to_do():
+    """It has the handler that it would have had without a session: one written in Python doesn't run while a child
+    waits for a lock that it turned to just after the signal came, and `Pool.terminate` would wait for it for ever."""
+    script = textwrap.dedent(
+        """
+        import os, signal, threading
+        import ray
+
+        def blocked():
+            return signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+        def child(handler):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(signal.getsignal(signal.SIGTERM) == handler and not blocked())
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+        ray.init(num_cpus=1)
+        ours = signal.getsignal(signal.SIGTERM)
+        print(child(signal.SIG_DFL))
+        others = threading.Thread(target=lambda: print(child(signal.SIG_DFL)))
+        others.start()
+        others.join()
+        print(signal.getsignal(signal.SIGTERM) is ours and not blocked())
+        signal.signal(signal.SIGTERM, mine := lambda *_: None)
+        print(child(mine))
+        """
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert ended.stdout.split() == ["1", "1", "True", "1"], ended.stdout + ended.stderr
+
+
 def test_multiprocessing_and_subprocess_in_tasks_and_actors(ray_shared):
     @ray.remote
     def task():
