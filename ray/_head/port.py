@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from ray._head.group_messages import PrepareBundles
@@ -63,6 +64,10 @@ class Port(Protocol):
 
     def error(self, job_id: bytes, kind: str, message: str, extra: dict[str, Any]) -> None:
         """The event `error`, to the drivers of that job."""
+
+    def catch_up(self, then: Callable[[], None]) -> None:
+        """Calls then(), now or later, when each node has said what its processes had sent it before this, or is dead.
+        Not called again before that."""
 
     def node_dead(self, node_id: bytes, cause: str) -> None:
         """It was declared dead: the others hear of it, and it is heard no more."""

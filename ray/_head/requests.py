@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ray._head import actor_messages as am
 from ray._head import events, monitor
 from ray._head.actor_record import DEAD, Actor
+from ray._head.early import EarlySubscriptions
 from ray._protocol.frames import ACTOR_ID_BYTES, FUNCTION_ID_BYTES
 from ray._protocol.resources import UNITS
 from ray._scheduling.strategy import parse_strategy
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How long a subscription to an actor that is not known waits for its creation, which may come later though it was sent
-# earlier: a process that was handed the handle asks over a connection of its own. Then the actor is long dead.
-EARLY_SUBSCRIPTION_S = 1.0
 MALFORMED_LOGGED_MAX = 100  # then they are only counted: a core gone mad must not fill the disk
 KV_BYTES_MAX = 512 * 1024 * 1024  # Redis's bound of a value
 
@@ -47,7 +45,7 @@ class Requests:
     def __init__(self, head: HeadService) -> None:
         self._head = head
         self.malformed = 0  # events that made no sense
-        self._early: dict[bytes, set[bytes]] = {}  # actor -> cores that have subscribed to it before its creation came
+        self._early = EarlySubscriptions(head)
 
     async def rpc(self, caller: Caller, method: str, args: tuple[Any, ...], again: bool = False) -> Any:
         """again: it was asked of a head that has ended since, and may have been done by that."""
@@ -86,7 +84,7 @@ class Requests:
             raise ValueError("create_actor: the job of the process that asks has ended")
         created = am.Created(actor_id, spec, caller.job_id, spec.get("owner_tag") or caller.tag)
         self._tell(created)
-        self._subscribe_early(actor_id)
+        self._early.over(actor_id)
 
     async def _rpc_create_actor(self, caller: Caller, actor_id: bytes, spec: dict[str, Any]) -> None:
         _check_id("actor_id", actor_id, ACTOR_ID_BYTES)
@@ -122,19 +120,12 @@ class Requests:
     def _on_actor_subscribe(self, caller: Caller, actor_id: bytes) -> None:
         _check_id("actor_id", actor_id, ACTOR_ID_BYTES)
         if self._head.actors.get(actor_id) is None:
-            if actor_id not in self._early:
-                self._head.later(EARLY_SUBSCRIPTION_S, self._subscribe_early, actor_id)
-            self._early.setdefault(actor_id, set()).add(caller.tag)
+            self._early.add(actor_id, caller.tag)
             return
         self._tell(am.Subscribe(actor_id, caller.tag))
 
-    def _subscribe_early(self, actor_id: bytes) -> None:
-        """The actor's creation has come, or was waited for in vain."""
-        for core_tag in self._early.pop(actor_id, ()):
-            self._tell(am.Subscribe(actor_id, core_tag))
-
     def _on_actor_unsubscribe(self, caller: Caller, actor_id: bytes) -> None:
-        self._early.get(actor_id, set()).discard(caller.tag)
+        self._early.discard(actor_id, caller.tag)
         self._tell(am.Unsubscribe(actor_id, caller.tag))
 
     def _on_create_group(self, caller: Caller, group_id: bytes, spec: dict[str, Any]) -> None:

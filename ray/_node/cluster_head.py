@@ -30,6 +30,7 @@ from ray._transport import messages
 from ray._version import __version__
 
 from . import worker_messages as wm
+from .catch_up import CatchUp
 from .cluster_view import REPORT_S, ClusterView
 from .cores import Job
 from .gathering import GATHERED, OF_NODES
@@ -66,6 +67,7 @@ class ClusterHead:
         self.uplinks: dict[int, Peer] = {}  # of the other nodes that live
         self._ids: dict[int, bytes] = {}
         self._numbers: dict[bytes, int] = {}  # the same, the other way round: asked with every heartbeat
+        self.catching_up = CatchUp(lambda number, of_round: self.tell(number, "catch_up", of_round))
         self._told_jobs: dict[int, set[bytes]] = {}  # by node: jobs that it has heard of from here
         self._keeping: asyncio.Task[None] | None = None  # while Redis is told `_heard`
         self._timer: asyncio.TimerHandle | None = None
@@ -264,6 +266,8 @@ class ClusterHead:
             self._reported(number, *args)
         elif name == "known":
             self._handle(Acknowledged(number, int(args[0])))
+        elif name == "caught_up":
+            self.catching_up.answered(number, int(args[0]))
         elif name == "log_lines":
             self.pass_lines(*args)
         elif name == "log_taken":
@@ -320,6 +324,7 @@ class ClusterHead:
         del self._told_jobs[number], self._heard[number]
         if self._node.head.lasts and self._node.head.tables is not None:
             self._node.head.tables.uplinks.remove(number)
+        self.catching_up.gone(number)
         self._handle(Left(number, cause))
         for row in self._node.head.jobs.all():
             if node_number(row.driver_tag) == number and row.state == "RUNNING":

@@ -7,6 +7,7 @@ by the node it was given to last, a process by the number its tag begins with, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ray._protocol.ids import node_number
@@ -100,6 +101,9 @@ class ClusterPort:
 
     def group_removed(self, group_id: bytes, why: str) -> None:
         self._to_all("group_removed", group_id, why)
+
+    def catch_up(self, then: Callable[[], None]) -> None:
+        self._cluster.catching_up.begin(self._cluster.uplinks, then)
 
     def node_dead(self, node_id: bytes, cause: str) -> None:
         self._cluster.node_dead(node_id, cause)

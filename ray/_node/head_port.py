@@ -5,6 +5,7 @@ Plain methods that never block and never raise for a dead peer: that it is dead 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ray._scheduling.strategy import InGroup, parse_strategy
@@ -108,6 +109,10 @@ class HeadPort:
     def error(self, job_id: bytes, kind: str, message: str, extra: dict[str, Any]) -> None:
         for core in self._node.cores.drivers_of(job_id):
             core.tell("error", kind, message, extra)
+
+    def catch_up(self, then: Callable[[], None]) -> None:
+        """At once: what this node's sockets hold is read before any timer is served."""
+        then()
 
     def node_dead(self, node_id: bytes, cause: str) -> None:
         """Nothing: without other nodes there is only this one, and its death is ours."""

@@ -32,6 +32,7 @@ from ray._version import __version__
 
 from . import lease_messages as lm
 from . import worker_messages as wm
+from .catch_up import CAUGHT_UP_S
 from .cluster_view import ClusterView
 from .cores import Job
 from .heartbeat import Heartbeat
@@ -49,7 +50,7 @@ DIAL_FIRST_S, DIAL_LAST_S = 0.05, 1.0  # pauses between attempts to reach a head
 REJOIN_EXTRA_S = 30.0  # beside the time in which a head gathers its nodes: it reads Redis back first
 
 # Not kept for a head that is away: said anew when it is back, or of no use then.
-FLEETING = frozenset(("resources", "known", "log_lines", "log_taken"))
+FLEETING = frozenset(("resources", "known", "log_lines", "log_taken", "caught_up"))
 
 ORDERS = frozenset(
     (
@@ -107,6 +108,7 @@ class Uplink:
             "log_lines": node.lines.show,
             "log_taken": node.lines.taken,
             "kept": self.outbox.kept,
+            "catch_up": self._catch_up,
             "cluster_over": lambda why: self._end(f"the cluster has ended: {why}"),
             **{name: getattr(node.head_port, name) for name in ORDERS},
         }
@@ -292,6 +294,16 @@ class Uplink:
     def _node_up(self, row: dict[str, Any]) -> None:
         self._nodes.up(row)
         self.event("known", row["number"])
+
+    def _catch_up(self, of_round: int) -> None:
+        """The head wants to know when it has heard all that processes here had sent before."""
+        asked_by = self.peer
+
+        def answer() -> None:
+            if self.peer is asked_by:  # a head that took over has not asked
+                self.event("caught_up", of_round)
+
+        self._node.loop.call_later(CAUGHT_UP_S, answer)
 
     def _job(self, job_id: bytes, info: dict[str, Any]) -> None:
         """What a job's workers need; before the first order that concerns it."""

@@ -21,6 +21,7 @@ from ray._head.lasting import Lasting
 from ray._head.membership import Acknowledged, Admit, Joined, Left, Membership, Reported, Spread, Tell, View
 from ray._head.service import HeadService
 from ray._node import lease_messages as lm
+from ray._node.catch_up import CatchUp
 from ray._node.cluster_view import REPORT_S
 from ray._node.outbox import Asked
 from ray._protocol.ids import node_number
@@ -89,6 +90,7 @@ class Head:
         self._tick_at = 0.0
         self._spread_due = False
         self._spread_at = 0.0
+        self.catching_up = CatchUp(lambda number, of_round: self.tell(number, "catch_up", of_round))
         self._unkept: set[int] = set()
         self._keeping = False
 
@@ -219,6 +221,7 @@ class Head:
         line = self.uplinks.pop(number)
         del self.heard[number]
         self.service.tables.uplinks.remove(number)
+        self.catching_up.gone(number)
         self.carry_out(self.members.handle(Left(number, cause), self.net.now))
         self._write_table()
         for job in self.service.jobs.all():
@@ -289,6 +292,9 @@ class Head:
 
     def known(self, number: int, of: int) -> None:
         self.carry_out(self.members.handle(Acknowledged(number, of), self.net.now))
+
+    def caught_up(self, number: int, of_round: int) -> None:
+        self.catching_up.answered(number, of_round)
 
     def resources(self, number: int, report: dict[str, Any]) -> None:
         self.carry_out(self.members.handle(Reported(number, report), self.net.now))
@@ -412,6 +418,9 @@ class Port:
 
     def _bundles(self, node_id: bytes, kind: str, event: Any) -> None:
         self._head.tell(self._head.numbers.get(node_id), kind, event, method="on_bundles")
+
+    def catch_up(self, then: Callable[[], None]) -> None:
+        self._head.catching_up.begin(self._head.uplinks, then)
 
     def node_dead(self, node_id: bytes, cause: str) -> None:
         self._head.node_dead(node_id, cause)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ray._node import lease_messages as lm
+from ray._node.catch_up import CAUGHT_UP_S
 from ray._node.cluster_view import REPORT_S, KnownRows, report_of
 from ray._node.local_scheduler import LocalScheduler
 from ray._protocol.ids import node_number
@@ -163,6 +164,15 @@ class Node:
         self.opened = True
         self._look_at_report()
         self.cluster.new_driver(self)
+
+    def on_catch_up(self, of_round: int) -> None:
+        line = self.uplink.line
+
+        def answer() -> None:
+            if self.uplink.line is line:
+                self.uplink.tell("caught_up", of_round)
+
+        self.cluster.net.later(CAUGHT_UP_S, self.in_turn, answer)
 
     def on_view(self, rows: list[dict[str, Any]]) -> None:
         self.feed(lm.View(self._known.take(rows)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,13 +11,14 @@ import pytest
 
 from ray._control import store
 from ray._control.store import StoreUnavailable
-from ray._head import function_cache, resumption
+from ray._head import early, function_cache, resumption
 from ray._head.service import HeadService
 from tests.unit.control_session import ControlPlane, control_plane, run, until
 from tests.unit.test_control_tables import keys_of
 
 NODE, DRIVER, WORKER = b"N" * 16, b"D" * 16, b"W" * 16
 A, F = b"A" * 16, b"F" * 16
+LATER, NEVER = b"L" * 16, b"N" * 16
 CPU = 10_000
 
 
@@ -33,6 +34,7 @@ class RecordedPort:
         self.calls: list[tuple[Any, ...]] = []
         self.head: HeadService
         self.eager = False
+        self.caught_up: list[Callable[[], None]] = []
 
     def place_actor(self, actor_id: bytes, spec: dict[str, Any], incarnation: int) -> None:
         self.calls.append(("place", actor_id, incarnation))
@@ -66,6 +68,9 @@ class RecordedPort:
 
     def job_over(self, job_id: bytes) -> None:
         self.calls.append(("job_over", job_id))
+
+    def catch_up(self, then: Callable[[], None]) -> None:
+        self.caught_up.append(then)
 
     def error(self, job_id: bytes, kind: str, message: str, extra: dict[str, Any]) -> None:
         self.calls.append(("error", job_id, kind, message))
@@ -110,6 +115,34 @@ async def session(**options: Any) -> AsyncIterator[tuple[Session, ControlPlane]]
         yield s, plane
         s.head.check()
         await s.head.close()
+
+
+def test_a_subscription_to_an_unknown_actor_waits_until_every_node_has_said_what_it_had_to_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(early, "EARLY_SUBSCRIPTION_S", 0.01)
+
+    async def test() -> None:
+        s = Session(None)
+        other, left = s.worker(b"V" * 16), s.worker(b"U" * 16)
+        for core in (other, left):
+            s.head.event(core, "actor_subscribe", (A,))
+        s.head.event(left, "actor_unsubscribe", (A,))
+        await until(lambda: len(s.port.caught_up) == 1)
+        for actor_id in (LATER, NEVER):
+            s.head.event(other, "actor_subscribe", (actor_id,))
+        await asyncio.sleep(0.05)
+        assert s.port.take() == [] and len(s.port.caught_up) == 1  # they wait for the next round
+        s.create()
+        assert ("state", other.tag, "PENDING", 0) in s.port.take()
+        s.port.caught_up.pop()()
+        assert s.port.take() == [] and len(s.port.caught_up) == 1
+        s.create(LATER)
+        assert ("state", other.tag, "PENDING", 0) in s.port.take()
+        s.port.caught_up.pop()()
+        assert s.port.take() == [("state", other.tag, "DEAD", 0)] and not s.port.caught_up
+
+    run(test)
 
 
 def test_an_actor_lives_and_dies_through_the_contracts_messages() -> None:
