@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from ray._core.engine import current
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _lock = threading.RLock()  # init and shutdown exclude each other; re-entrant, for a SIGTERM that arrives inside one
 _started: Started | None = None
+COMES_BACK_S = 30.0  # the longest that a program which joins waits for a node process that is being started again
 
 
 class Started:
@@ -244,18 +246,7 @@ def _start_session(options: InitOptions, info: dict[str, Any]) -> tuple[NodeProc
 
 
 def _join(session: Session, info: dict[str, Any]) -> Engine:
-    from ray._core import driver
-    from ray._launch import cluster_file
-
-    cluster = cluster_file.read(session.folder)
-    if cluster is not None:  # what we make is known to be of this node by its id
-        info["tag"] = cluster["number"].to_bytes(NODE_NUMBER_BYTES, "big") + info["tag"][NODE_NUMBER_BYTES:]
-    if os.path.exists(session.core_socket(info["tag"])):  # a random tag never is
-        raise ValueError(
-            f"ray.init: object_id_seed: a program with the same one is in the session already ({session.folder}), and "
-            "ids would be given out twice: choose another, or none"
-        )
-    engine = driver.start(session.folder, session.node_socket, session.token, info)
+    engine = _reach(session, info)
     theirs, ours = tuple(engine.info["python_version"]), sys.version_info[:2]
     if theirs[:2] != ours:  # what either pickles the other could not read
         engine.close()
@@ -264,6 +255,32 @@ def _join(session: Session, info: dict[str, Any]) -> Engine:
             f"{ours[0]}.{ours[1]}: run this program with the same, or start ray with this one"
         )
     return engine
+
+
+def _reach(session: Session, info: dict[str, Any]) -> Engine:
+    """Registers with the node process, or with the next one, if it has died and its supervisor starts it again."""
+    from ray._core import driver
+    from ray._launch import cluster_file
+    from ray._launch import session as sessions
+    from ray.exceptions import LocalRayletDiedError
+
+    until_s, pause_s = time.monotonic() + COMES_BACK_S, 0.05
+    while True:
+        cluster = cluster_file.read(session.folder)
+        if cluster is not None:  # what we make is known to be of this node by its id
+            info["tag"] = cluster["number"].to_bytes(NODE_NUMBER_BYTES, "big") + info["tag"][NODE_NUMBER_BYTES:]
+        if os.path.exists(session.core_socket(info["tag"])):  # a random tag never is
+            raise ValueError(
+                f"ray.init: object_id_seed: a program with the same one is in the session already ({session.folder}), "
+                "and ids would be given out twice: choose another, or none"
+            )
+        try:
+            return driver.start(session.folder, session.node_socket, session.token, info)
+        except (ConnectionError, LocalRayletDiedError):
+            if time.monotonic() >= until_s or not sessions.is_held(session):
+                raise
+        time.sleep(pause_s)  # nobody could tell us: the one who will answer is not there yet
+        pause_s = min(2 * pause_s, 1.0)
 
 
 def _setting(options: InitOptions, name: str) -> Any:

@@ -225,6 +225,7 @@ cdef class Engine:
         self.listen()
         cdef unique_ptr[CConnection] conn = CConnection.Dial(os.fsencode(node_socket), self.identity, &status)
         if not conn.get():
+            self.close()
             raise ConnectionError(f"cannot reach the node process at {node_socket}: {status.message().decode()}")
         cdef Link node = Link.__new__(Link)
         node.engine, node.conn, node.dialed = self, conn.release(), True

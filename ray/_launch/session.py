@@ -226,6 +226,11 @@ def alive(folder: str) -> bool:
     return False
 
 
+def is_held(session: Session) -> bool:
+    """Whether it goes on: if no node process answers in it, somebody starts one (again)."""
+    return os.path.exists(session.token_file) and alive(session.folder)
+
+
 def parent_of_base(temp_dir: str | None) -> str:
     """Where the base folder is, or will be."""
     return os.path.abspath(os.fspath(temp_dir)) if temp_dir is not None else os.environ.get("RAY_TMPDIR") or "/tmp"

@@ -24,6 +24,11 @@ import ray
 ray.init(logging_level="error")
 print(sum(row["Alive"] for row in ray.nodes()), ray.util.list_named_actors(all_namespaces=True))
 """
+SAY_WHEN_IT_WAITS = """
+import time
+sleep = time.sleep
+time.sleep = lambda for_s: (print("waits", flush=True), sleep(for_s))
+"""
 KEEP = """
 import ray
 ray.init(namespace="n", logging_level="error")
@@ -104,6 +109,24 @@ def test_a_head_that_is_killed_is_started_again_and_stop_ends_all(machines: list
     assert f"(pid {before}) has died (-9)" in said and "it was started again" in said
     a.ray("stop")
     wait_until(b.is_empty)
+
+
+@pytest.mark.parametrize("when", ["before it dials", "while it registers"])
+def test_a_program_that_begins_while_the_head_is_started_again_waits_for_it(machines: list[Machine], when: str) -> None:
+    a, _ = machines
+    start_head(a)
+    node, supervisor = processes(a)["node"], processes(a)["supervisor"]
+    os.kill(supervisor, signal.SIGSTOP)
+    os.kill(node, signal.SIGKILL if when == "before it dials" else signal.SIGSTOP)
+    command = [sys.executable, "-c", SAY_WHEN_IT_WAITS + ASK]
+    with subprocess.Popen(command, env=a.environment, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        if when == "while it registers":
+            wait_until(lambda: list(folder_of(a).glob("c/*")))  # it listens, and dials next; the node takes no call
+            os.kill(node, signal.SIGKILL)
+        assert program.stdout.readline() == "waits\n"
+        os.kill(supervisor, signal.SIGCONT)
+        assert program.communicate(timeout=60)[0].splitlines()[-1] == "1 []"
 
 
 def test_whoever_is_killed_first_the_other_starts_it_again(machines: list[Machine]) -> None:
