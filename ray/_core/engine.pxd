@@ -296,6 +296,7 @@ cdef class Engine:
     cdef readonly object session_dir
     cdef readonly bint is_driver
     cdef readonly bint closed
+    cdef bint leaving          # shutdown() has begun: what ends now ends by it
     cdef readonly dict info           # the node's answer to register
     cdef int listener_fd
     cdef object listener

@@ -518,6 +518,9 @@ cdef class Engine:
             report_soon(self)
 
     def node_died(self):
+        """The error of whatever waits for something when the session is over."""
+        if self.leaving or self.closed:
+            return exceptions.RaySystemError("ray was shut down")
         return exceptions.LocalRayletDiedError(
             "the node process of this session has died, and with it the workers and the object store; "
             f"its log is in {self.session_dir}/logs. Call ray.shutdown() and ray.init() to start anew.")
@@ -569,6 +572,7 @@ cdef class Engine:
         """The driver's end of the session: workers end, their last lines are printed, then the node process goes."""
         if self.closed:
             return
+        self.leaving = True
         try:
             if self.node.alive:
                 self.rpc("shutdown", timeout=8.0)  # it gives its workers two seconds (shutdown_grace_s)
@@ -599,6 +603,8 @@ cdef class Engine:
         self.links.clear()
         self.peers.clear()
         drop_line(self)
+        while self.callbacks:
+            run_callbacks(self)  # futures that waited, each with its error
         if self.listener is not None:
             self.poller.Remove(self.listener_fd)
             self.listener = None

@@ -66,10 +66,7 @@ cdef int node_ended(Engine self) except -1:
     cdef Task task
     cdef Link link
     cdef ActorLine actor
-    if self.closed:
-        error = exceptions.RaySystemError("ray was shut down")
-    else:
-        error = self.node_died()
+    error = self.node_died()
     if self.executor is not None:
         # A worker ends with its node. Who calls it, or asks for what it owns, is to hear that it died, and to go on
         # elsewhere: not what the node's death means in here.

@@ -47,7 +47,7 @@ def keep_promise(Engine self, request, ObjectRef ref, Encoded encoded, ok, answe
         set_value(self, ref, encoded)
         settle(ref)
     elif answer is None:
-        fail_ref(ref, self.node_died() if not self.closed else exceptions.RaySystemError("ray was shut down"))
+        fail_ref(ref, self.node_died())
     else:
         fail_ref(ref, answer)
 

@@ -260,16 +260,16 @@ cdef int fetched(Engine self, ObjectRef ref) except -1:
         loop = target.get_loop() if hasattr(target, "get_loop") else None
         if ref.state != PENDING:
             if loop is None:
-                self.callbacks.append((finish_future, (target, ref)))
+                self.callbacks.append((finish_future, (self, target, ref)))
             else:
-                finish_in_loop(loop, target, ref)
+                finish_in_loop(self, loop, target, ref)
         elif loop is None:
             waiter = _FutureWaiter.__new__(_FutureWaiter)
-            waiter.target, waiter.ref = target, ref
+            waiter.engine, waiter.target, waiter.ref = self, target, ref
             add_waiter(ref, waiter)
         else:
             in_loop = _LoopWaiter.__new__(_LoopWaiter)
-            in_loop.loop, in_loop.target, in_loop.ref = loop, target, ref
+            in_loop.engine, in_loop.loop, in_loop.target, in_loop.ref = self, loop, target, ref
             add_waiter(ref, in_loop)
     return 0
 

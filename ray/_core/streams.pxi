@@ -397,7 +397,7 @@ cdef class ObjectRefGenerator:
         if self.engine is not the_engine or self.engine.closed:
             raise exceptions.RaySystemError("this generator belongs to a session that has ended")
         coming = coming_item(self.engine, self)
-        waiter.loop = asyncio.get_running_loop()
+        waiter.engine, waiter.loop = self.engine, asyncio.get_running_loop()
         waiter.target = waiter.loop.create_future()
         add_waiter(coming, waiter)
         self.engine.flush_dirty()

@@ -172,6 +172,9 @@ cdef int again(Task task) except -1:
 
 
 def redispatch(Task task):
+    if task.callee.engine.closed:
+        fail_task(task, task.callee.engine.node_died())
+        return
     task.callee.dispatch(task)
     if the_engine is not None:
         the_engine.flush_dirty()

@@ -7,6 +7,7 @@ it owned fail with OwnerDiedError. If the node dies, the kernel kills it.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -92,6 +93,7 @@ def main(startup: dict[str, Any]) -> int:
     engine = Engine(startup["session_dir"], bytes.fromhex(token) if isinstance(token, str) else token, tag, False)
     executor = Executor(engine)
     os.environ.setdefault("PYTHONBREAKPOINT", "ray.util.pdb.set_trace")  # breakpoint() waits for `ray debug`
+    faulthandler.enable(2)  # a crash of compiled code says in which line of Python it was
     # Only ray.cancel sends it: the terminal's Ctrl-C doesn't reach this process group.
     signal.signal(signal.SIGINT, executor.on_sigint)
     sys.stdout = _NamedStream(sys.stdout, executor)  # type: ignore[assignment]
