@@ -53,7 +53,8 @@ def presence(node: Node, cluster_id: str) -> dict[str, Any]:
     }
 
 
-def obsolete(entry: Told, released: Container[bytes]) -> bool:
-    """Whether a head that has come back must not hear this any more: reservations were begun anew, and what it knows
-    nothing of has been given up."""
-    return entry.name in _OF_A_RESERVATION or (entry.name in _OF_AN_ACTOR and entry.args[0] in released)
+def obsolete(entry: Told, held: Container[bytes]) -> bool:
+    """Whether a head that has come back must not hear this any more: reservations were begun anew; and so was the
+    search for a place of each actor that this node does not hold (any more). held: those of its `actors` which the
+    head let it keep."""
+    return entry.name in _OF_A_RESERVATION or (entry.name in _OF_AN_ACTOR and entry.args[0] not in held)

@@ -198,7 +198,7 @@ class Uplink:
                 except BaseException:
                     peer.close()
                     raise
-                self._come_back(peer, answer)
+                self._come_back(peer, said, answer)
                 return
             except ValueError as refusal:
                 self._end(f"{why}. Then it came back, and would not have this node: {refusal}")
@@ -211,7 +211,7 @@ class Uplink:
             await asyncio.sleep(min(pause_s * random.uniform(1.0, 1.5), max(0.0, until_s - time.monotonic())))
             pause_s = min(2 * pause_s, DIAL_LAST_S)
 
-    def _come_back(self, peer: Peer, answer: dict[str, Any]) -> None:
+    def _come_back(self, peer: Peer, said: dict[str, Any], answer: dict[str, Any]) -> None:
         """Everything is taken up again, in this order: who lives; what this node holds for nobody; what was said.
 
         What follows here from the first two is told like all that has happened meanwhile: behind what is older. Said
@@ -224,7 +224,8 @@ class Uplink:
         self._nodes.replace(answer["nodes"], "it did not come back to the cluster's head after that had been restarted")
         for actor_id in answer["release"]:
             node.head_port.release_actor(actor_id)  # and its worker, if it has one, ends
-        self.outbox.drop(lambda entry: obsolete(entry, answer["release"]))
+        held = said["actors"].keys() - set(answer["release"])
+        self.outbox.drop(lambda entry: obsolete(entry, held))
         self.outbox.kept(answer["kept"])
         self.peer = peer
         try:

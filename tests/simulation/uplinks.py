@@ -45,6 +45,7 @@ class Uplink:
         self.outbox = Outbox(lambda number, name, args: b"")
         self.line: Line | None = None  # None: the head is away
         self.attempt: Line | None = None  # to come back, which it has not answered
+        self._claimed: set[bytes] = set()  # actors of which it said there that they have, or seek, a place here
         self._early: list[tuple[str, tuple[Any, ...]]] = []  # what came before its answer
         self._held: list[tuple[str, tuple[Any, ...]]] = []  # what came while this node may have been given up
         self._until = self._pause_s = 0.0
@@ -121,7 +122,9 @@ class Uplink:
     def greeted(self, line: Line) -> None:
         if line is self.attempt:
             self._early, self._said_at = [], self.net.now
-            line.say(0, "rejoin", self.head.rejoin, self.node, line, self.node.presence())
+            said = self.node.presence()
+            self._claimed = set(said["actors"])
+            line.say(0, "rejoin", self.head.rejoin, self.node, line, said)
 
     def _give_up_attempt(self, line: Line) -> None:
         if line is self.attempt:
@@ -151,7 +154,8 @@ class Uplink:
         node.replace_table(table)
         for actor_id in release:
             node.on_release_actor(actor_id)
-        self.outbox.drop(lambda entry: obsolete(entry, release))
+        held = self._claimed - set(release)
+        self.outbox.drop(lambda entry: obsolete(entry, held))
         self.outbox.kept(kept)
         self.line = line
         for entry in self.outbox.again():

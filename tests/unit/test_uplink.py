@@ -59,7 +59,7 @@ def test_what_follows_from_the_heads_return_is_said_behind_what_was_said_before(
     uplink._node.head_port.release_actor = lambda actor_id: uplink.event("actor_placed", b"b", b"node")
     line = Line()
     answer = {"nodes": [], "release": [b"c"], "kept": 0, "silence_s": 10.0, "heartbeat_s": 1.0}
-    uplink._come_back(line, answer)  # type: ignore[arg-type]
+    uplink._come_back(line, {"actors": {b"b": 0, b"c": 0}}, answer)  # type: ignore[arg-type]
     assert line.told() == [(1, "core_event"), (2, "actor_placed")]
 
 
@@ -93,5 +93,19 @@ def test_a_reservation_that_is_met_when_the_head_returns_is_not_spoken_of(uplink
     uplink._node.head_port.release_actor = lambda actor_id: uplink.event("bundles_prepared", b"node", b"group", 1)
     line = Line()
     answer = {"nodes": [], "release": [b"c"], "kept": 0, "silence_s": 10.0, "heartbeat_s": 1.0}
-    uplink._come_back(line, answer)  # type: ignore[arg-type]
+    uplink._come_back(line, {"actors": {b"b": 0, b"c": 0}}, answer)  # type: ignore[arg-type]
     assert line.told() == []
+
+
+def test_what_a_node_has_said_of_an_actor_that_it_does_not_hold_any_more_is_not_said_again(uplink: Uplink) -> None:
+    """Its creation was not written down, and came again, too: the head looked for a place and heard of a worker of the
+    old one. Found by the simulation, seed 7002729."""
+    for actor_id in (b"gone", b"held", b"released"):
+        uplink.event("actor_placed", actor_id, b"node", 0)
+        uplink.event("actor_worker_started", actor_id, b"w", 1, [], 0)
+    uplink.event("worker_died", b"w", "killed")
+    uplink._node.head_port.release_actor = lambda actor_id: None
+    line = Line()
+    answer = {"nodes": [], "release": [b"released"], "kept": 0, "silence_s": 10.0, "heartbeat_s": 1.0}
+    uplink._come_back(line, {"actors": {b"held": 0, b"released": 0}}, answer)  # type: ignore[arg-type]
+    assert line.told() == [(3, "actor_placed"), (4, "actor_worker_started"), (7, "worker_died")]
