@@ -146,6 +146,9 @@ def look(field: Field | None = None, hung: bool = True) -> str:
     with contextlib.suppress(Exception):
         rows = [row for row in state.list_tasks(limit=1000) if row["state"] not in ("FINISHED", "FAILED")]
         parts.append("tasks:\n" + "\n".join(f"  {row}" for row in rows[:20]))
+    with contextlib.suppress(Exception):
+        ended = [row for row in state.list_workers(limit=1000, detail=True) if not row["is_alive"]]
+        parts.append("workers that ended:\n" + "\n".join(f"  {row}" for row in ended[-30:]))
     others = []
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
