@@ -394,14 +394,6 @@ cdef class Engine:
             line.state, line.cause = "DEAD", "ray.kill() was called on it"
             line.fail_queue()
 
-    def return_idle(self):
-        """Leases of places without work go back now: before such a place is given up, and whoever has a worker there loses it,
-        with the objects that it owns."""
-        cdef Lease lease
-        for lease in list(self.leases.values()):
-            if lease.in_flight == 0 and not lease.over and lease.pool.strategy is not None:
-                end_lease(self, lease)
-
     # ------------------------------------------------------------------ calls that run in this process (ray/_local_mode.py)
     def reserve(self):
         """The sequence number of a call."""

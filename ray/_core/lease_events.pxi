@@ -80,6 +80,17 @@ def on_lease_wanted(Engine self, NodeLink at):
             lease.draining = True
 
 
+def on_lease_evicted(Engine self, NodeLink at, lease_id, cause):
+    """Its placement group is gone. A worker that has nothing of ours in hand goes back; another is to die with what it runs."""
+    cdef Lease lease = self.leases.get(lease_key(at, lease_id))
+    if lease is None:
+        return  # it is on its way back
+    if lease.in_flight == 0:
+        end_lease(self, lease)
+    else:
+        tell_node(self, at, "lease_busy", lease_id)
+
+
 def on_lease_lost(Engine self, NodeLink at, lease_id, cause):
     cdef Lease lease = self.leases.get(lease_key(at, lease_id))
     if lease is not None:
@@ -90,7 +101,7 @@ def on_lease_lost(Engine self, NodeLink at, lease_id, cause):
 
 LEASE_EVENTS = dict(lease_grant=on_lease_grant, lease_spilled=on_lease_spilled, lease_infeasible=on_lease_infeasible,
                     lease_failed=on_lease_failed, lease_refused=on_lease_refused, lease_wanted=on_lease_wanted,
-                    lease_lost=on_lease_lost)
+                    lease_evicted=on_lease_evicted, lease_lost=on_lease_lost)
 
 
 cdef inline object lease_key(NodeLink at, lease_id):

@@ -2,7 +2,8 @@
 
 Pure, a part of `local_scheduler.py`, whose table names these functions: the first argument of each is the scheduler,
 and nobody else calls them. The bundles themselves are kept by `bundles.py`. If a group goes, what has a worker in one
-of its bundles loses it, and what waits for one is refused.
+of its bundles loses it, and what waits for one is refused. A worker that does nothing there at that moment lives on: it
+may own what tasks outside have made.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ray._scheduling.strategy import InGroup
 from . import lease_messages as lm
 from . import pending
 from .bundles import Reservation
-from .leases import FOR_GROUP, HELD, QUEUED, STAFFING, Lease
+from .leases import ENDING, EVICTED, FOR_GROUP, HELD, QUEUED, STAFFING, Lease
 
 if TYPE_CHECKING:
     from .local_scheduler import LocalScheduler
@@ -108,8 +109,38 @@ def _evict(of: LocalScheduler, lease: Lease, why: str, now: float) -> None:
     if lease.state == STAFFING:
         _refuse_removed(of, lease, why, now)
     elif lease.state == HELD:
+        lease.why = f"the placement group that it ran in is gone: {why}"
         of._go(lease, "Evicted", now)
-        cause = f"the placement group that it ran in is gone: {why}"
-        if not lease.is_actor:
-            of._actions.append(lm.LeaseLost(lease.tag, lease.lease_id, cause))
-        of._actions.append(lm.KillWorker(lease.worker_id, cause))
+
+
+# -- a lease whose bundle is gone: steps of the scheduler's table
+
+
+def evicted(of: LocalScheduler, lease: Lease, now: float) -> str:
+    """Only its owner knows whether anything runs there, or is on its way."""
+    if lease.is_actor:
+        of._actions.append(lm.KillWorker(lease.worker_id, lease.why))
+        return ENDING
+    of._actions.append(lm.LeaseEvicted(lease.tag, lease.lease_id, lease.worker_id, lease.why))
+    return EVICTED
+
+
+def given_back(of: LocalScheduler, lease: Lease, now: float) -> str:
+    of._actions.append(lm.EvictionOver(lease.worker_id))
+    return of._give_back(lease, now)
+
+
+def lease_busy(of: LocalScheduler, event: lm.LeaseBusy, now: float) -> None:
+    core = of._cores.get(event.tag)
+    lease = core.held.get(event.lease_id) if core else None
+    if lease is None or lease.state != EVICTED:
+        of.ignored += 1
+    else:
+        of._go(lease, "Busy", now)
+
+
+def ended_with_its_worker(of: LocalScheduler, lease: Lease, now: float) -> str:
+    del of._cores[lease.tag].held[lease.lease_id]
+    of._actions.append(lm.LeaseLost(lease.tag, lease.lease_id, lease.why))
+    of._actions.append(lm.KillWorker(lease.worker_id, lease.why))
+    return ENDING

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .shell import Node
 
 RPCS = frozenset({"worker_exit_cause", "worker_gone", "replicate"})
-EVENTS = frozenset({"lease_request", "lease_cancel", "lease_return", "kill_worker", "results_lost"})
+EVENTS = frozenset({"lease_request", "lease_cancel", "lease_return", "lease_busy", "kill_worker", "results_lost"})
 EARLY_MAX = 10_000  # events of one guest that wait for its job
 
 

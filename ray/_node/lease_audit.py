@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .bundles import Reservation
-from .leases import ENDING, HELD, QUEUED, STAFFING, Lease
+from .leases import ENDING, EVICTED, HELD, QUEUED, STAFFING, Lease
 
 if TYPE_CHECKING:
     from .local_scheduler import LocalScheduler
@@ -16,7 +16,7 @@ def audit(of: LocalScheduler) -> None:
     drawn = [lease.allocation for lease in of._leases.values() if lease.allocation and lease.bundle is None]
     of.resources.check([*drawn, *of.bundles.allocations()])
     of.bundles.check()
-    states: dict[str, set[int]] = {QUEUED: set(), STAFFING: set(), HELD: set(), ENDING: set()}
+    states: dict[str, set[int]] = {state: set() for state in (QUEUED, STAFFING, HELD, EVICTED, ENDING)}
     for lease in of._leases.values():
         states[lease.state].add(lease.lease_id)
         assert (lease.allocation is None) == (lease.state == QUEUED), lease
@@ -32,11 +32,12 @@ def audit(of: LocalScheduler) -> None:
     named = {lease.lease_id for lease in of._leases.values() if lease.place is not None}
     assert named == {lease_id for group in here for lease_id in group.leases}
     assert states[STAFFING] == of._staffing.keys()
-    assert states[HELD] | states[ENDING] == {lease.lease_id for lease in of._by_worker.values()}
+    with_worker = {lease.lease_id for lease in of._by_worker.values()}
+    assert states[HELD] | states[EVICTED] | states[ENDING] == with_worker
     assert all(lease.worker_id == worker_id for worker_id, lease in of._by_worker.items())
     for core in of._cores.values():
         mine = [lease for lease in of._leases.values() if lease.tag == core.tag and not lease.is_actor]
-        assert set(core.held) == {lease.lease_id for lease in mine if lease.state == HELD}
+        assert set(core.held) == {lease.lease_id for lease in mine if lease.state in (HELD, EVICTED)}
         assert set(core.requests) == {lease.req_id for lease in mine if lease.state in (QUEUED, STAFFING)}
     assert set(of._actors) == {lease.tag for lease in of._leases.values() if lease.is_actor}
     assert of._actors_starting == sum(lease.actor_starting for lease in of._leases.values())

@@ -46,6 +46,11 @@ class LeaseReturned(NamedTuple):
     reusable: bool
 
 
+class LeaseBusy(NamedTuple):  # in answer to LeaseEvicted: something runs there, or is on its way
+    tag: bytes
+    lease_id: int
+
+
 class WorkerAssigned(NamedTuple):  # from the pool, for a ticket of AcquireWorker
     ticket: int
     worker_id: int
@@ -185,6 +190,19 @@ class LeaseLost(NamedTuple):
     tag: bytes
     lease_id: int
     cause: str
+
+
+class LeaseEvicted(NamedTuple):
+    """Its holder is to give it back, or to say LeaseBusy, in a worker's grace for ending; else the worker is killed."""
+
+    tag: bytes
+    lease_id: int
+    worker_id: int
+    cause: str
+
+
+class EvictionOver(NamedTuple):  # it was given back in time
+    worker_id: int
 
 
 class AcquireWorker(NamedTuple):

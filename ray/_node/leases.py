@@ -17,7 +17,7 @@ from ray._scheduling.strategy import DEFAULT, InGroup, Strategy
 if TYPE_CHECKING:
     from .bundles import Bundle
 
-QUEUED, STAFFING, HELD, ENDING, GONE = "QUEUED", "STAFFING", "HELD", "ENDING", "GONE"
+QUEUED, STAFFING, HELD, EVICTED, ENDING, GONE = "QUEUED", "STAFFING", "HELD", "EVICTED", "ENDING", "GONE"
 
 TASK, ACTOR, BUNDLES = "task", "actor", "bundles"
 # Where a QUEUED lease waits: in the line of its class; aside, since it can never be met; for its group to be placed; or
@@ -63,7 +63,7 @@ class Lease:
         self.is_actor = False
         self.actor_starting = False  # counts against actors_starting_max
         self.waits = NOWHERE
-        self.why = ""  # INFEASIBLE: what is to be said of it
+        self.why = ""  # INFEASIBLE, EVICTED: what is to be said of it
         self.told_infeasible = False  # and it has been said to its owner
         self.blocked = False  # its worker waits in ray.get or ray.wait
         self.strategy: Strategy = DEFAULT
@@ -101,7 +101,7 @@ class Holder:
         self.tag = tag
         self.job_id = job_id
         self.requests: dict[int, Lease] = {}  # by req_id: QUEUED and STAFFING
-        self.held: dict[int, Lease] = {}  # by lease_id: HELD
+        self.held: dict[int, Lease] = {}  # by lease_id: HELD and EVICTED
 
 
 class Waiter(Protocol):

@@ -7,6 +7,7 @@ of
     QUEUED     waiting for resources; found in its scheduling class, in its owner's line
     STAFFING   holds resources, waits for a worker; found in `_staffing` under its ticket
     HELD       its owner has resources and worker; found in `_by_worker` and under its owner
+    EVICTED    its placement group is gone, and its owner asked whether anything runs there: then it is killed
     ENDING     its owner is gone, its worker is asked to stop; holds the resources until it has, or is really dead
 
 If an owner dies, all its leases end; if a worker dies, its lease is lost and the owner is told. Requests of one
@@ -42,6 +43,7 @@ from .leases import (
     ACTOR,
     BUNDLES,
     ENDING,
+    EVICTED,
     FOR_GROUP,
     GONE,
     HELD,
@@ -89,7 +91,7 @@ class LocalScheduler:
         self._for_group: dict[int, Lease] = {}  # wait for a bundle of theirs to be placed
         self._leases: dict[int, Lease] = {}
         self._staffing: dict[int, Lease] = {}
-        self._by_worker: dict[int, Lease] = {}  # HELD and ENDING
+        self._by_worker: dict[int, Lease] = {}  # HELD, EVICTED and ENDING
         self._actors: dict[bytes, Lease] = {}
         self._actors_starting = 0
         self._wanted_told: set[bytes] = set()  # asked to give back idle leases since their last grant
@@ -294,7 +296,7 @@ class LocalScheduler:
         if lease is None:
             self.ignored += 1
             return
-        held = lease.state == HELD
+        held = lease.state in (HELD, EVICTED)
         self._go(lease, "WorkerLost", now)
         if held and lease.is_actor:
             self._actions.append(lm.ActorLost(lease.tag, event.cause))
@@ -420,12 +422,6 @@ class LocalScheduler:
             self._actions.append(lm.KillWorker(lease.worker_id, why))
         else:
             self._actions.append(lm.ReclaimWorker(lease.worker_id, lease.tag, why))
-        return ENDING
-
-    def _part(self, lease: Lease, now: float) -> str:
-        """As `_end`, but its owner is there and is told; nothing that its worker made is worth waiting for."""
-        if not lease.is_actor:
-            del self._cores[lease.tag].held[lease.lease_id]
         return ENDING
 
     def _forget(self, lease: Lease, now: float) -> str:
@@ -584,7 +580,7 @@ class LocalScheduler:
 
     def stats(self) -> dict[str, Any]:
         """Counts by state, what is queued by class, totals and free amounts (units)."""
-        counts: dict[str, int] = {QUEUED: 0, STAFFING: 0, HELD: 0, ENDING: 0}
+        counts: dict[str, int] = {QUEUED: 0, STAFFING: 0, HELD: 0, EVICTED: 0, ENDING: 0}
         for lease in self._leases.values():
             counts[lease.state] += 1
         return {
@@ -629,7 +625,11 @@ TRANSITIONS: dict[tuple[str, str], _Step] = {
     (STAFFING, "Refused"): LocalScheduler._unstaff,
     (HELD, "WorkerLost"): LocalScheduler._lose,
     (HELD, "OwnerLeft"): LocalScheduler._end,
-    (HELD, "Evicted"): LocalScheduler._part,
+    (HELD, "Evicted"): group_leases.evicted,
+    (EVICTED, "Returned"): group_leases.given_back,
+    (EVICTED, "Busy"): group_leases.ended_with_its_worker,
+    (EVICTED, "WorkerLost"): LocalScheduler._lose,
+    (EVICTED, "OwnerLeft"): LocalScheduler._end,
     (ENDING, "WorkerLost"): LocalScheduler._lose,
     (ENDING, "Reclaimed"): LocalScheduler._give_back,
     (QUEUED, "Fits"): LocalScheduler._staff,
@@ -643,6 +643,7 @@ HANDLERS: dict[type, Callable[[LocalScheduler, Any, float], None]] = {
     lm.LeaseRequested: LocalScheduler._lease_requested,
     lm.LeaseCancelled: LocalScheduler._lease_cancelled,
     lm.LeaseReturned: LocalScheduler._lease_returned,
+    lm.LeaseBusy: group_leases.lease_busy,
     lm.WorkerAssigned: LocalScheduler._worker_assigned,
     lm.WorkerLost: LocalScheduler._worker_lost,
     lm.EnvBroken: LocalScheduler._env_broken,

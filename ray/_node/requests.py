@@ -236,6 +236,9 @@ class Requests:
     def event_lease_return(self, core: Core, lease_id: int, reusable: bool = True) -> None:
         self._schedule(lm.LeaseReturned(core.tag, int(lease_id), bool(reusable)))
 
+    def event_lease_busy(self, core: Core, lease_id: int) -> None:
+        self._schedule(lm.LeaseBusy(core.tag, int(lease_id)))
+
     def event_blocked(self, core: Core) -> None:
         if core.worker_id:
             self._schedule(lm.Blocked(core.worker_id))

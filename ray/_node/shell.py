@@ -148,6 +148,8 @@ class Node:
             lm.Stuck: lambda a: self.head.report_error(a.job_id, "pending", a.message, {}),
             lm.LeaseWanted: lambda a: self.tell(a.tag, "lease_wanted"),
             lm.LeaseFailed: lambda a: self.tell(a.tag, "lease_failed", a.req_id, a.cause),
+            lm.LeaseEvicted: self._evict,
+            lm.EvictionOver: lambda a: self.feed(self.pool, wm.Reclaimed(a.worker_id)),
             lm.LeaseLost: lambda a: self.tell(a.tag, "lease_lost", a.lease_id, a.cause),
             lm.AcquireWorker: lambda a: self.feed(self.pool, wm.Acquire(a.ticket, a.job_id, a.fresh, a.env)),
             lm.CancelAcquire: lambda a: self.feed(self.pool, wm.AcquireCancelled(a.ticket)),
@@ -279,6 +281,10 @@ class Node:
             return
         self.feed(self.pool, wm.ReclaimAsked(action.worker_id, action.why))
         core.tell("reclaim", action.tag)
+
+    def _evict(self, action: lm.LeaseEvicted) -> None:
+        self.feed(self.pool, wm.ReclaimAsked(action.worker_id, action.cause))
+        self.tell(action.tag, "lease_evicted", action.lease_id, action.cause)
 
     def _kill(self, action: wm.Kill) -> None:
         children.kill_group(action.pid)

@@ -66,7 +66,10 @@ def placement_group(
 
 
 def remove_placement_group(placement_group: PlacementGroup) -> None:
-    """Gives its resources back. What runs in it is killed, what waits for it fails. Again: nothing happens."""
+    """Gives its resources back. What runs in it is killed, what waits for it fails. Again: nothing happens.
+
+    Workers that run nothing in it at that moment live on, with what they own.
+    """
     from ray import api
 
     if not isinstance(placement_group, PlacementGroup):
@@ -74,7 +77,6 @@ def remove_placement_group(placement_group: PlacementGroup) -> None:
     if not placement_group.is_empty:
         engine, group_id = api.engine(), placement_group.id.binary()
         engine.groups_created.discard(group_id)
-        engine.return_idle()
         engine.event_soon("remove_group", group_id)
 
 

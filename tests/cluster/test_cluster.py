@@ -165,6 +165,29 @@ def test_an_actor_dies_with_its_owner_on_another_node(nodes: Nodes) -> None:
     wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
 
 
+def test_the_end_of_a_group_takes_no_worker_of_another_node_that_had_nothing_left_to_do_in_it(nodes: Nodes) -> None:
+    """It had been granted just then, or given back on another way than the group's end came: chaos, seed 50037."""
+    nodes.add_node({"CPU": 1})
+
+    @ray.remote
+    def keep() -> Any:
+        return os.getpid(), [ray.put("kept")]
+
+    @ray.remote
+    def pid() -> int:
+        return os.getpid()
+
+    there = NodeAffinitySchedulingStrategy(nodes.node_id(1), soft=False)
+    owner, refs = ray.get(keep.options(scheduling_strategy=there).remote(), timeout=60)
+    group = placement_group([{"CPU": 1}], bundle_label_selector=[{"ray.io/node-id": nodes.node_id(1)}])
+    assert group.wait(60)
+    inside = pid.options(num_cpus=1, scheduling_strategy=PlacementGroupSchedulingStrategy(group))
+    assert ray.get(inside.remote(), timeout=60) == owner
+    remove_placement_group(group)
+    wait_until(lambda: nodes.stats(1)["scheduler"]["bundles"] == 0)
+    assert ray.get(refs[0], timeout=60) == "kept"
+
+
 @pytest.mark.parametrize("strategy", ["STRICT_SPREAD", "SPREAD", "STRICT_PACK", "PACK"])
 def test_placement_groups_over_nodes(nodes: Nodes, strategy: str) -> None:
     nodes.add_node({"CPU": 2})

@@ -311,6 +311,15 @@ class Driver:
         if self.leases.get((lease.number, lease.lease_id)) is lease:
             self._lost(lease)
 
+    def lease_evicted(self, number: int, lease_id: int) -> None:
+        lease = self.leases.get((number, lease_id))
+        if lease is None:
+            return
+        if lease.task is None:
+            self._give_back(lease)
+        else:
+            self._say(number, "lease_busy", "busy", lease_id)
+
     def lease_lost(self, number: int, lease_id: int) -> None:
         lease = self.leases.pop((number, lease_id), None)
         if lease is not None:

@@ -258,6 +258,9 @@ class Node:
     def _do_LeaseWanted(self, a: lm.LeaseWanted) -> None:
         self.tell(a.tag, "lease_wanted", self.cores[a.tag].lease_wanted, self.number)
 
+    def _do_LeaseEvicted(self, a: lm.LeaseEvicted) -> None:
+        self.tell(a.tag, "lease_evicted", self.cores[a.tag].lease_evicted, self.number, a.lease_id)
+
     def _do_LeaseLost(self, a: lm.LeaseLost) -> None:
         self.granted.pop(a.lease_id, None)
         self.tell(a.tag, "lease_lost", self.cores[a.tag].lease_lost, self.number, a.lease_id)
@@ -343,11 +346,14 @@ class Node:
 
     def returned(self, core: Driver, lease_id: int, reusable: bool) -> None:
         lease = next((x for x in self.scheduler.leases() if x.lease_id == lease_id), None)
-        if lease is not None and lease.state == "HELD":
+        if lease is not None and lease.state in ("HELD", "EVICTED"):
             worker = self.workers[lease.worker_id]
             assert worker.task is None or not worker.alive, f"{lease} is returned while its worker runs {worker.task}"
             self.granted.pop(lease_id, None)
         self.feed(lm.LeaseReturned(core.tag, lease_id, reusable))
+
+    def busy(self, core: Driver, lease_id: int) -> None:
+        self.feed(lm.LeaseBusy(core.tag, lease_id))
 
     def forward(self, core: Driver, name: str, args: tuple[Any, ...], again: bool) -> None:
         """A core's event that is the head's affair."""

@@ -303,7 +303,7 @@ def test_every_index_holds_after_each_of_many_random_events_and_nothing_is_left_
     world.finish()
     assert not world.pool.workers
     assert world.scheduler.resources.available == world.scheduler.resources.total
-    assert world.scheduler.stats()["leases"] == {"QUEUED": 0, "STAFFING": 0, "HELD": 0, "ENDING": 0}
+    assert not any(world.scheduler.stats()["leases"].values())
     assert world.pool.deadline() is None and world.scheduler.deadline() is None
 
 

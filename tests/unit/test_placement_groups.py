@@ -451,11 +451,43 @@ def test_a_returned_bundle_holds_its_resources_until_what_runs_inside_is_dead() 
     waits = node.lease(2, CPU=2)
     assert granted(waits) == []
     actions = node(lm.ReturnBundles(G, [0], "removed")) + node(lm.GroupRemoved(G, "removed"))
-    assert of_kind(actions, lm.KillWorker) and of_kind(actions, lm.LeaseLost)
+    (evicted,) = of_kind(actions, lm.LeaseEvicted)
+    assert not of_kind(actions, lm.KillWorker) and not of_kind(actions, lm.LeaseLost)
     (refused,) = of_kind(actions, lm.LeaseRefused)
     assert (refused.req_id, refused.kind) == (2, lm.GROUP_REMOVED)
+    actions = node(lm.LeaseBusy(b"core", evicted.lease_id))
+    assert of_kind(actions, lm.KillWorker) and of_kind(actions, lm.LeaseLost)
+    assert (
+        node(lm.LeaseBusy(b"core", evicted.lease_id)) == node(lm.LeaseReturned(b"core", evicted.lease_id, True)) == []
+    )
     assert node.free() == 0
     node(lm.WorkerLost(1, "killed"))
+    assert node.free() == 2 and not node.scheduler.bundles.groups
+
+
+def test_a_worker_that_does_nothing_when_its_group_goes_lives_on() -> None:
+    """It was killed, and with it was lost what tasks outside of the group had left in its care (chaos, seed 50037)."""
+    node = Node(CPU=2)
+    node.group({"CPU": 2 * UNITS})
+    node.lease(1, CPU=1)
+    (evicted,) = of_kind(node(lm.ReturnBundles(G, [0], "removed")), lm.LeaseEvicted)
+    assert node(lm.LeaseBusy(b"other" + bytes(11), evicted.lease_id)) == []
+    actions = node(lm.LeaseReturned(b"core", evicted.lease_id, True))
+    assert actions == [lm.EvictionOver(1), lm.ReleaseWorker(1, True)]
+    assert node.free() == 2 and not node.scheduler.bundles.groups
+
+
+@pytest.mark.parametrize("who", ["owner", "worker"])
+def test_one_of_the_two_dies_while_a_lease_is_evicted(who: str) -> None:
+    node = Node(CPU=2)
+    node.group({"CPU": 2 * UNITS})
+    node.lease(1, CPU=1)
+    (evicted,) = of_kind(node(lm.ReturnBundles(G, [0], "removed")), lm.LeaseEvicted)
+    if who == "owner":
+        assert of_kind(node(lm.CoreLeft(b"core")), lm.ReclaimWorker)
+        assert of_kind(node(lm.Reclaimed(1, True)), lm.ReleaseWorker)
+    else:
+        assert node(lm.WorkerLost(1, "killed")) == [lm.LeaseLost(b"core", evicted.lease_id, "killed")]
     assert node.free() == 2 and not node.scheduler.bundles.groups
 
 
