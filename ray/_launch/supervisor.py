@@ -22,6 +22,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
+from ray._launch import client_server
 from ray._launch import session as sessions
 from ray._launch.node_process import (
     CONTROL_FD,
@@ -116,6 +117,7 @@ def _supervise(control: socket.socket, config: dict[str, Any]) -> int:
         said = _first_word(node, config)
         if said[0] == "ready":
             _say(f"it was started again (pid {node.pid})")
+            client_server.start_again(session)
         else:
             _say(f"it could not be started again: {said[1]}")
 

@@ -271,7 +271,7 @@ def _session(config: dict[str, Any], temp_dir: str | None, token: bytes | None, 
 
 def _start(config: dict[str, Any], session: Session, options: argparse.Namespace) -> int:
     from ray._config import Settings
-    from ray._launch import node_process, supervisor
+    from ray._launch import client_server, node_process, supervisor
 
     settings = Settings(config["settings"])
     config["start_timeout_s"] = settings.node_start_timeout_s
@@ -284,7 +284,7 @@ def _start(config: dict[str, Any], session: Session, options: argparse.Namespace
         ready = node.wait_ready(config["start_timeout_s"])
         port = None
         if options.ray_client_server_port is not None:
-            port = _start_client_server(session, options.ray_client_server_host, options.ray_client_server_port)
+            port = client_server.start(session, options.ray_client_server_host, options.ray_client_server_port)
     except BaseException:  # Ctrl-C too: half a session must not stay
         if node.ended_fd >= 0:
             node.kill()
@@ -322,44 +322,6 @@ def _start(config: dict[str, Any], session: Session, options: argparse.Namespace
             file=sys.stderr,
         )
     return 0 if code == 0 else 1
-
-
-def _start_client_server(session: Session, host: str, port: int) -> int:
-    """Starts `ray client server`, which ends with the session; returns its port.
-
-    Raises: RuntimeError: with its own words.
-    """
-    import subprocess
-
-    from ray._launch.session import ENVIRONMENT_MARK
-
-    with open(f"{session.logs}/client_server.log", "wb") as log:
-        server = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "ray.client.server",
-                "--session",
-                session.folder,
-                "--host",
-                host,
-                "--port",
-                str(port),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            start_new_session=True,
-            env={**os.environ, ENVIRONMENT_MARK: session.folder},
-        )
-    assert server.stdout is not None
-    with server.stdout:
-        line = server.stdout.readline()
-    if line:
-        return int(json.loads(line)["port"])
-    server.wait()
-    with open(log.name) as file:
-        raise RuntimeError(f"--ray-client-server-port {port}: {file.read().strip()}")
 
 
 def _pair(host: str, port: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,24 @@ def test_a_program_that_begins_while_the_head_is_started_again_waits_for_it(mach
         assert program.stdout.readline() == "waits\n"
         os.kill(supervisor, signal.SIGCONT)
         assert program.communicate(timeout=60)[0].splitlines()[-1] == "1 []"
+
+
+def test_clients_are_let_in_again_when_the_head_was_started_again(machines: list[Machine]) -> None:
+    a, _ = machines
+    start_head(a, "--ray-client-server-port=0")
+    port = int((folder_of(a) / "client_server").read_text().split()[1])
+    client = ASK.replace("ray.init(", f"ray.init('ray://127.0.0.1:{port}', ")
+    assert a.python(client) == "1 []\n"
+    for _ in range(2):
+        before = kill_node(a)
+        wait_until(lambda: (node_of(a) or before) != before)  # noqa: B023
+        wait_until(lambda: is_listening(port))
+        assert a.python(client) == "1 []\n"
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as dialling:
+        return dialling.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_whoever_is_killed_first_the_other_starts_it_again(machines: list[Machine]) -> None:
