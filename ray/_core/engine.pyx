@@ -604,7 +604,9 @@ cdef class Engine:
                 os.unlink(self.listen_path())
             except FileNotFoundError:
                 pass  # the node process removed the whole folder first
-        self.store = self.open_store = self.reach = None
+        if self.store is not None:
+            self.store.disconnect()  # another thread may be in the middle of a put: to it the store has died
+        self.open_store = self.reach = None
         # Threads inside get or wait find out, and leave; then nobody is in the poller any more.
         give_up = time.monotonic() + 5.0
         while self.foreground > 0 and time.monotonic() < give_up:

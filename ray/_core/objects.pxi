@@ -66,6 +66,8 @@ cdef int await_store(Engine self, object dead) except -1:
 
 cdef bint reach_new_store(Engine self, object dead) except -1:
     """Whether the store that follows `dead` answers already. Others may have heard of it, and written to it, before us."""
+    if self.closed:
+        return False
     if self.store is not dead and self.store.alive:
         return True
     try:

@@ -69,6 +69,10 @@ class RemoteStore(PlasmaClient):
         self._asker = asker
         self._pinned_by_put: set[bytes] = set()  # sealed just now: the pin that follows is there already
 
+    def disconnect(self) -> None:
+        super().disconnect()
+        self._asker.close()
+
     def seal(self, key: bytes) -> None:
         super().seal(key)
         buffer = super().get(key)
