@@ -26,14 +26,17 @@ OF_A_LOST_NODE = ("LocalRayletDiedError", "RaySystemError", "ConnectionClosed", 
 def main() -> int:
     folder, host, seed, faults_path, ledger = sys.argv[1:]
     faults = Faults(faults_path)
+    of_a_lost_node = list(OF_A_LOST_NODE)
     began_s = time.monotonic()
 
     def was_lost(error: str) -> bool:
         lost = faults.since(began_s - 1.0, LOST_NODE, int(host))
-        return bool(lost) and any(name in error for name in OF_A_LOST_NODE)
+        return bool(lost) and any(name in error for name in of_a_lost_node)
 
     try:
         ray.init(folder, logging_level="error", log_to_driver=False)
+        # What others say of our own objects, if we are taken for dead, may come before our node hears of that.
+        of_a_lost_node.append(f"(tag {engine().tag.hex()[8:16]}) has died")
         before = held()
         del before["stored"]  # others work on this node as well
     except Exception as error:
