@@ -189,6 +189,7 @@ cdef class LeasePool:
     cdef bint warned              # the user was told that it can never run here
     cdef double average_us        # of the tasks' run time, -1 before the first
     cdef int submit(self, Task task) except -1
+    cdef int fail_queue(self, object error) except -1
     cdef int pump(self) except -1
     cdef int push(self, Lease lease) except -1
     cdef int depth(self, Lease lease) except -1

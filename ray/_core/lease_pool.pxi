@@ -27,7 +27,7 @@ cdef class LeasePool:
         task.state = QUEUED
         Py_INCREF(task)
         self.queue.push_back(<void*>task)
-        if self.queue.size() == 1:
+        if self.queue.size() == 1 or self.engine.closed or not self.engine.node.alive:
             return self.pump()
         # Every lease is full. A result will make room; more leases may come.
         if len(self.requests) < REQUESTS_MAX:
@@ -44,8 +44,8 @@ cdef class LeasePool:
     cdef int pump(self) except -1:
         cdef Lease lease
         cdef Py_ssize_t i
-        if self.engine.closed:
-            return 0
+        if self.engine.closed or not self.engine.node.alive:
+            return self.fail_queue(self.engine.node_died())
         for i in range(PyList_GET_SIZE(self.leases)):
             if self.queue.empty():
                 break
@@ -53,6 +53,17 @@ cdef class LeasePool:
         if not self.queue.empty():
             self.request()
         return 0
+
+    cdef int fail_queue(self, object error) except -1:
+        """The session is over: nothing that waits can run any more."""
+        cdef Task task
+        while not self.queue.empty():
+            task = <Task>self.queue.front()
+            self.queue.pop_front()
+            Py_DECREF(task)
+            if not task.cancelled:
+                fail_task(task, error)
+        return run_soon(self.engine)
 
     cdef int push(self, Lease lease) except -1:
         """As many queued tasks as the lease has room for, in one write."""

@@ -63,7 +63,6 @@ cdef int link_ended(Engine self, Link link) except -1:
 cdef int node_ended(Engine self) except -1:
     """The node process died: the session is over, and everything that waits must hear it."""
     cdef LeasePool pool
-    cdef Task task
     cdef Link link
     cdef ActorLine actor
     error = self.node_died()
@@ -81,11 +80,7 @@ cdef int node_ended(Engine self) except -1:
     for link in list(self.links.values()):
         lost_calls(self, link)
     for pool in list(self.pools.values()):
-        while not pool.queue.empty():
-            task = <Task>pool.queue.front()
-            pool.queue.pop_front()
-            Py_DECREF(task)
-            fail_task(task, error)
+        pool.fail_queue(error)
     for found in list(self.actors.values()):
         actor = found()
         if actor is not None:

@@ -318,8 +318,8 @@ cdef int poll_events(Engine self, int64_t timeout_ms) except -2:
     finally:
         self.receiving = False
         self.gate.Advance()
-    if self.callbacks:
-        run_callbacks(self)
+        if self.callbacks:
+            run_callbacks(self)
     PyErr_CheckSignals()
     return 1 if n < 0 else n
 
@@ -331,6 +331,19 @@ cdef int run_callbacks(Engine self) except -1:
             function(*args)
         except Exception:
             traceback.print_exc()
+    return 0
+
+
+cdef int run_soon(Engine self) except -1:
+    """Callbacks of what has settled outside a round: they run after one that begins now; when the engine is closed, here."""
+    if not self.callbacks:
+        return 0
+    if self.closed:
+        while self.callbacks:
+            run_callbacks(self)
+    elif not self.receiving or self.receiver != <unsigned long>get_ident():
+        self.standby.Kick()       # the background thread, if nobody receives
+        self.poller.SetTimer(1)   # else whoever does
     return 0
 
 

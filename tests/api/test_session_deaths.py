@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -16,6 +17,7 @@ import ray
 from ray.exceptions import (
     ActorDiedError,
     LocalRayletDiedError,
+    RaySystemError,
 )
 from tests.chaos.session import (
     DETECTION_S,
@@ -59,6 +61,31 @@ def test_the_nodes_death_fails_what_waits_within_a_second_and_leaves_nothing(eng
     ray.shutdown()
     assert left_of(before, folder) == []
     del refs, ref, actor
+    engine.stop()
+
+
+def test_calls_made_after_the_nodes_death_fail_however_many_and_however_waited_for(engine):
+    """The first eight raised, and stayed in line; the others were in line for ever: a future or an await hung."""
+    ray.init(num_cpus=1, logging_level="error")
+    ray.get(echo.remote(1))
+    kill("node")
+    for _ in range(10):
+        with pytest.raises(LocalRayletDiedError):
+            ray.get(echo.remote(1), timeout=60)
+    futures = [echo.remote(1).future() for _ in range(3)]
+    for future in futures:
+        with pytest.raises(LocalRayletDiedError):
+            future.result(timeout=60)
+
+    async def wait():
+        await asyncio.wait_for(echo.remote(1), 60)
+
+    with pytest.raises(LocalRayletDiedError):
+        asyncio.run(wait())
+    waits = echo.remote(echo.remote(1)).future()
+    ray.shutdown()
+    with pytest.raises((LocalRayletDiedError, RaySystemError)):
+        waits.result(timeout=60)
     engine.stop()
 
 

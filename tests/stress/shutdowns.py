@@ -1,4 +1,5 @@
-"""PROCESS of test_shutdowns.py: threads do whatever a program does, and the session ends under them, again and again.
+"""PROCESS of test_shutdowns.py: threads do whatever a program does, and the session ends under them, again and again:
+by `ray.shutdown()`, every third time after its node process was killed.
 
     python -m tests.stress.shutdowns SEED SHUTDOWNS
 
@@ -11,7 +12,9 @@ import asyncio
 import concurrent.futures
 import faulthandler
 import json
+import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -21,6 +24,7 @@ from typing import Any
 import numpy as np
 
 import ray
+from ray import _driver
 
 THREADS = 4
 MAY_BE_RAISED = (ray.exceptions.RayError, RuntimeError)  # RuntimeError: init by two at once
@@ -122,6 +126,12 @@ class Program:
                 raise
 
 
+def kill_node() -> None:
+    started = _driver._started
+    if started is not None and started.node is not None:
+        os.kill(started.node.pid, signal.SIGKILL)
+
+
 def main() -> int:
     faulthandler.enable()
     program = Program(int(sys.argv[1]))
@@ -132,6 +142,10 @@ def main() -> int:
         thread.start()
     for _ in range(int(sys.argv[2])):
         program.over.wait(r.random())  # meanwhile they work: nothing tells when something is in the middle
+        if r.random() < 0.3:
+            kill_node()
+            program.raised["killed"] += 1
+            program.over.wait(r.random() * 0.3)
         ray.shutdown()
         if r.random() < 0.7:  # else one of them begins the next session
             try:
