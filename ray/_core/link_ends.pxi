@@ -52,6 +52,8 @@ cdef int link_ended(Engine self, Link link) except -1:
                 break
     if link.lease is not None:
         link_lost_lease(self, link.lease)
+        if link.calls.empty():  # else the node is asked on their behalf: it ends the lease of a worker that lives
+            ask_exit_cause(self, link, [])
     if self.executor is not None:
         stop_producers_for(self.executor, link)
     lost_calls(self, link)

@@ -286,7 +286,8 @@ def task_order(Task task):
 
 
 cdef int ask_exit_cause(Engine self, Link link, list tasks) except -1:
-    """What becomes of tasks hangs on what their worker died of, and its node knows that."""
+    """What becomes of tasks hangs on what their worker died of, and its node knows that. If it has not died, only its connection
+    has, what it was leased for is over: else nobody would give the lease back."""
     if self.closed or not self.node.alive:
         for task in tasks:
             fail_task(task, self.node_died())

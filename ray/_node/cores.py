@@ -17,6 +17,8 @@ from ray._protocol.frames import job_id_bytes
 
 FIRST_JOB = job_id_bytes(1)  # of a fresh session: lets its first worker start before its driver has registered
 EXIT_CAUSES_KEPT = 4096
+CAUSE_WAIT_S = 5.0  # how long a worker whose connection has ended is given to end, too
+STILL_RUNS = "its connection ended, but its process still runs"
 PIDS_KEPT = 10_000  # of workers: more than die while the news of that is on its way
 
 

@@ -63,6 +63,11 @@ class Reclaimed(NamedTuple):  # from a worker: nothing of its dead owner's runs 
     reusable: bool = True  # False: it had to interrupt a task, and may be in any state
 
 
+class HolderCutOff(NamedTuple):  # a lease's holder has lost its connection to the worker, which lives
+    tag: bytes
+    worker_id: int
+
+
 class WorkerLost(NamedTuple):  # from the pool: a worker that was assigned is dead
     worker_id: int
     cause: str

@@ -291,6 +291,15 @@ class LocalScheduler:
         lease.exclusive = lease.exclusive or not event.reusable
         self._go(lease, "Reclaimed", now)
 
+    def _holder_cut_off(self, event: lm.HolderCutOff, now: float) -> None:
+        lease = self._by_worker.get(event.worker_id)
+        if lease is None or lease.tag != event.tag or lease.state not in (HELD, EVICTED):
+            self.ignored += 1  # it has been given back
+            return
+        del self._cores[lease.tag].held[lease.lease_id]
+        self._actions.append(lm.LeaseLost(lease.tag, lease.lease_id, "its holder lost the connection to the worker"))
+        self._go(lease, "CutOff", now)
+
     def _worker_lost(self, event: lm.WorkerLost, now: float) -> None:
         lease = self._by_worker.get(event.worker_id)
         if lease is None:
@@ -625,11 +634,13 @@ TRANSITIONS: dict[tuple[str, str], _Step] = {
     (STAFFING, "Refused"): LocalScheduler._unstaff,
     (HELD, "WorkerLost"): LocalScheduler._lose,
     (HELD, "OwnerLeft"): LocalScheduler._end,
+    (HELD, "CutOff"): LocalScheduler._end,  # to its owner the worker is dead: it asks for another
     (HELD, "Evicted"): group_leases.evicted,
     (EVICTED, "Returned"): group_leases.given_back,
     (EVICTED, "Busy"): group_leases.ended_with_its_worker,
     (EVICTED, "WorkerLost"): LocalScheduler._lose,
     (EVICTED, "OwnerLeft"): LocalScheduler._end,
+    (EVICTED, "CutOff"): LocalScheduler._end,
     (ENDING, "WorkerLost"): LocalScheduler._lose,
     (ENDING, "Reclaimed"): LocalScheduler._give_back,
     (QUEUED, "Fits"): LocalScheduler._staff,
@@ -648,6 +659,7 @@ HANDLERS: dict[type, Callable[[LocalScheduler, Any, float], None]] = {
     lm.WorkerLost: LocalScheduler._worker_lost,
     lm.EnvBroken: LocalScheduler._env_broken,
     lm.Reclaimed: LocalScheduler._reclaimed,
+    lm.HolderCutOff: LocalScheduler._holder_cut_off,
     lm.Blocked: LocalScheduler._blocked,
     lm.Unblocked: LocalScheduler._unblocked,
     lm.ActorRequested: LocalScheduler._actor_requested,

@@ -20,7 +20,7 @@ from ray._scheduling.strategy import parse_strategy
 from . import guests, pending, registration
 from . import lease_messages as lm
 from . import worker_messages as wm
-from .cores import Core
+from .cores import STILL_RUNS, Core
 from .gathering import GATHERED, OF_NODES
 from .store_row import store_row
 from .tool_requests import ToolRequests
@@ -96,7 +96,12 @@ class Requests:
         return core, answer
 
     async def rpc_worker_exit_cause(self, core: Core, tag: bytes) -> str:
-        return await self._node.exit_cause(tag)
+        """Of a worker to which that core had a connection. If it lives, what it was leased for is over nevertheless."""
+        cause = await self._node.exit_cause(tag)
+        worker = self._node.cores.by_tag.get(tag)
+        if cause == STILL_RUNS and worker is not None and worker.worker_id:
+            self._schedule(lm.HolderCutOff(core.tag, worker.worker_id))
+        return cause
 
     async def rpc_worker_gone(self, core: Core, tag: bytes) -> str:
         return await self._node.exit_cause(tag, None)

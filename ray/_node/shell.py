@@ -37,7 +37,7 @@ from . import local_scheduler as ls
 from . import worker_messages as wm
 from . import worker_pool as wp
 from .cluster_view import ClusterView
-from .cores import Core, Cores, startup
+from .cores import CAUSE_WAIT_S, STILL_RUNS, Core, Cores, startup
 from .driver_lines import DriverLines
 from .env_gate import EnvGate
 from .gathering import Gathering
@@ -57,8 +57,6 @@ if TYPE_CHECKING:
     from .uplink import Uplink
 
 logger = logging.getLogger("ray.node")
-
-CAUSE_WAIT_S = 5.0
 
 
 class Node:
@@ -439,7 +437,7 @@ class Node:
         try:
             return await asyncio.wait_for(waiter, wait_s)
         except asyncio.TimeoutError:
-            return "its connection ended, but its process still runs"
+            return STILL_RUNS
 
     # -- store and control plane ------------------------------------------------------------------------------
 

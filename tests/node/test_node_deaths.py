@@ -14,6 +14,7 @@ import pytest
 
 from ray._launch import session as sessions
 from ray._node.children import children_of
+from ray._node.cores import STILL_RUNS
 from tests.wait import wait_until
 
 from .harness import CPU1, ROOT, Driver, running, wait_gone
@@ -30,6 +31,16 @@ def test_the_holder_of_a_lease_is_told_when_its_worker_is_killed_and_by_what(sta
     assert driver.rpc("worker_exit_cause", worker.worker_tag) == "killed by SIGKILL"
     assert driver.rpc("available_resources")["CPU"] == 20_000
     assert os.listdir(driver.session.cores) == []
+    assert driver.lease()[1].value("2") == 2
+
+
+def test_a_lease_is_over_if_its_holder_lost_its_connection_to_a_worker_that_lives(start: Start) -> None:
+    driver = start()
+    lease, worker, _ = driver.lease()
+    assert driver.rpc("worker_exit_cause", worker.worker_tag) == STILL_RUNS
+    assert driver.event("lease_lost")[0] == lease
+    wait_until(lambda: driver.rpc("available_resources")["CPU"] == 20_000)
+    driver.tell("lease_return", lease, True)  # late
     assert driver.lease()[1].value("2") == 2
 
 

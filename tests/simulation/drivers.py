@@ -309,6 +309,8 @@ class Driver:
 
     def _worker_gone(self, lease: Lease) -> None:
         if self.leases.get((lease.number, lease.lease_id)) is lease:
+            if lease.number in self.lines:
+                self._say(lease.number, "worker_exit_cause", "exit_cause_wanted", lease.worker)
             self._lost(lease)
 
     def lease_evicted(self, number: int, lease_id: int) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ray._node import lease_messages as lm
 from ray._node.catch_up import CAUGHT_UP_S
 from ray._node.cluster_view import REPORT_S, KnownRows, report_of
+from ray._node.cores import CAUSE_WAIT_S
 from ray._node.local_scheduler import LocalScheduler
 from ray._protocol.ids import node_number
 from ray._scheduling.node_resources import NodeResources
@@ -351,6 +352,13 @@ class Node:
             assert worker.task is None or not worker.alive, f"{lease} is returned while its worker runs {worker.task}"
             self.granted.pop(lease_id, None)
         self.feed(lm.LeaseReturned(core.tag, lease_id, reusable))
+
+    def exit_cause_wanted(self, core: Driver, worker: Worker) -> None:
+        def still_runs() -> None:
+            if worker.alive:
+                self.feed(lm.HolderCutOff(core.tag, worker.worker_id))
+
+        self.cluster.net.later(CAUSE_WAIT_S, self.in_turn, still_runs)
 
     def busy(self, core: Driver, lease_id: int) -> None:
         self.feed(lm.LeaseBusy(core.tag, lease_id))

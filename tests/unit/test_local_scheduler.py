@@ -228,6 +228,20 @@ def test_the_death_of_a_worker_frees_its_resources_and_tells_the_owner() -> None
     assert bench.do(lm.LeaseReturned(A, grant.lease_id, True)) == []  # it crossed with the news
 
 
+def test_a_lease_whose_holder_lost_its_connection_to_a_worker_that_lives_is_over() -> None:
+    """To its holder the worker is dead, and nobody would give it back: found by the simulation, seed 8001263."""
+    bench = Bench({"CPU": 10_000})
+    grant = the(lm.Grant, bench.ask(A, 1, CPU1))
+    assert bench.do(lm.HolderCutOff(B, grant.worker_id)) == []
+    actions = bench.do(lm.HolderCutOff(A, grant.worker_id))
+    assert the(lm.LeaseLost, actions).lease_id == grant.lease_id
+    reclaim = the(lm.ReclaimWorker, actions)
+    assert (reclaim.worker_id, reclaim.tag) == (grant.worker_id, A) and bench.free() == 0
+    assert bench.do(lm.HolderCutOff(A, grant.worker_id)) == bench.do(lm.LeaseReturned(A, grant.lease_id, True)) == []
+    the(lm.ReleaseWorker, bench.do(lm.Reclaimed(grant.worker_id, True)))
+    assert bench.free() == 10_000
+
+
 @pytest.mark.parametrize(("stops", "reusable"), [(True, True), (True, False), (False, False)])
 def test_the_death_of_an_owner_reclaims_its_workers_and_frees_when_they_have_stopped_or_are_dead(
     stops: bool, reusable: bool
