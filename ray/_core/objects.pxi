@@ -40,6 +40,9 @@ cdef int to_store(Engine self, bytes key, Encoded e) except -1:
     cdef object dead
     while True:
         dead = self.store
+        if dead is None:  # another thread connects this engine just now
+            await_store(self, None)
+            continue
         try:
             return to_this_store(self, key, e)
         except PlasmaStoreDied:
