@@ -80,7 +80,8 @@ def outcomes(name: str, steps: dict[str, ast.FunctionDef], states: list[str], se
     return set().union(*(of(node.value) for node in ast.walk(steps[name]) if isinstance(node, ast.Return)))
 
 
-def rows_of(source: str, tree: ast.Module, states: list[str]) -> list[Row]:
+def rows_of(source: str, tree: ast.Module, states: list[str], folder: Path) -> list[Row]:
+    """folder: where modules lie whose functions are steps, too."""
     lines = source.splitlines()
     steps = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     tables = [
@@ -92,6 +93,10 @@ def rows_of(source: str, tree: ast.Module, states: list[str]) -> list[Row]:
     rows = []
     for key, value in zip(tables[0].keys, tables[0].values):
         assert isinstance(key, ast.Tuple) and isinstance(value, ast.Attribute)
+        beside = folder / f"{value.value.id}.py" if isinstance(value.value, ast.Name) else folder
+        if beside.is_file():
+            found = ast.walk(ast.parse(beside.read_text()))
+            steps = {**{node.name: node for node in found if isinstance(node, ast.FunctionDef)}, **steps}
         state, event = key.elts
         assert isinstance(state, ast.Name)
         text = event.id if isinstance(event, ast.Name) else str(ast.literal_eval(event))
@@ -112,7 +117,7 @@ def render_machine(title: str, path: str, states_path: str | None) -> str:
         lines += ["```text", paragraph, "```", ""] if paragraph.startswith("    ") else [paragraph, ""]
     lines += ["| state | event | step | leads to | |", "|---|---|---|---|---|"]
     last = ""
-    for row in sorted(rows_of(source, tree, states), key=lambda row: states.index(row.state)):
+    for row in sorted(rows_of(source, tree, states, (ROOT / path).parent), key=lambda row: states.index(row.state)):
         shown = f"**{row.state}**" if row.state != last else ""
         last = row.state
         lines.append(f"| {shown} | {row.event} | {row.step} | {', '.join(row.after)} | {row.why} |")
