@@ -22,7 +22,7 @@ from typing import IO
 
 from tests.chaos import faults as f
 from tests.chaos.field import Field
-from tests.chaos.session import gone
+from tests.chaos.session import KILLS, gone
 
 # A node gives up on a store or a Redis that dies again and again without ever having lived for some seconds: that is
 # policy, not chaos. No two kills of one of them are nearer than this.
@@ -131,7 +131,7 @@ class Attacker(threading.Thread):
             return
         if role == "worker":
             victims = [self._random.choice(victims)]
-        how = self._random.choice([signal.SIGKILL, signal.SIGSEGV]) if role == "worker" else signal.SIGKILL
+        how = self._random.choice(KILLS) if role == "worker" else signal.SIGKILL
         with self._faults.during(kinds.get(role, role), host, f"killed {role}"):
             for pid in victims:
                 with contextlib.suppress(ProcessLookupError):

@@ -25,7 +25,7 @@ from tests.chaos.faults import Faults
 from tests.chaos.field import Field, open_field
 from tests.chaos.load import Load
 from tests.chaos.remains import look, of_driver, wait_until_nothing_remains
-from tests.chaos.session import assert_held, forget_orphans, held
+from tests.chaos.session import assert_held, crashes, forget_orphans, held
 from tests.leaks import Snapshot
 
 SILENCE_S = 3.0
@@ -62,6 +62,7 @@ def round_nodes(
                     if load.failed:
                         load.stop()
                 load.stop()
+                assert not crashes(), crashes()
                 lost = [host for host in range(field.hosts) if not field.row(host)["Alive"]]
                 assert not lost, f"nodes that no attack should have cost: {[field.row(host) for host in lost]}"
                 forget_orphans()

@@ -34,7 +34,8 @@ class Losses:
 
     def __init__(self) -> None:
         self.of: Counter[str] = Counter()
-        self._marks: Counter[str] = Counter()
+        self._begun: Counter[str] = Counter()
+        self._ended: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def __str__(self) -> str:
@@ -42,24 +43,27 @@ class Losses:
 
     @contextlib.contextmanager
     def of_a(self, role: str) -> Iterator[None]:
-        """Around each kill. Noted on both sides: whoever begins in between must see that something changed, too."""
+        """Around each kill, from before the signal is sent until the process is gone."""
         with self._lock:
-            self._marks[role] += 1
+            self._begun[role] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._marks[role] += 1
+                self._ended[role] += 1
                 self.of[role] += 1
 
     @contextlib.contextmanager
     def may_lose(self, error: type[Exception], role: str) -> Iterator[None]:
-        """Swallows error, if a process of this role was killed while the block ran."""
-        before = self._marks[role]
+        """Swallows error, if a kill of a process of this role was under way at some time while the block ran: also one
+        that had begun before it, and whose killer hasn't noticed yet that the process is gone."""
+        ended_before = self._ended[role]
         try:
             yield
         except error as lost:
-            if self._marks[role] == before:
+            with self._lock:
+                met = self._begun[role] > ended_before
+            if not met:
                 raise AssertionError(f"lost without a kill: {cause_of(lost)}") from lost
 
 

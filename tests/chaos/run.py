@@ -34,7 +34,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from tests.chaos.load import Doubler, Load, Losses, slow_double
-from tests.chaos.session import assert_held, forget_orphans, gone, held, pids, within
+from tests.chaos.session import KILLS, assert_held, crashes, forget_orphans, gone, held, pids, within
 from tests.leaks import Snapshot
 
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -77,7 +77,7 @@ class Killer(threading.Thread):
             victims = [self._random.choice(victims)]
         with self._losses.of_a("worker" if "worker" in role else role):
             for pid in victims:
-                how = self._random.choice([signal.SIGKILL, signal.SIGSEGV]) if "worker" in role else signal.SIGKILL
+                how = self._random.choice(KILLS) if "worker" in role else signal.SIGKILL
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, how)
             for pid in victims:
@@ -112,6 +112,7 @@ def round_all(seed: int, seconds: float) -> str:
             if load.failed:
                 load.stop()
         load.stop()
+        assert not crashes(), crashes()
         forget_orphans()
         assert_held(before, 10)
     finally:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import re
 import select
 import signal
 import time
@@ -22,9 +23,15 @@ from typing import Any
 import ray
 from ray._core.engine import current
 from ray._native.plasma import PlasmaClient, PlasmaStoreDied
+from ray.util import state
 from tests import wait
 from tests.wait import wait_until
 
+# How workers are killed: at once, and as by a fault of their own, which Python reports on the way (faulthandler). The
+# signal is one that no fault of ours raises, so that those can be told: see `crashes`.
+KILLS = (signal.SIGKILL, signal.SIGILL)
+CRASHES = re.compile("killed by SIG(SEGV|BUS|ABRT|FPE)")
+WORKERS_MAX = 10_000  # remembered by all nodes together
 DETECTION_S = 1.5  # "within a second", and what a machine with two busy cores may add
 
 
@@ -144,3 +151,10 @@ def wait_for_store(timeout_s: float = 60.0) -> None:
 def within(seconds: float = DETECTION_S) -> contextlib.AbstractContextManager[None]:
     """tests.wait.within, with the time in which a death is to be noticed."""
     return wait.within(seconds)
+
+
+def crashes() -> list[str]:
+    """Workers of all living nodes that crashed by themselves: no attack kills them so."""
+    ended = state.list_workers(filters=[("is_alive", "=", False)], limit=WORKERS_MAX, detail=True)
+    said = {f"{row.worker_id} on {row.ip}": row.exit_detail or "" for row in ended}
+    return [f"{worker}: {cause}" for worker, cause in said.items() if CRASHES.search(cause)]

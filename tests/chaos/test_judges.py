@@ -1,0 +1,69 @@
+"""What judges the chaos runs on one node: which losses a kill excuses, and which worker crashed by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+
+import pytest
+
+import ray
+from ray.exceptions import OwnerDiedError, WorkerCrashedError
+from tests.chaos.load import Losses
+from tests.chaos.session import KILLS, crashes
+from tests.wait import wait_until
+
+
+@pytest.fixture
+def losses():
+    return Losses()
+
+
+def loses(losses):
+    return losses.may_lose(OwnerDiedError, "worker")
+
+
+def test_a_loss_is_excused_by_a_kill_that_ended_while_the_work_went_on(losses):
+    with loses(losses):
+        with losses.of_a("worker"):
+            pass
+        raise OwnerDiedError("lost")
+
+
+def test_a_loss_is_excused_by_a_kill_that_began_before_the_work_and_whose_killer_has_not_seen_its_end(losses):
+    with losses.of_a("worker"), loses(losses):
+        raise OwnerDiedError("lost")
+
+
+def test_a_loss_is_excused_by_a_kill_that_ended_in_the_work_and_had_begun_before(losses):
+    with contextlib.ExitStack() as kill:
+        kill.enter_context(losses.of_a("worker"))
+        with loses(losses):
+            kill.close()
+            raise OwnerDiedError("lost")
+
+
+@pytest.mark.parametrize("killed", ["worker", "plasma_store"])
+def test_a_kill_that_was_over_and_one_of_another_role_excuse_nothing(losses, killed):
+    with losses.of_a("worker"):
+        pass
+    with pytest.raises(AssertionError, match="lost without a kill"), loses(losses):
+        if killed != "worker":
+            with losses.of_a(killed):
+                pass
+        raise OwnerDiedError("lost")
+
+
+@ray.remote(max_retries=0)
+def dies(signum):
+    os.kill(os.getpid(), signum)
+
+
+def test_a_worker_that_crashes_is_told_from_those_that_are_killed(engine):
+    for how in (*KILLS, signal.SIGSEGV):
+        with pytest.raises(WorkerCrashedError):
+            ray.get(dies.remote(how))
+    wait_until(crashes, what="the crash to be known")
+    (crash,) = crashes()
+    assert crash.endswith("killed by SIGSEGV")
