@@ -292,4 +292,4 @@ class Load:
             thread.join(max(0.0, deadline - time.monotonic()))
         stuck = {i: self.now[i] for i, thread in enumerate(self._threads) if thread.is_alive()}
         assert not self.errors, "\n\n".join(self.errors)
-        assert not stuck, f"work that never ended: {stuck}"
+        assert not stuck, f"work that never ended: {stuck}{self._look()}"
