@@ -167,8 +167,7 @@ bool TransferLoop::OnLine(uint64_t id, LineConn& line, const FrameHeader& header
     case Line::kSelf: {
       auto address = ReadAddress(payload);
       if (!address) return false;
-      self_ = std::move(*address);
-      std::memcpy(options_.identity.tag, StoreTag(*self_).bytes, Tag::kBytes);
+      ReachedAt(*address);
       return true;
     }
     case Line::kPeerDown: {

@@ -26,6 +26,7 @@ enum Key : uint64_t { kListenKey = 0, kStopKey = 1, kStoreKey = 2 };  // connect
 
 Status TransferLoop::Start(const TransferOptions& options, std::unique_ptr<TransferLoop>* out) {
   std::unique_ptr<TransferLoop> loop(new TransferLoop(options));
+  if (options.reached_at) loop->ReachedAt(*options.reached_at);
   if (Status s = loop->Open(); !s.ok()) return s;
   // Signals are the main thread's.
   sigset_t all, before;
@@ -35,6 +36,11 @@ Status TransferLoop::Start(const TransferOptions& options, std::unique_ptr<Trans
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   *out = std::move(loop);
   return Status::Ok();
+}
+
+void TransferLoop::ReachedAt(const Address& address) {
+  self_ = address;
+  std::memcpy(options_.identity.tag, StoreTag(address).bytes, Tag::kBytes);
 }
 
 Status TransferLoop::Open() {

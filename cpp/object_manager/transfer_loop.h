@@ -33,6 +33,9 @@ struct TransferOptions {
   std::string socket_path;     // where local processes ask; replaces a dead file of that name
   std::string plasma_socket;   // of the store of this process
   channel::Identity identity;  // shown to other stores; network_proof must be set
+  // Where the gate of this node is reached, if it's known already. Whoever fetches before it's known can't be told when
+  // the object is freed.
+  std::optional<Address> reached_at;
 };
 
 class TransferLoop final : public Stream::Handler {
@@ -112,6 +115,7 @@ class TransferLoop final : public Stream::Handler {
 
   explicit TransferLoop(const TransferOptions& options) : options_(options) {}
   Status Open();
+  void ReachedAt(const Address& address);
   void Run();
   int TimeoutMs() const;
   bool Watch(int fd, uint64_t id, bool write, bool fresh);

@@ -8,6 +8,7 @@
 // in whatever way, nothing of them is left but the socket's name (removed here on a normal end, by the session's sweep
 // otherwise). When it dies, clients see it at their next call (layout.h, `life`) and lose the objects; when a client
 // dies, it undoes what that one left. It ends itself when its lifeline closes or the parent that passed it dies.
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <getopt.h>
 #include <sys/random.h>
@@ -42,6 +43,7 @@ constexpr char kUsage[] =
     "      --lifeline-fd N  end when the other end of this pipe is closed, or the parent dies\n"
     "      --objects-socket PATH  run an object manager too, which listens there for local processes\n"
     "      --token-file PATH      its secret, 64 hexadecimal digits, that other nodes' stores must prove to know\n"
+    "      --reached-at HOST:PORT  where other stores reach it, if that is known already\n"
     "      --spill-directory DIR  objects that do not fit go to unnamed files there; may be given several times\n"
     "      --spill-bytes-max BYTES  no more than that on all disks together (default: what they have)\n"
     "      --spill-batch BYTES    make so much room at once, an eighth of the store at most (default: 100MiB)\n"
@@ -109,6 +111,22 @@ bool ReadToken(const char* path, uint8_t out[ray::channel::kTokenBytes]) {
   return true;
 }
 
+// "10.0.0.1:6379", "::1:6379": what is behind the last colon is the port.
+std::optional<ray::objects::Address> ParseAddress(const std::string& text) {
+  const size_t colon = text.rfind(':');
+  if (colon == std::string::npos) return std::nullopt;
+  char* rest = nullptr;
+  const char* port_text = text.c_str() + colon + 1;
+  const long port = std::strtol(port_text, &rest, 10);
+  if (rest == port_text || *rest != '\0' || port < 1 || port > 65535) return std::nullopt;
+  const std::string host = text.substr(0, colon);
+  in6_addr parsed;
+  if (inet_pton(AF_INET, host.c_str(), &parsed) != 1 && inet_pton(AF_INET6, host.c_str(), &parsed) != 1) {
+    return std::nullopt;
+  }
+  return ray::objects::Address{host, static_cast<uint16_t>(port)};
+}
+
 // Shows itself to other stores as a node process does; as nobody's, until it is told where it is reached (StoreTag).
 ray::Status StartTransfers(ray::objects::TransferOptions* options, std::unique_ptr<ray::objects::TransferLoop>* out) {
   options->identity.role = 2;
@@ -136,6 +154,7 @@ int main(int argc, char** argv) {
     kHelp,
     kObjectsSocket,
     kTokenFile,
+    kReachedAt,
     kTls,
     kSpillDirectory,
     kSpillMax,
@@ -151,6 +170,7 @@ int main(int argc, char** argv) {
                           {"ready-fd", required_argument, nullptr, kReady},
                           {"objects-socket", required_argument, nullptr, kObjectsSocket},
                           {"token-file", required_argument, nullptr, kTokenFile},
+                          {"reached-at", required_argument, nullptr, kReachedAt},
                           {"tls", no_argument, nullptr, kTls},
                           {"spill-directory", required_argument, nullptr, kSpillDirectory},
                           {"spill-bytes-max", required_argument, nullptr, kSpillMax},
@@ -203,6 +223,10 @@ int main(int argc, char** argv) {
         }
         has_token = true;
         break;
+      case kReachedAt:
+        transfers.reached_at = ParseAddress(optarg);
+        if (!transfers.reached_at) wrong = std::string("--reached-at ") + optarg + ": not a numeric HOST:PORT";
+        break;
       case kSpillDirectory:
         options.spill.limits.directories.push_back(optarg);
         break;
@@ -240,6 +264,7 @@ int main(int argc, char** argv) {
   if (wrong.empty() && has_token == transfers.socket_path.empty()) {
     wrong = "--objects-socket and --token-file belong together";
   }
+  if (wrong.empty() && transfers.reached_at && !has_token) wrong = "--reached-at needs --objects-socket";
   if (wrong.empty() && options.pool.bytes < kMemoryBytesMin) {
     wrong = "--memory must be at least " + std::to_string(kMemoryBytesMin) + " bytes";
   }

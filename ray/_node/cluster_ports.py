@@ -31,4 +31,6 @@ def open_gate(node: Node, host: str, port: int) -> Gate:
     transfers = getattr(node, "transfers", None)
     if transfers is not None:
         transfers.reached_at(host, gate.port)
+        if node.store is not None:
+            node.store.reached_at = (host, gate.port)
     return gate

@@ -50,6 +50,8 @@ class StoreProcess:
             self._arguments += ["--objects-socket", objects[0], "--token-file", objects[1]]
             self._arguments += ["--tls"] if tls else []
         self._arguments += spill
+        # Of the node's gate, once it is open: a store that is started again knows it before it is asked for anything.
+        self.reached_at: tuple[str, int] | None = None
         self.memory_bytes = memory_bytes
         self.pid = 0
         self.restarts = 0
@@ -67,11 +69,12 @@ class StoreProcess:
         self._starting = True
         if not os.path.exists(binary()):
             raise FileNotFoundError(f"{binary()} is missing: build it (pip install . or ninja plasma_store)")
+        where = [] if self.reached_at is None else ["--reached-at", "{}:{}".format(*self.reached_at)]
         lifeline_read, self._lifeline = os.pipe2(os.O_CLOEXEC)
         self._ready_fd, ready_write = os.pipe2(os.O_CLOEXEC)
         try:
             self.pid = children.spawn(
-                [binary(), *self._arguments, "--lifeline-fd", str(_LIFELINE_FD), "--ready-fd", str(_READY_FD)],
+                [binary(), *self._arguments, *where, "--lifeline-fd", str(_LIFELINE_FD), "--ready-fd", str(_READY_FD)],
                 {_LIFELINE_FD: lifeline_read, _READY_FD: ready_write},
                 log=self._log,
             )

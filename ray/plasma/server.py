@@ -38,9 +38,10 @@ def launch(
     objects_socket: str | None = None,
     token_file: str | None = None,
     tls: bool = False,
+    reached_at: tuple[str, int] | None = None,
 ) -> tuple[subprocess.Popen[bytes], int]:
     """Starts a store and waits until it serves. With objects_socket and token_file it runs an object manager too; tls:
-    which speaks TLS with those of other nodes.
+    which speaks TLS with those of other nodes; reached_at: where they reach it, if that is known already.
 
     Returns: the process, and the lifeline: a descriptor whose closing ends it.
     Raises:  OSError: it does not start; the text is the store's own.
@@ -52,6 +53,7 @@ def launch(
         command.append("--huge-pages")
     if objects_socket is not None and token_file is not None:
         command += ["--objects-socket", objects_socket, "--token-file", token_file, *(["--tls"] if tls else [])]
+        command += ["--reached-at", "{}:{}".format(*reached_at)] if reached_at is not None else []
     ready_read, ready_write = os.pipe()
     life_read, life_write = os.pipe()
     try:

@@ -6,12 +6,14 @@ import select
 import signal
 import socket
 import tempfile
+from pathlib import Path
 
 import numpy
 import pytest
 
 from ray._native.plasma import PlasmaStoreDied
 from ray._native.transfer import TransferLine
+from ray.plasma.server import launch
 from tests.plasma.transfer_node import TransferNode, transfer_nodes
 from tests.wait import wait_until
 
@@ -109,6 +111,31 @@ def test_what_is_held_stays_until_its_owner_frees_it_from_afar() -> None:
         b.line.free(KEY, a.address)
         wait_until(lambda: not a.client.contains(KEY) and not b.client.contains(KEY))
         assert a.line.wait(a.line.hold(KEY))[2] is False
+
+
+def test_what_a_store_that_was_started_again_has_fetched_is_freed_with_the_rest() -> None:
+    with transfer_nodes(2, 8 * MIB) as (a, b):
+        a.client.put(KEY, bytes(2 * MIB))
+        b.restart_store()
+        outcome, _, request = b.fetch(KEY, [a.address])  # before anybody could tell it where it is reached
+        assert outcome == "here"
+        b.line.let_go(request)
+        a.line.free(KEY)
+        wait_until(lambda: not a.client.contains(KEY) and not b.client.contains(KEY))
+
+
+@pytest.mark.parametrize("given", ["127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536", "somewhere:1", ":1"])
+def test_where_it_is_reached_must_be_a_numeric_address_and_a_port(given: str, tmp_path: Path) -> None:
+    host, _, port = given.rpartition(":")
+    (tmp_path / "token").write_text("0" * 64)
+    with pytest.raises(OSError, match=f"--reached-at {given}: not a numeric HOST:PORT"):
+        launch(
+            8 * MIB,
+            str(tmp_path / "plasma.sock"),
+            objects_socket=str(tmp_path / "objects.sock"),
+            token_file=str(tmp_path / "token"),
+            reached_at=(host, port),  # type: ignore[arg-type]
+        )
 
 
 def test_what_is_held_elsewhere_for_a_process_is_freed_there_when_it_dies() -> None:

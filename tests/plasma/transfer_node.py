@@ -74,9 +74,10 @@ class TransferNode:
         self.objects_socket = folder + "/objects.sock"
         Path(folder + "/token").write_text(token.hex())
         self._folder, self._memory_bytes, self._tls = folder, memory_bytes, tls
+        self._known: tuple[str, int] | None = None
         self._start_store()
         self._gate = Gate(self.objects_socket, host)
-        self.address = self._gate.address
+        self.address = self._known = self._gate.address
 
     def _start_store(self) -> None:
         folder = self._folder
@@ -86,6 +87,7 @@ class TransferNode:
             objects_socket=self.objects_socket,
             token_file=folder + "/token",
             tls=self._tls,
+            reached_at=self._known,
         )
         self.client = PlasmaClient(folder + "/plasma.sock")
         self.line = TransferLine(self.objects_socket)
