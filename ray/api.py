@@ -169,8 +169,9 @@ def put(value: T, *, _replicas: int = 1, **older: Any) -> ObjectRef[T]:
 
     Args:
         _replicas: nodes whose stores are to have it, this one included: what is put is nobody's result and can't be
-            made again, so it is lost with the last of them. When put returns, the copies are there; what is lost later
-            is not copied anew. If fewer nodes can take it, a RuntimeWarning says how many have it, and why.
+            made again, so it is lost with the last of them. When put returns, the copies are there. One that is lost
+            later is made anew on another node, as long as this process lives and there is one. If fewer nodes can take
+            it, a RuntimeWarning says how many have it, and why; the others get it when they join.
     Raises: TypeError: value is a ref, or can't be pickled, or _replicas is no int; ValueError: _replicas is not
         positive; ObjectStoreFullError: there is no room and none will come.
     Blocks: only while the store is full, or for copies on other nodes.

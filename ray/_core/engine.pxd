@@ -331,6 +331,9 @@ cdef class Engine:
     cdef dict after_pull              # ObjectRef -> futures to finish when it is here
     cdef dict freed                   # key -> (when, home) of ours that other stores were told to free a moment ago
     cdef dict replicas                # key -> [numbers of other nodes whose stores keep it, too]: of ours and of borrowed ones
+    cdef dict copies_wanted           # key -> how many stores are to have it: of ours that were put with _replicas
+    cdef dict short_of_copies         # key -> {numbers of nodes that were asked in vain for the copy that is missing}
+    cdef dict copying                 # the same of those of which a copy is being made now
     cdef dict holding                 # request -> (store, key): pinned by us until the object manager holds it for its owner
     cdef dict borrowers               # tag -> {ObjectRef: count}: what others hold of ours
     cdef deque[ObjectId] untold       # borrowed lately: their owners are asked to tell us what becomes of them

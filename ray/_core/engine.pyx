@@ -198,6 +198,7 @@ cdef class Engine:
         self.output, self.output_lock = collections.deque(), threading.RLock()
         self.borrowers, self.gets, self.acks, self.rpcs, self.handlers = {}, {}, {}, {}, {}
         self.heir_gets, self.claiming, self.replicas = {}, {}, {}
+        self.copies_wanted, self.short_of_copies, self.copying = {}, {}, {}
         self.callees, self.pools, self.lease_requests, self.leases = [], {}, {}, {}
         self.actors, self.creating, self.loop_batches, self.streams = {}, {}, {}, {}
         self.method_numbers, self.actor_handles = {}, {}
@@ -448,10 +449,10 @@ cdef class Engine:
 
     def on_store_back(self):
         store_back(self)
-        if self.store is not None and self.store.alive:
-            return  # we reached it before this news of it
-        if not reach_new_store(self, self.store):
+        # Or we reached it before this news of it.
+        if (self.store is None or not self.store.alive) and not reach_new_store(self, self.store):
             print("ray: the object store is back but cannot be reached", file=sys.stderr)
+        copies_gone(self, self.number)
 
     # ------------------------------------------------------------------ control
     def rpc(self, str method, *args, timeout=30.0):
@@ -558,7 +559,7 @@ cdef class Engine:
         return {"links": len(self.links), "calls_in_flight": pending, "tasks_queued": queued,
                 "interned_refs": references.interned_count(), "leases": len(self.leases),
                 "lease_requests": len(self.lease_requests), "lent": sum(len(x) for x in self.borrowers.values()),
-                "gets": len(self.gets), "streams": len(self.streams)}
+                "gets": len(self.gets), "streams": len(self.streams), "copies_being_made": len(self.copying)}
 
     def shutdown(self):
         """The driver's end of the session: workers end, their last lines are printed, then the node process goes."""

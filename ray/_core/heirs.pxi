@@ -114,6 +114,8 @@ cdef int on_told(Engine self, Link link, Reader* r, uint8_t flags) except -1:
         return 0
     ref = find_ref(load_id(at))
     if ref is not None and (ref.owned or ref.state != PENDING):
+        if ref.state == PLASMA and not ref.owned:
+            learn_places(self, ref, r[0])
         ref = None
     refs = take(self, link, r, ref)
     if flags & R_HOLD:

@@ -161,14 +161,14 @@ cdef int tell_node(Engine self, NodeLink at, str name, a, b=None) except -1:
     return 0
 
 
-cdef int ask_node(Engine self, NodeLink at, answered, str method, argument) except -1:
-    """answered(ok, value) is called with a node's answer, or (False, None) when its link ends. at: as for tell_node."""
+cdef int ask_node(Engine self, NodeLink at, answered, str method, a, b=None) except -1:
+    """answered(ok, value) is called with a node's answer, or (False, None) when its link ends. at, a, b: as for tell_node."""
     cdef uint64_t request = self.next_request
     self.next_request += 1
     self.rpcs[request] = functools.partial(node_replied, self, at, request, answered)
     if at is not None:
         at.rpcs.add(request)
-    send_control(self.node if at is None else at.link, F_RPC, (request, method, (argument,)))
+    send_control(self.node if at is None else at.link, F_RPC, (request, method, (a,) if b is None else (a, b)))
     return 0
 
 
@@ -254,7 +254,9 @@ cdef int node_link_lost(Engine self, NodeLink at) except -1:
 
 cdef int on_node_event(Engine self, NodeLink at, str name, tuple args) except -1:
     handler = LEASE_EVENTS.get(name)
-    if handler is None:
+    if name == "store_anew":
+        copies_gone(self, at.number)
+    elif handler is None:
         print(f"ray: event {name!r} from node {at.number} is unknown here", file=sys.stderr)
     else:
         handler(self, at, *args)

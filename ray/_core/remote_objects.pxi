@@ -39,13 +39,15 @@ cdef int node_came(Engine self, uint32_t number, str host, int port) except -1:
         host = "127.0.0.1"  # a node on this machine whose calls take its sockets (nodes.pxi); objects take TCP
     if number != self.number and port != 0:
         self.homes[number] = (host, port)
+        copy_missing(self)
     return 0
 
 
 cdef int node_went(Engine self, uint32_t number) except -1:
-    """Its copies are gone; each loss is found, and repaired, when somebody needs the object."""
+    """Its copies are gone; each loss is found, and repaired, when somebody needs the object, but replicas are made anew now."""
     cdef ObjectRef ref
     if self.homes.pop(number, None) is not None:
+        copies_gone(self, number)
         for ref in references.all_refs():
             if ref.pinned and not ref.owned and ref.state == PLASMA and ref.home == number:
                 home_has_it(self, ref)  # a copy here becomes the primary one, before it is evicted
@@ -236,6 +238,8 @@ cdef int pulled(Engine self, uint64_t request, str outcome, str text) except -1:
 
 
 cdef int copy_lost(Engine self, ObjectRef ref) except -1:
+    if ref.owned and ref.home == self.number and ref.pinned and is_in_own_store(self, ref):
+        return 0  # a copy was made here meanwhile (copied_here)
     if ref.owned and ref.home in self.homes and ref.producer is None and not (self.replicas and ref.key() in self.replicas):
         return fail_ref(ref, exceptions.ObjectLostError(
             f"object {ref.hex()} was lost from the object store of node {ref.home} and cannot be made again: it was returned by an "

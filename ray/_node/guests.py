@@ -88,6 +88,11 @@ class Guests:
             if self._node.ending is None:
                 self._node.orphans.owner_died(core.tag)  # large results that our store holds for it
 
+    def store_back(self) -> None:
+        """What our store kept for them has gone with the store before it."""
+        for core in self._node.cores.guests.values():
+            core.tell("store_anew")
+
     def job_over(self, job_id: bytes) -> None:
         """Its processes end, but news of that may get lost: what they had asked for here is given up at once."""
         for core in list(self._node.cores.guests.values()):

@@ -47,8 +47,9 @@ class ObjectTransfers:
         """The node whose gate is there is dead: what is fetched from it is fetched elsewhere, or is lost, at once."""
         self._tell("peer_down", host, port)
 
-    async def replicate(self, key: bytes, host: str, port: int) -> None:
-        """Has the object fetched from the store of the node whose gate is there, and held here for its owner.
+    async def replicate(self, key: bytes, host: str, port: int, hold: bool) -> None:
+        """Has the object fetched from the store of the node whose gate is there. hold: for its owner, who is elsewhere;
+        else it's for a process here, and may be evicted until that has pinned it.
 
         Raises: OSError: our store is down.  RuntimeError: the other has not got it, or there is no room."""
         from ray._native.transfer import TransferLine
@@ -58,7 +59,7 @@ class ObjectTransfers:
             _, _, outcome, text = await _answer(line, line.pull(key, [(_numeric(host), port)]))
             if outcome != "here":
                 raise RuntimeError(f"no copy could be made: {text}")
-            if not (await _answer(line, line.hold(key)))[2]:
+            if hold and not (await _answer(line, line.hold(key)))[2]:
                 raise RuntimeError("it was freed before it could be held")
         finally:
             line.close()

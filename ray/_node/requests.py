@@ -122,15 +122,19 @@ class Requests:
         actors = [pending.of_actor(*found) for found in self._node.head.placing.waiting()]
         return here + actors + [pending.of_group(row, time.time()) for row in groups]
 
-    async def rpc_replicate(self, core: Core, key: bytes) -> None:
-        """A guest has put an object into its own node's store: ours gets a copy, and holds it for the guest.
+    async def rpc_replicate(self, core: Core, key: bytes, source: int) -> None:
+        """Our store gets a copy of an object that the store of the node with the number `source` has, and holds it for
+        its owner, the asker, if that is a guest. A process of this node pins it itself, at once.
 
         Raises: ValueError: nonsense.  OSError, RuntimeError: it can't be had, or our store is down."""
-        row = next((row for row in self._node.nodes if row["number"] == node_number(core.tag)), None)
-        if row is None or core.kind != "guest" or not isinstance(key, bytes) or key[:TAG_BYTES] != core.tag:
-            raise ValueError("replicate: a process of another node asks for copies of its own objects, by key")
-        await self._node.transfers.replicate(key, row["host"], row["port"])
-        if self._node.cores.guests.get(core.tag) is not core:
+        if not isinstance(key, bytes) or key[:TAG_BYTES] != core.tag:
+            raise ValueError("replicate: a process asks for copies of its own objects, by key")
+        row = next((row for row in self._node.nodes if row["number"] == source), None)
+        if row is None:
+            raise RuntimeError(f"node {source} is not known here")
+        guest = core.kind == "guest"
+        await self._node.transfers.replicate(key, row["host"], row["port"], hold=guest)
+        if guest and self._node.cores.guests.get(core.tag) is not core:
             self._node.orphans.owner_died(core.tag)  # it has gone meanwhile
 
     async def rpc_stats(self, core: Core) -> dict[str, Any]:

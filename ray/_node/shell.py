@@ -447,6 +447,7 @@ class Node:
         def ready() -> None:
             self.transfers.store_back()
             self.tell_all("store_back")  # at the first start too: a worker may have been quicker than the store
+            self.guests.store_back()
             if not started.done():
                 started.set_result(None)
 

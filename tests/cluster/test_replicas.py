@@ -12,7 +12,7 @@ import pytest
 
 import ray
 from ray.exceptions import ObjectLostError
-from tests.chaos.session import kill
+from tests.chaos.session import engine, kill
 from tests.wait import wait_until
 
 from .nodes import Nodes
@@ -25,6 +25,9 @@ class Owner:
     def pid(self) -> int:
         return os.getpid()
 
+    def copying(self) -> int:
+        return int(engine().stats()["copies_being_made"])
+
     def put(self, value: Any, replicas: int) -> list[Any]:
         self.box = [ray.put(value, _replicas=replicas)]
         return self.box
@@ -36,6 +39,11 @@ class Owner:
 def places(nodes: Nodes) -> list[int]:
     """Of the nodes that live: how many objects each has."""
     return [objects(nodes, number) for number in sorted(nodes.by_number)]
+
+
+def settled(nodes: Nodes, *expected: int) -> Any:
+    """So many objects in each store, and none is being copied for this driver: what is counted there is complete."""
+    return lambda: engine().stats()["copies_being_made"] == 0 and places(nodes) == list(expected)
 
 
 def answers(nodes: Nodes, number: int) -> bool:
@@ -108,17 +116,110 @@ def test_it_survives_the_owners_node_where_a_borrower_has_it(nodes: Nodes) -> No
     wait_until(nothing_left(nodes, 0, 2))
 
 
-def test_it_survives_a_replicas_node_and_is_freed(nodes: Nodes) -> None:
+def test_a_copy_that_a_node_s_death_has_cost_is_made_anew_and_freed(nodes: Nodes) -> None:
+    for _ in range(2):
+        nodes.add_node({"CPU": 1})
+    refs = [ray.put(np.full(N, 9 + i), _replicas=2) for i in range(10)]
+    assert places(nodes) == [10, 10, 0]
+    nodes.kill(1)
+    wait_until(settled(nodes, 10, 10))  # 0 and 2
+    kill_store(nodes, 0)
+    assert sums(refs) == [(9 + i) * N for i in range(10)]
+    del refs
+    wait_until(nothing_left(nodes, 0, 2))
+
+
+def test_it_is_lost_when_all_stores_that_had_it_die_at_once(nodes: Nodes) -> None:
     for _ in range(2):
         nodes.add_node({"CPU": 1})
     ref = ray.put(np.full(N, 9), _replicas=2)
-    nodes.kill(1)
-    assert sums([ref]) == [9 * N]
-    kill_store(nodes, 0)
+    stores = [int(nodes.stats(number)["pids"]["plasma_store"]) for number in (0, 1)]
+    for pid in stores:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in stores:
+        kill(pid)
     with pytest.raises(ObjectLostError, match="put"):
         ray.get(ref, timeout=20)
     del ref
     wait_until(nothing_left(nodes, 0, 2))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_store_that_dies_gets_its_copy_again(nodes: Nodes, number: int) -> None:
+    nodes.add_node({"CPU": 1})
+    ref = ray.put(np.full(N, 9), _replicas=2)
+    kill_store(nodes, number)
+    wait_until(settled(nodes, 1, 1))
+    kill_store(nodes, 1 - number)
+    wait_until(settled(nodes, 1, 1))
+    kill_store(nodes, number)
+    assert sums([ref]) == [9 * N]
+    del ref
+    wait_until(nothing_left(nodes, 0, 1))
+
+
+def test_a_node_that_joins_gets_what_there_were_too_few_nodes_for(nodes: Nodes) -> None:
+    with pytest.warns(RuntimeWarning, match="the value is on 1 node"):
+        ref = ray.put(np.full(N, 9), _replicas=2)
+    freed = ray.put(np.full(N, 9))
+    del freed
+    nodes.add_node({"CPU": 1})
+    wait_until(settled(nodes, 1, 1))
+    nodes.add_node({"CPU": 1})
+    kill_store(nodes, 0)
+    assert sums([ref]) == [9 * N]
+    del ref
+    wait_until(nothing_left(nodes, 0, 1, 2))
+
+
+def test_borrowers_hear_of_a_copy_that_was_made_anew(nodes: Nodes) -> None:
+    for _ in range(3):
+        nodes.add_node({"CPU": 1})
+    owner = Owner.options(**on(nodes, 1)).remote()
+    keeper = Keeper.options(**on(nodes, 3)).remote()
+    refs = ray.get(owner.put.remote(np.full(N, 9), 2))  # in the stores of 1 and 2
+    ray.get(keeper.keep.remote(refs))
+    told(refs)
+    wait_until(lambda: ray.get(keeper.known.remote()))
+    wait_until(lambda: places(nodes) == [0, 1, 1, 0])  # the argument has gone
+    nodes.kill(2)
+    wait_until(lambda: places(nodes) == [0, 1, 1])  # 0, 1 and 3
+    wait_until(lambda: ray.get(owner.copying.remote()) == 0)
+    nodes.kill(1)
+    assert sums(refs) == [9 * N]
+    assert ray.get(keeper.sums.remote(), timeout=20) == [9 * N]
+    del refs
+    ray.get(keeper.drop.remote())
+    wait_until(nothing_left(nodes, 0, 3))
+
+
+def test_what_is_freed_while_a_copy_is_made_anew_leaves_nothing(nodes: Nodes) -> None:
+    for _ in range(2):
+        nodes.add_node({"CPU": 1})
+    ref = ray.put(np.full(N, 9), _replicas=2)
+    store = int(nodes.stats(2)["pids"]["plasma_store"])
+    os.kill(store, signal.SIGSTOP)
+    try:
+        nodes.kill(1)
+        wait_until(lambda: engine().stats()["copies_being_made"] == 1)
+        del ref
+        wait_until(nothing_left(nodes, 0))
+    finally:
+        os.kill(store, signal.SIGCONT)
+    wait_until(lambda: engine().stats()["copies_being_made"] == 0)
+    wait_until(nothing_left(nodes, 0, 2))
+
+
+def test_a_node_without_room_is_passed_over_when_a_copy_is_made_anew(nodes: Nodes) -> None:
+    nodes.add_node({"CPU": 1})
+    nodes.add_node({"CPU": 1}, object_store_memory=2**20)
+    nodes.add_node({"CPU": 1})
+    ref = ray.put(np.full(N, 13), _replicas=2)
+    nodes.kill(1)
+    wait_until(settled(nodes, 1, 0, 1))
+    assert sums([ref]) == [13 * N]
+    del ref
+    wait_until(nothing_left(nodes, 0, 2, 3))
 
 
 def test_its_copies_go_with_an_owner_whose_ref_nobody_has(nodes: Nodes) -> None:
