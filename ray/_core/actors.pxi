@@ -54,37 +54,47 @@ cdef class ActorLine:
 
     cdef int pump(self) except -1:
         """Sends the queue's head as far as arguments are there, if the actor is alive."""
-        cdef Task task
-        cdef bytes error
         cdef bint sent = False
         if self.state == "DEAD":
             return self.fail_queue()
-        if self.state != "ALIVE" or self.link is None or not self.link.alive:
-            return 0
-        while not self.queue.empty():
-            task = <Task>self.queue.front()
-            if task.deps > 0:
-                break
-            self.queue.pop_front()
-            Py_DECREF(task)
-            if task.cancelled:
-                continue
-            error = failed_argument(self.engine, task)
-            if error is not None:
-                fail_task(task, error)
-                continue
-            if task.slots is not None and repair_arguments(self.engine, task):
-                Py_INCREF(task)
-                self.queue.push_front(<void*>task)
-                break
-            send_task(self.engine, self.link, task)
-            sent = True
-        if sent:
+        if self.pumping:
+            return 0  # whoever is at it goes on with what has come since: the order is kept
+        self.pumping = True
+        try:
+            while self.is_reachable() and not self.queue.empty() and (<Task>self.queue.front()).deps == 0:
+                if not self.send_head(&sent):
+                    break
+        finally:
+            self.pumping = False
+        if sent and self.is_reachable():
             if self.link.calls.size() <= 2:
                 self.link.flush()
             else:
                 self.link.later()
         return 0
+
+    cdef bint is_reachable(self):
+        return self.state == "ALIVE" and self.link is not None and self.link.alive
+
+    cdef bint send_head(self, bint* sent) except -1:
+        """False: the queue's head has to wait for an argument that was lost."""
+        cdef Task task = <Task>self.queue.front()
+        cdef bytes error = None if task.cancelled else failed_argument(self.engine, task)
+        if not task.cancelled and error is None and task.slots is not None and repair_arguments(self.engine, task):
+            return False
+        # The store may have been asked, and other threads have run: the actor may be gone, and the queue with it.
+        if not self.is_reachable() or self.queue.empty() or <Task>self.queue.front() is not task:
+            return True
+        self.queue.pop_front()
+        Py_DECREF(task)
+        if task.cancelled:
+            return True
+        if error is not None:
+            fail_task(task, error)
+            return True
+        send_task(self.engine, self.link, task)
+        sent[0] = True
+        return True
 
     cdef int calls_lost(self, list tasks) except -1:
         self.lost.extend(tasks)

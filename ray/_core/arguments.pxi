@@ -228,11 +228,15 @@ cdef bytes failed_argument(Engine self, Task task):
 cdef bint repair_arguments(Engine self, Task task) except -1:
     """Arguments that the store has lost are made again; True: the task has to wait for that."""
     cdef ObjectRef ref
+    task.deps += 1  # ours, as in run_again
     for value in task.slots:
         if type(value) is ObjectRef:
             ref = <ObjectRef>value
             if ref.owned and ref.state == PLASMA and not in_store(self, ref):
                 recover(self, ref)
-                task.state = WAITING
                 wait_for_argument(self, task, ref)
-    return task.deps > 0
+    task.deps -= 1
+    if task.deps == 0:
+        return False
+    task.state = WAITING
+    return True

@@ -260,9 +260,12 @@ cdef class ActorLine:
     cdef deque[void*] queue       # Tasks in order, owned references; the head may still wait for arguments
     cdef object cause             # of death: text or encoded error
     cdef bint subscribed
+    cdef bint pumping             # somebody sends from the queue
     cdef uint64_t next_order
     cdef object __weakref__
     cdef int pump(self) except -1
+    cdef bint is_reachable(self)
+    cdef bint send_head(self, bint* sent) except -1
     cdef int calls_lost(self, list tasks) except -1
     cdef object death(self)
     cdef size_t pending(self)

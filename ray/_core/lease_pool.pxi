@@ -42,14 +42,12 @@ cdef class LeasePool:
         return d if d > 1 else 1
 
     cdef int pump(self) except -1:
-        cdef Lease lease
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i = 0
         if self.engine.closed or not self.engine.node.alive:
             return self.fail_queue(self.engine.node_died())
-        for i in range(PyList_GET_SIZE(self.leases)):
-            if self.queue.empty():
-                break
+        while i < PyList_GET_SIZE(self.leases) and not self.queue.empty():  # some may end meanwhile
             self.push(<Lease>self.leases[i])
+            i += 1
         if not self.queue.empty():
             self.request()
         return 0
@@ -94,8 +92,16 @@ cdef class LeasePool:
             if error is not None:
                 fail_task(task, error)
                 continue
-            if task.slots is not None and repair_arguments(self.engine, task):
-                continue  # it comes back when they are there
+            if task.slots is not None:
+                if repair_arguments(self.engine, task):
+                    continue  # it comes back when they are there
+                if task.cancelled:
+                    continue
+                if lease.over or not lease.link.alive:  # since the store was asked
+                    Py_INCREF(task)
+                    self.queue.push_front(<void*>task)
+                    self.request()
+                    break
             send_task(self.engine, lease.link, task)
             lease.in_flight += 1
             room -= 1

@@ -127,10 +127,6 @@ cdef int recover(Engine self, ObjectRef ref) except -1:
     if task.retries_left > 0:
         task.retries_left -= 1
     task.attempt += 1
-    for i in range(task.num_returns):
-        if task.returns[i] != NULL:
-            (<ObjectRef>task.returns[i]).state = PENDING
-            unpin_lost(self, <ObjectRef>task.returns[i])
     return run_again(self, task)
 
 
@@ -138,7 +134,15 @@ cdef int run_again(Engine self, Task task) except -1:
     """Sends it once more, with its arguments, which may have to be made first."""
     cdef ObjectRef argument
     cdef int i
-    task.state, task.order, task.deps = WAITING, 0, 0
+    # Under way from now on, for whoever finds another result lost while we ask the store. One dependency is ours, so that it is
+    # not sent, by an argument that settles meanwhile, before all have been looked at.
+    task.state, task.order, task.deps = WAITING, 0, 1
+    for i in range(task.num_returns):
+        if task.returns[i] != NULL:
+            (<ObjectRef>task.returns[i]).state = PENDING
+    for i in range(task.num_returns):
+        if task.returns[i] != NULL:
+            unpin_lost(self, <ObjectRef>task.returns[i])
     if task.slots is not None:
         for i in range(<int>PyList_GET_SIZE(task.slots)):
             if type(task.slots[i]) is LineageArgument:
@@ -148,6 +152,7 @@ cdef int run_again(Engine self, Task task) except -1:
                 if argument.state == PLASMA and not in_store(self, argument):
                     recover(self, argument)
                 wait_for_argument(self, task, argument)
+    task.deps -= 1
     if task.deps == 0:
         task.callee.dispatch(task)
     return 0

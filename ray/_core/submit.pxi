@@ -61,7 +61,7 @@ cdef int on_result(Engine self, Link link, Reader* r, uint8_t flags) except -1:
     cdef uint32_t kept, home
     cdef Task task = take_call(link, seq)
     cdef ObjectRef ref
-    cdef list refs, met = None
+    cdef list refs, met = None, lost = None
     if task is None or not r.ok:
         if task is None and r.ok and self.homes and not flags & R_ERROR:
             free_unwanted(self, r[0], seq, n)
@@ -86,15 +86,16 @@ cdef int on_result(Engine self, Link link, Reader* r, uint8_t flags) except -1:
             refs = take(self, link, r, ref)
             if ref is None:
                 discard(self, task.seq, i, home)
+            elif ref.state == PENDING or (ref.state == PLASMA and task.callee.max_retries != 0):
+                pass  # its producer stays: lineage
             else:
-                if ref.state == PLASMA and task.callee.max_retries != 0:
-                    pass  # its producer stays: lineage
-                else:
-                    task.returns[i] = NULL
-                    ref.producer = None
+                task.returns[i] = NULL
+                ref.producer = None
             if refs is not None:
                 met = refs if met is None else met + refs
         task.state = FINISHED
+        if r.ok and task.stream is None:
+            lost = lost_already(task)
         if not r.ok:
             fail_task(task, exceptions.RaySystemError(f"the answer to {task.callee.name}() was malformed"))
         elif task.stream is not None:
@@ -113,7 +114,28 @@ cdef int on_result(Engine self, Link link, Reader* r, uint8_t flags) except -1:
         if not holds_lineage(task):
             task.pins = None  # else: refs nested in the arguments must be there when it runs again
     task.callee.finished(task, link, exec_us, flags)
+    if lost is not None:
+        for ref in lost:
+            ref.state = PLASMA  # as if its loss were found only now
+            recover(self, ref)
     return 0
+
+
+cdef list lost_already(Task task):
+    """The results, or None, that the store had lost before the answer was read: whoever waited for one has found that, and taken
+    the task for one that still runs (`recover`)."""
+    cdef ObjectRef ref
+    cdef list lost = None
+    cdef int i
+    for i in range(task.num_returns):
+        if task.returns[i] == NULL or (<ObjectRef>task.returns[i]).state != PENDING:
+            continue
+        ref = <ObjectRef>task.returns[i]
+        lost = [ref] if lost is None else lost + [ref]
+        if task.callee.max_retries == 0:
+            task.returns[i] = NULL
+            ref.producer = None
+    return lost
 
 
 cdef int discard(Engine self, uint64_t seq, uint32_t index, uint32_t home) except -1:

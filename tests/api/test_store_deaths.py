@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import select
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import ray
+from ray._native.plasma import PlasmaClient
 from ray.exceptions import (
     GetTimeoutError,
     ObjectLostError,
@@ -161,6 +166,66 @@ def test_what_a_lost_result_was_made_from_is_made_again_too(ray_start, attempts)
     kill("plasma_store")
     assert (ray.get(ref, timeout=60) == 7).all()
     assert len(attempts) == 10
+
+
+@ray.remote(num_cpus=0)
+class StoreKiller:
+    def when_there(self, key, store_pid, killed):
+        """Kills the store as soon as the object is in it, and then writes to the FIFO `killed`."""
+        client = PlasmaClient(engine().info["plasma_socket"])
+        wait_until(lambda: client.contains(key))
+        kill(store_pid)
+        with open(killed, "wb") as fifo:
+            fifo.write(b"!")
+
+
+@ray.remote(num_cpus=0)
+class Reader:
+    def total(self, *values):
+        return int(sum(value.sum(dtype=int) for value in values))
+
+
+@pytest.mark.parametrize("returns", [1, 2])
+@pytest.mark.parametrize("retries", [1, 0])
+def test_a_result_that_was_lost_before_its_caller_read_of_it(ray_start, attempts, tmp_path, returns, retries):
+    """Whoever waits for it finds the loss while the answer of its task is being read: it is made again nevertheless."""
+    begun, go, killed = (str(tmp_path / name) for name in ("begun", "go", "killed"))
+    for path in (begun, go, killed):
+        os.mkfifo(path)
+
+    @ray.remote(num_returns=returns, max_retries=retries)
+    def make():
+        if count(attempts.path) == 1:
+            Path(begun).write_bytes(b"!")
+            Path(go).read_bytes()
+        results = [np.full(BIG, i + 1, np.uint8) for i in range(returns)]
+        return results if returns > 1 else results[0]
+
+    reader, killer = Reader.remote(), StoreKiller.remote()
+    ray.get([reader.total.remote(np.ones(1)), killer.__ray_ready__.remote()])
+    made = make.remote()
+    refs = made if returns > 1 else [made]
+    total = reader.total.remote(*refs)
+    Path(begun).read_bytes()
+    done = killer.when_there.remote(refs[-1].binary(), pids("plasma_store")[0], killed)
+    holding_the_lock = ctypes.PyDLL(None)  # so this process reads no answer until the store is dead
+    fd = os.open(killed, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(fd, True)
+    Path(go).write_bytes(b"!")
+    ready = (ctypes.c_int * 2)(fd, select.POLLIN)
+    assert holding_the_lock.poll(ready, 1, 60_000) == 1
+    os.close(fd)
+    expected = sum((i + 1) * BIG for i in range(returns))
+    if retries:
+        assert ray.get(total, timeout=30) == expected
+        assert sum(int(value.sum(dtype=int)) for value in ray.get(refs, timeout=30)) == expected
+        assert len(attempts) == 2
+    else:
+        with pytest.raises(ObjectLostError):
+            ray.get(total, timeout=30)
+        with pytest.raises(ObjectLostError):
+            ray.get(refs, timeout=30)
+    ray.get(done)
 
 
 def test_a_lost_put_gives_object_lost_and_says_why(ray_start):
