@@ -23,7 +23,7 @@ from tests.chaos.attacker import Attacker
 from tests.chaos.cluster_load import KINDS, World, double
 from tests.chaos.faults import Faults
 from tests.chaos.field import Field, open_field
-from tests.chaos.load import Load
+from tests.chaos.load import Load, some_of
 from tests.chaos.remains import look, of_driver, wait_until_nothing_remains
 from tests.chaos.session import assert_held, crashes, forget_orphans, held
 from tests.leaks import Snapshot
@@ -50,7 +50,8 @@ def round_nodes(
             field = opening.enter_context(open_field(nodes, SILENCE_S, settings or {}))
             assert ray.get([double.remote(i) for i in range(4)], timeout=30) == [0, 2, 4, 6]
             before, of_driver_before = held(), of_driver()
-            load = Load(seed, THREADS, World(faults, ledger, field.home), KINDS, functools.partial(look, field))
+            world = World(faults, ledger, field.home)
+            load = Load(seed, THREADS, world, some_of(seed, KINDS), functools.partial(look, field))
             attacker = Attacker(field, faults, seed, SILENCE_S, ledger, links)
             attacker.start()
             try:

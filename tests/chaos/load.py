@@ -17,7 +17,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ import ray
 from ray._core.engine import current
 from ray.exceptions import ObjectLostError, OwnerDiedError
 
+Kind = TypeVar("Kind")
 BIG = 40_000  # float64: 320 KB
 CALL_S = 60.0  # no call may take longer, whatever has died
 
@@ -236,6 +237,13 @@ def generators(r: random.Random, losses: Losses) -> None:
 KINDS: list[Callable[[random.Random, Losses], None]] = [
     small_tasks, slow_tasks, nested_tasks, big_chain, puts, small_puts, refs_of_workers, calls_of_an_actor, generators,
 ]  # fmt: skip
+
+
+def some_of(seed: int, kinds: Sequence[Kind]) -> Sequence[Kind]:
+    """The kinds of work of the round with this seed: all in half of the rounds, else one to three. Work of one kind
+    meets states that a mixture of all hides (swarm testing: Groce et al., ISSTA 2012)."""
+    r = random.Random(f"kinds of work, seed {seed}")
+    return kinds if r.random() < 0.5 else r.sample(kinds, min(len(kinds), r.randint(1, 3)))
 
 
 class Load:

@@ -33,7 +33,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from tests.chaos.load import Doubler, Load, Losses, slow_double
+from tests.chaos.load import KINDS, Doubler, Load, Losses, slow_double, some_of
 from tests.chaos.remains import look
 from tests.chaos.session import KILLS, assert_held, crashes, forget_orphans, gone, held, pids, within
 from tests.leaks import Snapshot
@@ -102,7 +102,7 @@ def round_all(seed: int, seconds: float) -> str:
     try:
         before = held()
         losses = Losses()
-        load = Load(seed, 4, losses, look=look)
+        load = Load(seed, 4, losses, some_of(seed, KINDS), look)
         killer = Killer(seed, losses)
         killer.start()
         deadline = time.monotonic() + seconds

@@ -10,7 +10,7 @@ import pytest
 
 import ray
 from ray.exceptions import OwnerDiedError, WorkerCrashedError
-from tests.chaos.load import Losses
+from tests.chaos.load import KINDS, Losses, some_of
 from tests.chaos.session import KILLS, crashes
 from tests.wait import wait_until
 
@@ -53,6 +53,13 @@ def test_a_kill_that_was_over_and_one_of_another_role_excuse_nothing(losses, kil
             with losses.of_a(killed):
                 pass
         raise OwnerDiedError("lost")
+
+
+def test_some_rounds_have_all_kinds_of_work_and_others_few_as_their_seeds_say():
+    rounds = [some_of(seed, KINDS) for seed in range(100)]
+    assert rounds == [some_of(seed, KINDS) for seed in range(100)]
+    assert {len(kinds) for kinds in rounds} == {1, 2, 3, len(KINDS)}
+    assert {kind for kinds in rounds if len(kinds) == 1 for kind in kinds} == set(KINDS)
 
 
 @ray.remote(max_retries=0)
