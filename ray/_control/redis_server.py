@@ -193,12 +193,13 @@ class _Server:
             "databases 1",
             f"user default on {_quoted('>' + owner.password)} resetkeys ~ray:* resetchannels &ray:* -@all "
             + " ".join("+" + c for c in COMMANDS),
-            # The append-only file is what a killed server is rebuilt from. Flushed by the kernel each second: "always"
-            # would pay an fsync per batch to survive a power cut, and after one nothing is left of a session anyway;
-            # the death of the *process* loses nothing either way, since the bytes are in the page cache by the time a
-            # write is acknowledged.
+            # The append-only file is what a killed server is rebuilt from. With "no" its bytes are in the page cache by
+            # the time a write is acknowledged, so the death of the *process* loses nothing. Not so with "everysec":
+            # while a flush of the last second's takes its time, new ones are acknowledged and written up to two
+            # seconds later. "always" would pay an fsync per batch to survive a power cut, and after one nothing is
+            # left of a session anyway.
             "appendonly yes",
-            "appendfsync everysec",
+            "appendfsync no",
             # a torn last record is what a kill -9 leaves; its writer was never answered and repeats it
             "aof-load-truncated yes",
             "auto-aof-rewrite-min-size 64mb",

@@ -3,6 +3,7 @@ stand a Relay that a test cuts."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -336,16 +337,36 @@ def nonsense(chance: random.Random) -> bytes:
     return wire.HEADER.pack(size, kind, chance.choice((0, 1, 2, 3, 5, 2**32 - 1))) + payload
 
 
+@contextlib.contextmanager
+def proved(cluster):
+    """A connection whose other end has found that we know the token."""
+    with socket.create_connection(("127.0.0.1", cluster.port)) as connection:
+        connection.settimeout(10)
+        nonce, _ = proof.read_challenge(connection.recv(proof.CHALLENGE_BYTES, socket.MSG_WAITALL))
+        connection.sendall(proof.request(token.find(), nonce, bytes(32), proof.NEW, bytes(16), 0))
+        assert len(connection.recv(proof.ANSWER_BYTES, socket.MSG_WAITALL)) == proof.ANSWER_BYTES
+        yield connection
+
+
+def test_a_client_leaves_in_order_when_its_node_has_removed_its_socket_already(cluster):
+    tag = bytes(4) + os.urandom(12)
+    path = Path(cluster.folder, "c", tag.hex())
+    with proved(cluster) as connection:
+        connection.sendall(wire.HEADER.pack(len(tag), tunnel.LISTEN, 0) + tag)
+        wait_until(path.exists)
+        path.unlink()
+        connection.sendall(wire.HEADER.pack(0, tunnel.GOODBYE, 0))
+        while connection.recv(65536):
+            pass
+    log = Path(cluster.folder, "logs", "client_server.log").read_text()
+    assert "Traceback" not in log and "Exception" not in log, log
+
+
 def test_a_client_that_knows_the_token_and_talks_nonsense_harms_nobody(client, cluster):
-    secret = token.find()
     for seed in range(60):
         print(f"seed {seed}")
         chance = random.Random(seed)
-        with socket.create_connection(("127.0.0.1", cluster.port)) as rogue:
-            rogue.settimeout(10)
-            nonce, _ = proof.read_challenge(rogue.recv(proof.CHALLENGE_BYTES, socket.MSG_WAITALL))
-            rogue.sendall(proof.request(secret, nonce, bytes(32), proof.NEW, bytes(16), 0))
-            assert len(rogue.recv(proof.ANSWER_BYTES, socket.MSG_WAITALL)) == proof.ANSWER_BYTES
+        with proved(cluster) as rogue:
             try:
                 rogue.sendall(b"".join(nonsense(chance) for _ in range(30)))
                 rogue.sendall(wire.HEADER.pack(0, tunnel.GOODBYE, 0))

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from ray._control import resp, store
+from ray._control.redis_server import find_server
 from ray._control.resp import Parser, ProtocolError, ReplyError, encode
 from ray._control.store import Store, StoreUnavailable
 from tests.unit.control_session import control_plane, run, until
@@ -31,6 +35,37 @@ def test_a_read_sees_every_write_before_it() -> None:
                 plane.store.write(0, "HSET", "ray:x", "n", i)
                 if i % 20 == 0:
                     assert await plane.store.call(0, "HGET", "ray:x", "n") == b"%d" % i
+
+    run(test)
+
+
+def slow_disk_server(folder: Path) -> str:
+    """The server's binary, on a disk that takes three seconds to flush a file. Skips where it can't be had."""
+    library, program = folder / "slow.so", folder / "redis-server"
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    for name in ("fdatasync", "fsync"):
+        with open(folder / "slow.c", "a") as source:
+            source.write(f"#include <unistd.h>\nint {name}(int fd) {{ (void)fd; return usleep(3000000); }}\n")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, folder / "slow.c"], check=True)
+    program.write_text(f'#!/bin/sh\nLD_PRELOAD={library} exec {find_server()} "$@"\n')
+    program.chmod(0o755)
+    return str(program)
+
+
+def test_no_acknowledged_write_is_lost_when_the_server_is_killed_on_a_slow_disk(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with control_plane(binary=slow_disk_server(tmp_path)) as plane:
+            deadline = time.monotonic() + 2.5  # so the kernel is told to flush the file at some time within it
+            written = 0
+            while time.monotonic() < deadline:
+                written += 1
+                plane.store.write(0, "HSET", "ray:hash", written, "x")
+                assert await plane.store.call(0, "HLEN", "ray:hash") == written
+                await asyncio.sleep(0.01)
+            plane.kill()
+            assert await plane.store.call(0, "HLEN", "ray:hash") == written
 
     run(test)
 
