@@ -312,7 +312,7 @@ cdef int say_own(Engine self, bytes key, uint32_t number) except -1:
 cdef int tell_places(Engine self, ObjectRef ref) except -1:
     """Those who were told before."""
     cdef Link link
-    for tag, held in self.borrowers.items():
+    for tag, held in list(self.borrowers.items()):
         if ref in held:
             link = self.peers.get(tag)
             if link is not None and link.alive:
