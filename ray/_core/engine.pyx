@@ -1,10 +1,10 @@
 # cython: language_level=3, binding=False
 """The engine inside every driver and worker: calls out, calls in, objects and references. LIBRARY.
 
-One `Engine` a process, reached by `current()`. Its state is touched only under the GIL, which is its one lock; the GIL is
-let go while a thread sleeps for events and during big copies, nowhere else. There is no thread between a caller and
-the socket: whoever calls sends, and a thread that waits (in get, wait, or a worker between tasks) receives for everybody.
-Only when nobody waits does the background thread receive (Standby in cpp/channel gates it).
+One `Engine` a process, reached by `current()`. Its state is touched only under the GIL, which is its one lock; the GIL is let go
+while a thread sleeps for events, during big copies, and while the store is asked what its table alone doesn't say. There is no
+thread between a caller and the socket: whoever calls sends, and a thread that waits (in get, wait, or a worker between tasks)
+receives for everybody. Only when nobody waits does the background thread receive (Standby in cpp/channel gates it).
 
 Read in this order; each part is one idea, compiled together so that a call never leaves C:
 

@@ -3,8 +3,9 @@
 The gate accepts connections of other nodes' stores and hands them over (`adopt`); the object manager must know where
 that gate is reached (`reached_at`), so that stores can be referred to ours; and owners on other nodes that have died
 must not keep their results here, unless others do (`owner_died`). Each is one small write to a thread that reads
-promptly. A store that dies takes its holds and connections with it; the next one is told where the gate is when it is
-back, the rest is not repeated: other stores dial again.
+promptly. A store that dies takes its holds and connections with it; the next one is started with where the gate is
+(`StoreProcess.reached_at`), and told so when it is back, since the gate may have been opened meanwhile. The rest is not
+repeated: other stores dial again.
 """
 
 from __future__ import annotations

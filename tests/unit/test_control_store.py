@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -40,15 +39,11 @@ def test_a_read_sees_every_write_before_it() -> None:
 
 
 def slow_disk_server(folder: Path) -> str:
-    """The server's binary, on a disk that takes three seconds to flush a file. Skips where it can't be had."""
-    library, program = folder / "slow.so", folder / "redis-server"
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    for name in ("fdatasync", "fsync"):
-        with open(folder / "slow.c", "a") as source:
-            source.write(f"#include <unistd.h>\nint {name}(int fd) {{ (void)fd; return usleep(3000000); }}\n")
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, folder / "slow.c"], check=True)
+    """The server's binary, on a disk that takes three seconds to flush a file. Compiled by what has compiled ray."""
+    source, library, program = folder / "slow.cc", folder / "slow.so", folder / "redis-server"
+    flushes = [f'extern "C" int {name}(int) {{ return usleep(3000000); }}\n' for name in ("fdatasync", "fsync")]
+    source.write_text("#include <unistd.h>\n" + "".join(flushes))
+    subprocess.run([os.environ.get("CXX", "c++"), "-shared", "-fPIC", "-o", library, source], check=True)
     program.write_text(f'#!/bin/sh\nLD_PRELOAD={library} exec {find_server()} "$@"\n')
     program.chmod(0o755)
     return str(program)
