@@ -31,6 +31,7 @@ namespace {
 
 constexpr uint64_t kMemoryBytesMin = 1 << 20;
 constexpr uint64_t kMemoryBytesMax = uint64_t{1} << 46;
+constexpr char kNoSize[] = ": not a size of 1 byte to 64 TiB; 1GB, 512MiB and 1048576 are";
 constexpr int kSpillThreadsMax = 64;
 
 constexpr char kUsage[] =
@@ -185,7 +186,7 @@ int main(int argc, char** argv) {
         if (const auto bytes = ParseBytes(optarg)) {
           options.pool.bytes = *bytes;
         } else {
-          wrong = std::string("--memory ") + optarg + ": not a size; 1GB, 512MiB and 1048576 are";
+          wrong = std::string("--memory ") + optarg + kNoSize;
         }
         break;
       case 's':
@@ -235,7 +236,7 @@ int main(int argc, char** argv) {
         if (const auto bytes = ParseBytes(optarg)) {
           (o == kSpillMax ? options.spill.limits.bytes_max : options.spill.batch_bytes) = *bytes;
         } else {
-          wrong = std::string("--spill-bytes-max or --spill-batch ") + optarg + ": not a size";
+          wrong = std::string("--spill-bytes-max or --spill-batch ") + optarg + kNoSize;
         }
         break;
       case kSpillThreads:

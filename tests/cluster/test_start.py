@@ -109,6 +109,7 @@ def test_what_keeps_a_machine_from_joining_is_said_and_leaves_nothing(machines: 
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
+        too_large = ["--plasma-directory=/dev/shm", "--object-store-memory=10000000000000"]
         deaf = f"127.0.0.1:{listening.getsockname()[1]}"
         cases: list[tuple[list[str], dict[str, str], int, str]] = [
             (["--address=127.0.0.1:1"], {}, 1, "can't be joined"),
@@ -120,6 +121,7 @@ def test_what_keeps_a_machine_from_joining_is_said_and_leaves_nothing(machines: 
             ([f"--address={address}", f"--node-manager-port={port}"], {}, 2, "can't be listened on"),
             ([f"--address={address}", "--head"], {}, 2, "give either --head"),
             ([f"--address={address}", "--port=7"], {}, 2, "--port belongs to the cluster's head"),
+            ([f"--address={address}", *too_large], {}, 1, "plasma_directory /dev/shm has"),
         ]
         with ThreadPoolExecutor() as pool:  # at once: one of them waits for five seconds
             answers = [pool.submit(b.ray, "start", *options, status=status, **env) for options, env, status, _ in cases]

@@ -36,6 +36,7 @@ def start(*arguments: str) -> tuple[int, str]:
         (["--socket", "/tmp/x.sock", "--memory", "many"], "many"),
         (["--socket", "/tmp/x.sock", "--memory", "-1GB"], "-1GB"),
         (["--socket", "/tmp/x.sock", "--memory", "1XB"], "1XB"),
+        (["--socket", "/tmp/x.sock", "--memory", "10000TB"], "64 TiB"),
         (["--socket", "/tmp/x.sock", "--memory", "1GB", "extra"], "extra"),
         (["--socket", "/tmp/x.sock", "--memory", "1GB", "--lifeline-fd", "999"], "999"),
         (["--socket", "/no/such/folder/x.sock", "--memory", "8MB"], "/no/such/folder/x.sock"),
