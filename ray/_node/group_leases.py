@@ -14,7 +14,7 @@ from ray._scheduling.node_resources import Allocation
 from ray._scheduling.strategy import InGroup
 
 from . import lease_messages as lm
-from . import pending
+from . import pending, sending_on
 from .bundles import Reservation
 from .leases import ENDING, EVICTED, FOR_GROUP, HELD, QUEUED, STAFFING, Lease
 
@@ -78,7 +78,7 @@ def enter_group(of: LocalScheduler, lease: Lease, place: InGroup, now: float) ->
     why = of.bundles.why_removed(place.group_id)
     if why is not None:
         _refuse_removed(of, lease, why, now)
-    elif not (of.neighbours and not lease.is_actor and of._sent_on(lease, now)):
+    elif not (of.neighbours and not lease.is_actor and sending_on.sent_on(of, lease, now)):
         _seek_bundle(of, lease)
 
 

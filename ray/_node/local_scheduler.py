@@ -21,7 +21,7 @@ A lease may name a placement group: then it draws from one of the group's bundle
 is one, and ends with the group. A reservation of bundles stands in line like a lease, but takes what it needs only when
 it can take all of it.
 
-On a cluster a request may also be sent on to another node (`spillback.py`): when it comes, if another should run it,
+On a cluster a request may also be sent on to another node (`sending_on.py`): when it comes, if another should run it,
 and whenever a view of the others shows that one of them can. Its owner is told which, and asks there.
 """
 
@@ -30,13 +30,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ray._protocol.resources import Resources, Shape, shape_of
+from ray._protocol.resources import Shape, shape_of
 from ray._scheduling.machine import InvalidTransition
 from ray._scheduling.node_resources import NodeResources
-from ray._scheduling.policies import NodeView
-from ray._scheduling.strategy import InGroup, NodeAffinity, NodeLabels, Strategy
+from ray._scheduling.strategy import InGroup
 
-from . import group_leases, pending
+from . import actor_leases, group_leases, pending, sending_on
 from . import lease_messages as lm
 from .bundles import Bundles, Reservation
 from .leases import (
@@ -49,7 +48,6 @@ from .leases import (
     HELD,
     IN_LINE,
     INFEASIBLE,
-    NOWHERE,
     QUEUED,
     STAFFING,
     TASK,
@@ -59,7 +57,7 @@ from .leases import (
     SchedulingClass,
 )
 from .lines import Lines
-from .spillback import PATIENCE_S, Neighbours
+from .spillback import Neighbours
 
 
 class LocalScheduler:
@@ -107,7 +105,7 @@ class LocalScheduler:
         HANDLERS[type(event)](self, event, now)
         self._dispatch(now)
         if self.neighbours.looking(now):
-            self._look_elsewhere(now)
+            sending_on.look_elsewhere(self, now)
         self._look_for_stuck(now)
         actions, self._actions = self._actions, []
         return actions
@@ -156,9 +154,9 @@ class LocalScheduler:
         if isinstance(event.strategy, InGroup):
             group_leases.enter_group(self, lease, event.strategy, now)
             return
-        if self.neighbours and self._sent_on(lease, now):
+        if self.neighbours and sending_on.sent_on(self, lease, now):
             return
-        refusal = self._not_this_node(event.strategy, lease.name)
+        refusal = sending_on.not_this_node(self, event.strategy, lease.name)
         if refusal and self.neighbours.has_able(event.strategy, lease.shape):
             self._wait_aside(lease, refusal[1])  # it has been sent about too often to be sent on at once
         elif refusal and refusal[0]:
@@ -168,74 +166,6 @@ class LocalScheduler:
             self._set_aside(lease, refusal[1])
         else:
             self._enqueue_or_set_aside(lease, lease.shape)
-
-    def _not_this_node(self, strategy: Strategy, name: str) -> tuple[bool, str] | None:
-        """(whether for good, why) a request can't run here for what it says about nodes; None: it can."""
-        if isinstance(strategy, NodeAffinity) and not strategy.soft and strategy.node_id != self.node_id:
-            return True, pending.no_such_node(name, strategy.node_id)
-        if isinstance(strategy, NodeLabels) and not strategy.admits(self.labels):
-            return False, pending.no_such_labels(name, strategy, self.labels, not self.neighbours)
-        return None
-
-    # -- other nodes ------------------------------------------------------------------------------------------
-
-    def _viewed(self, event: lm.View, now: float) -> None:
-        had_others = bool(self.neighbours)
-        self.neighbours.update(event.rows, now)
-        if had_others or self.neighbours:  # also when the last other node has left: what waited for it hears so
-            self._look_elsewhere(now)
-
-    def _look_elsewhere(self, now: float) -> None:
-        """Everything that waits is looked at again. What has room here has been served before."""
-        aside = [lease for lease in [*self._infeasible.values(), *self._for_group.values()] if not lease.is_actor]
-        waiting: list[Any] = [
-            waiter
-            for key, waiting in self._lines.classes.items()
-            if key.kind == TASK and self.neighbours.any_room(key.shape)
-            for line in waiting.lines()
-            for waiter in line
-        ]
-        for lease in aside + waiting:
-            if self._sent_on(lease, now) or lease.waits != INFEASIBLE:
-                continue
-            refusal = self._not_this_node(lease.strategy, lease.name)
-            for_good = refusal is not None and refusal[0]
-            if (lease.told_infeasible and not for_good) or self.neighbours.has_able(lease.strategy, lease.shape):
-                continue
-            if refusal is not None and for_good:
-                self._actions.append(lm.LeaseRefused(lease.tag, lease.req_id, lm.UNSCHEDULABLE, refusal[1]))
-                self._go(lease, "Refused", now)
-            else:  # it was to be sent on, and the node that could have met it has left meanwhile
-                self._say_infeasible(lease)
-
-    def _sent_on(self, lease: Lease, now: float) -> bool:
-        """Sends a queued request to the node that should rather run it, if there is one."""
-        if lease.waits == NOWHERE and lease.hops > self.neighbours.hops_max:
-            self.neighbours.look_soon(now)  # if it can't be met here either: not at once, see spillback.py
-            return False
-        if lease.place is not None:
-            usable = [b.ledger for b in self.bundles.usable(lease.place.group_id, lease.place.bundle)]
-            able = [ledger for ledger in usable if ledger is not None and not ledger.missing(lease.shape)]
-            room = lease.waits == NOWHERE and any(not ledger.lacking(lease.shape) for ledger in able)
-            number = self.neighbours.with_bundle(lease, bool(able), room)
-        else:
-            here = self._as_seen(taken=lease.waits != NOWHERE or lease.key in self._lines.classes)
-            patient = now - lease.asked_at >= PATIENCE_S
-            number = self.neighbours.elsewhere(lease, here, patient)
-            if number is None and lease.hops >= self.neighbours.hops_max and not patient:
-                self.neighbours.look_soon(now)  # it may go on a little later, whether or not a view comes
-        if number is None:
-            return False
-        self.neighbours.sent(number, lease, now)
-        self._actions.append(lm.Spill(lease.tag, lease.req_id, number))
-        self._go(lease, "Spilled", now)
-        return True
-
-    def _as_seen(self, taken: bool) -> NodeView:
-        """This node, in the terms in which others are known. taken: what is free here is for others."""
-        return NodeView(
-            self.node_id, self.resources.total, {} if taken else self.resources.available, labels=self.labels
-        )
 
     def _lease_cancelled(self, event: lm.LeaseCancelled, now: float) -> None:
         core = self._cores.get(event.tag)
@@ -320,7 +250,7 @@ class LocalScheduler:
         lease.blocked = True
         self._ledger(lease).lend_cpu(lease.allocation)
         if lease.actor_starting:  # an __init__ that waits for others must not keep those from starting
-            self._actor_start_over(lease)
+            actor_leases.start_over(self, lease)
 
     def _unblocked(self, event: lm.Unblocked, now: float) -> None:
         lease = self._by_worker.get(event.worker_id)
@@ -341,37 +271,7 @@ class LocalScheduler:
                 self._actions.append(lm.LeaseFailed(lease.tag, lease.req_id, event.cause))
             self._go(lease, "EnvBroken", now)
 
-    # -- events of actors -------------------------------------------------------------------------------------
-
-    def _actor_requested(self, event: lm.ActorRequested, now: float) -> None:
-        if event.actor_id in self._actors:
-            self.ignored += 1
-            return
-        lease = self._new(event.actor_id, 0, event.job_id, shape_of(event.resources), event.name, now)
-        lease.is_actor = lease.exclusive = True
-        lease.env, lease.retriable = event.env, event.retriable
-        self._actors[event.actor_id] = lease
-        if event.place is not None:
-            group_leases.enter_group(self, lease, event.place, now)
-            return
-        # What is needed to be placed must exist on the node, what is needed to run must be free: an actor that runs on
-        # no CPU must not wait behind tasks that run for hours. Starts are throttled by actors_starting_max instead.
-        placement = shape_of({**event.resources, **_at_least(event.placement_resources, event.resources)})
-        self._enqueue_or_set_aside(lease, placement)
-
-    def _actor_started(self, event: lm.ActorStarted, now: float) -> None:
-        lease = self._actors.get(event.actor_id)
-        if lease is not None and lease.actor_starting:
-            self._actor_start_over(lease)
-
-    def _actor_released(self, event: lm.ActorReleased, now: float) -> None:
-        lease = self._actors.get(event.actor_id)
-        if lease is None:
-            self.ignored += 1
-        elif lease.state == HELD:
-            self._go(lease, "Returned", now)
-        elif lease.state != ENDING:
-            self._go(lease, "Cancelled", now)
+    # -- memory and time --------------------------------------------------------------------------------------
 
     def _short(self, event: lm.ShortOfMemory, now: float) -> None:
         self._short_of_memory = event.short
@@ -442,7 +342,7 @@ class LocalScheduler:
             self.resources.give_back(lease.allocation)
             lease.allocation = None
         if lease.actor_starting:
-            self._actor_start_over(lease)
+            actor_leases.start_over(self, lease)
         if lease.is_actor:
             del self._actors[lease.tag]
         elif lease.tag in self._cores:
@@ -450,10 +350,6 @@ class LocalScheduler:
             self._cores[lease.tag].held.pop(lease.lease_id, None)
         del self._leases[lease.lease_id]
         return GONE
-
-    def _actor_start_over(self, lease: Lease) -> None:
-        lease.actor_starting = False
-        self._actors_starting -= 1
 
     # -- dispatch ---------------------------------------------------------------------------------------------
 
@@ -532,7 +428,9 @@ class LocalScheduler:
     def _enqueue_or_set_aside(self, lease: Lease, needed: Shape) -> None:
         missing = self.resources.missing(needed)
         if missing and self.neighbours and not lease.is_actor:
-            self._set_aside(lease, self.neighbours.why_nowhere(lease.name, needed, self._as_seen(taken=False)))
+            self._set_aside(
+                lease, self.neighbours.why_nowhere(lease.name, needed, sending_on.as_seen(self, taken=False))
+            )
         elif missing:
             self._set_aside(lease, pending.infeasible(lease.name, needed, missing, self.resources.total))
         else:
@@ -617,10 +515,6 @@ class LocalScheduler:
         return f"LocalScheduler({self.stats()})"
 
 
-def _at_least(wanted: Mapping[str, int], floor: Mapping[str, int]) -> Resources:
-    return {name: max(units, floor.get(name, 0)) for name, units in wanted.items()}
-
-
 _Step = Callable[[LocalScheduler, Lease, float], str]
 
 TRANSITIONS: dict[tuple[str, str], _Step] = {
@@ -662,14 +556,14 @@ HANDLERS: dict[type, Callable[[LocalScheduler, Any, float], None]] = {
     lm.HolderCutOff: LocalScheduler._holder_cut_off,
     lm.Blocked: LocalScheduler._blocked,
     lm.Unblocked: LocalScheduler._unblocked,
-    lm.ActorRequested: LocalScheduler._actor_requested,
-    lm.ActorStarted: LocalScheduler._actor_started,
-    lm.ActorReleased: LocalScheduler._actor_released,
+    lm.ActorRequested: actor_leases.requested,
+    lm.ActorStarted: actor_leases.started,
+    lm.ActorReleased: actor_leases.released,
     lm.PrepareBundles: group_leases.prepare_bundles,
     lm.CommitBundles: group_leases.commit_bundles,
     lm.ReturnBundles: group_leases.return_bundles,
     lm.GroupRemoved: group_leases.group_removed,
-    lm.View: LocalScheduler._viewed,
+    lm.View: sending_on.viewed,
     lm.ShortOfMemory: LocalScheduler._short,
     lm.Tick: LocalScheduler._tick,
 }
