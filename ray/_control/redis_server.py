@@ -196,8 +196,8 @@ class _Server:
             # The append-only file is what a killed server is rebuilt from. With "no" its bytes are in the page cache by
             # the time a write is acknowledged, so the death of the *process* loses nothing. Not so with "everysec":
             # while a flush of the last second's takes its time, new ones are acknowledged and written up to two
-            # seconds later. "always" would pay an fsync per batch to survive a power cut, and after one nothing is
-            # left of a session anyway.
+            # seconds later. "always" would pay an fsync per batch to survive a power cut; where a session can be
+            # resumed after one, disk_sync.py flushes once a second.
             "appendonly yes",
             "appendfsync no",
             # a torn last record is what a kill -9 leaves; its writer was never answered and repeats it

@@ -56,11 +56,13 @@ class Store:
         on_gap: called as (shard) when writes were dropped for want of room and the server is back, or were refused
             for want of memory or disk a while ago: write its tables anew.
         on_problem: called as (text) the first time a server refuses a write for a given reason, such as a full disk.
+        on_answered: called after a server has answered something: it may have written.
     """
 
     def __init__(self, addresses: list[str], password: str, loop: asyncio.AbstractEventLoop) -> None:
         self.on_gap: Callable[[int], None] = _ignore
         self.on_problem: Callable[[str], None] = _ignore
+        self.on_answered: Callable[[], None] = _ignore
         self._loop = loop
         self._links = [_Link(self, shard, address, password) for shard, address in enumerate(addresses)]
         for link in self._links:
@@ -282,6 +284,7 @@ class _Link(asyncio.Protocol):
                 return
             else:
                 self._answered(self.sent.popleft(), reply)
+        self.store.on_answered()
         self.flush()
         if not self.waiting and not self.sent:
             for future in self._drainers:

@@ -47,6 +47,7 @@ def _start_uplink(node: Node) -> None:
 
 def _start_head(node: Node) -> None:
     """What ray/_head decides, in this process. Its tables reach Redis when that is up; nothing waits for it."""
+    from ray._control.disk_sync import DiskSync
     from ray._control.redis_server import RedisServers
     from ray._control.store import Store
     from ray._head.service import HeadService
@@ -57,9 +58,10 @@ def _start_head(node: Node) -> None:
         node.config.get("redis_password"),
         node.config.get("redis_max_memory"),
     )
+    store = Store.of_servers(node.redis, node.loop)
     node.head = HeadService(
         node.head_port,
-        Store.of_servers(node.redis, node.loop),
+        store,
         errors_kept=node.settings.errors_kept,
         task_events_kept=node.settings.task_events_kept,
         node_silence_s=node.settings.node_silence_s,
@@ -67,6 +69,9 @@ def _start_head(node: Node) -> None:
     node.requests.use_head(HeadService.RPCS, HeadService.EVENTS)
     node.redis.on_exit = lambda name, cause: logger.error("%s %s; it was started again", name, cause)
     node.head.lasts = bool(node.config.get("lasts"))
+    if node.head.lasts:
+        node.disk_sync = DiskSync(node.redis.folder, node.loop, node.head.control_plane_problem)
+        store.on_answered = node.disk_sync.soon
     if not node.config.get("resume"):
         announce(node)
 

@@ -26,10 +26,6 @@ from ray._protocol.frames import OUT_OF_MEMORY
 from ray._scheduling.node_resources import NodeResources
 from ray.exceptions import ActorPlacementGroupRemoved, ActorUnschedulableError
 
-if TYPE_CHECKING:
-    from .memory_shell import MemoryShell
-    from .supervision import Supervision
-
 from . import children, detect
 from . import env_messages as em
 from . import lease_messages as lm
@@ -53,7 +49,11 @@ from .requests import Requests
 from .store_process import StoreProcess
 
 if TYPE_CHECKING:
+    from ray._control.disk_sync import DiskSync
+
     from .cluster_head import ClusterHead
+    from .memory_shell import MemoryShell
+    from .supervision import Supervision
     from .uplink import Uplink
 
 logger = logging.getLogger("ray.node")
@@ -115,6 +115,7 @@ class Node:
         self.server: Any = None
         self.gate: Any = None  # of a cluster's node: the port on which other nodes reach this one
         self.redis: Any = None
+        self.disk_sync: DiskSync | None = None  # of a head that can be resumed
         self.started_at = time.time()
         self.reaper = children.Reaper(self.loop, self._look_for_forks, lambda: self.redis.pids if self.redis else ())
         self.ending: asyncio.Task[None] | None = None
@@ -588,6 +589,7 @@ class Node:
             "orphaned_objects": self.orphans.lapsed,
             "orphans_reaped": self.reaper.orphans_reaped,
             "lines_forwarded": self.logs.lines_forwarded,
+            "control_plane_syncs": self.disk_sync.syncs if self.disk_sync is not None else 0,
             "memory": self.memory.stats() if self.memory is not None else {},
             "bugs": self.bugs,
         }

@@ -113,6 +113,12 @@ def test_an_idle_cluster_goes_on_under_a_head_that_was_killed_and_started_again(
     assert rows[before.node_id] is False and sum(rows.values()) == 3
 
 
+def test_what_a_head_that_may_be_resumed_has_written_is_flushed_to_its_disk(restarting: Restarting) -> None:
+    wait_until(lambda: restarting.stats(restarting.head)["control_plane_syncs"] > 0)  # that it has these nodes
+    joined = restarting.cluster.list_all_nodes()[-1]
+    assert restarting.stats(joined)["control_plane_syncs"] == 0
+
+
 def test_calls_between_living_nodes_go_on_while_there_is_no_head(restarting: Restarting) -> None:
     counter = Counter.options(**restarting.on(1)).remote()
     _, pid = ray.get(counter.add.remote(), timeout=60)
