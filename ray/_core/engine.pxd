@@ -376,6 +376,7 @@ cdef class Engine:
     cdef public object local_context  # in local mode (ray/_local_mode.py): () -> what context() tells of the call that runs
     # execution (workers)
     cdef readonly set groups_created  # ids of placement groups made here that have their place
+    cdef str job_lost             # why the node ends the connection, if it has said so
     cdef object capture               # strategy of what is submitted without one; None: no placement group captures it
     cdef Executor executor
     cdef uint64_t current_seq         # parent_of the call on the main thread, 0 in a driver

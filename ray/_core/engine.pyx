@@ -205,10 +205,11 @@ cdef class Engine:
         self.reporters, self.other_events, self.other_counts = [], [], {}
         self.info = {}
         self.groups_created = set()
+        self.job_lost = None
         self.handlers.update(
             actor_state=self.on_actor_state, log_lines=self.on_log_lines_event, error=self.on_error_event,
             store_died=self.on_store_died, store_back=self.on_store_back, inspect=self.on_inspect,
-            group_state=self.on_group_state, node_up=functools.partial(on_node_up, self),
+            group_state=self.on_group_state, job_lost=self.on_job_lost, node_up=functools.partial(on_node_up, self),
             node_down=functools.partial(on_node_down, self))
         self.handlers.update({name: functools.partial(handler, self, None) for name, handler in LEASE_EVENTS.items()})
         self.node_table, self.nodes = {}, {}
@@ -432,6 +433,10 @@ cdef class Engine:
         else:
             self.groups_created.discard(group_id)
 
+    def on_job_lost(self, why):
+        """The node ends the connection next, and what waits fails with this reason."""
+        self.job_lost = why
+
     def on_inspect(self, request, what, rows_max):
         try:
             on_inspect(self, request, what, rows_max)
@@ -514,9 +519,9 @@ cdef class Engine:
         """The error of whatever waits for something when the session is over."""
         if self.leaving or self.closed:
             return exceptions.RaySystemError("ray was shut down")
+        why = self.job_lost or "the node process of this session has died, and with it the workers and the object store"
         return exceptions.LocalRayletDiedError(
-            "the node process of this session has died, and with it the workers and the object store; "
-            f"its log is in {self.session_dir}/logs. Call ray.shutdown() and ray.init() to start anew.")
+            f"{why}; its log is in {self.session_dir}/logs. Call ray.shutdown() and ray.init() to start anew.")
 
     def on_log_lines_event(self, lines):
         if self.on_log_lines is not None:

@@ -166,9 +166,11 @@ class JobTable:
 
     # -- saved and proved ---------------------------------------------------------------------------------------------
 
-    def restore(self, rows: Iterable[JobRow]) -> None:
-        """Takes what an earlier head wrote, onto an empty table."""
+    def restore(self, rows: Iterable[JobRow], known: Iterable[bytes] = ()) -> None:
+        """Takes what an earlier head wrote, onto an empty table. known: jobs of which nodes have heard; that there is
+        no row of one does not make its id free (a power cut took it)."""
         assert not self._jobs
+        self._next = 1 + max((int.from_bytes(job_id, "little") for job_id in known), default=0)
         for row in sorted(rows, key=lambda row: int.from_bytes(row.job_id, "little")):
             self._jobs[row.job_id] = Job(row)
             self._next = max(self._next, int.from_bytes(row.job_id, "little") + 1)

@@ -47,6 +47,7 @@ class Present(NamedTuple):
     actors: Mapping[bytes, int] = {}  # that have, or wait for, a place there -> incarnation
     bundles: Mapping[bytes, Mapping[int, str]] = {}
     followed: Mapping[bytes, Iterable[bytes]] = {}
+    jobs: Iterable[bytes] = ()
 
 
 async def read(head: HeadService) -> Saved:
@@ -65,7 +66,7 @@ async def read(head: HeadService) -> Saved:
 
 def restore(head: HeadService, saved: Saved, present: Iterable[Present] | None = None) -> None:
     """Fills the empty machines; `HeadService.reconcile` must follow. present: None: every node is there that was."""
-    head.jobs.restore(saved.jobs)
+    head.jobs.restore(saved.jobs, {job_id for node in present or () for job_id in node.jobs})
     head.actors.restore(saved.actors)
     head.monitor.restore(saved.nodes, {}, head.steady())
     if present is None:

@@ -26,7 +26,8 @@ def write(
     tls: bool = False,
 ) -> None:
     """rows: of the other nodes that live: number, node_id, host, port. next_number: on the head's own node: the number
-    that the next newcomer gets, for a head that takes over. tls: how they are to be dialled.
+    that the next newcomer gets, for a head that takes over: then it is on the disk when this returns, so that not even
+    a power cut has a number given twice. tls: how they are to be dialled.
 
     Raises: OSError: the disk is full."""
     others = [
@@ -36,6 +37,9 @@ def write(
     draft = f"{folder}/{NAME}.new"
     with open(draft, "w") as file:
         json.dump({"number": number, "head": list(head), "next": next_number, "tls": tls, "nodes": others}, file)
+        if next_number:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(draft, f"{folder}/{NAME}")
 
 

@@ -198,5 +198,5 @@ def _present(back: _Back) -> Present:
     said = back.said
     return Present(
         back.peer.tag, said["number"], said["total"], said["labels"], said, said["workers"], said["cores"],
-        said["actors"], said["bundles"], said["followed"],
+        said["actors"], said["bundles"], said["followed"], said["jobs"],
     )  # fmt: skip

@@ -58,6 +58,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ray.node")
 
+LOST_JOB = (
+    "the cluster's head has no record of this job: the head was started again, and its disk has lost what was written "
+    "last, as after a power cut. The job's processes were ended"
+)
+
 
 class Node:
     """One node. Built by main, which starts its parts in the order that gets it ready soonest."""
@@ -407,8 +412,13 @@ class Node:
         self.end(why, graceful=False).add_done_callback(lambda _: self.leave())
 
     def job_over(self, job_id: bytes) -> None:
-        """Nothing needs the job any more: its driver is gone, and so is its last actor, detached ones included."""
-        if self.cores.jobs.pop(job_id, None) is not None:
+        """Nothing needs the job any more: its driver is gone, and so is its last actor, detached ones included. Or a
+        head that took over has never heard of it: then its driver has to go."""
+        job = self.cores.jobs.pop(job_id, None)
+        if job is not None:
+            for driver in list(job.drivers.values()):
+                driver.tell("job_lost", LOST_JOB)
+                driver.peer.close(LOST_JOB)
             self.envs.withdraw(("job", job_id))
             self.guests.job_over(job_id)
             self.feed(self.pool, wm.JobEnded(job_id))

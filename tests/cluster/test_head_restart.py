@@ -4,10 +4,14 @@ driver on a node that has joined."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -331,6 +335,45 @@ def test_redis_killed_together_with_the_head_has_forgotten_nothing(restarting: R
     restarting.restart()
     assert len(driver.rpc("kv_keys", b"", timeout=60)) == 100
     assert ray.get(ray.get_actor("keeper").add.remote(), timeout=60)[0] == 1
+    restarting.check()
+
+
+FORGOTTEN_JOB = """
+import sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+never = ray.remote(lambda: __import__("time").sleep(3600)).remote()
+print(ray.get_runtime_context().get_job_id(), flush=True)
+try: ray.get(never)
+except ray.exceptions.LocalRayletDiedError as error: print(error, flush=True)
+"""
+
+
+def test_a_job_that_the_heads_disk_has_lost_ends_with_a_reason_and_its_number_is_not_used_again(
+    restarting: Restarting, tmp_path: Any
+) -> None:
+    """As after a power cut: of what was written last the disk has nothing, and here there is a copy of before."""
+    counter = Counter.remote()
+    ray.get(counter.add.remote(), timeout=60)
+    redis = Path(restarting.head.session_dir, "redis")
+    wait_until(lambda: restarting.stats(restarting.head)["control_plane_syncs"] > 0)
+    shutil.copytree(redis, tmp_path / "redis")
+    command = [sys.executable, "-c", FORGOTTEN_JOB, restarting.nodes[1].session_dir]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as forgotten:
+        try:
+            assert forgotten.stdout is not None
+            assert forgotten.stdout.readline() == "02000000\n"
+            restarting.kill_head()
+            shutil.rmtree(redis)
+            shutil.copytree(tmp_path / "redis", redis)
+            restarting.restart()
+            said, _ = forgotten.communicate(timeout=60)
+        finally:
+            forgotten.kill()
+    assert "the cluster's head has no record of this job" in said
+    program = "import sys, ray; ray.init(address=sys.argv[1]); print(ray.get_runtime_context().get_job_id())"
+    command = [sys.executable, "-c", program, restarting.nodes[1].session_dir]
+    assert subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout == "03000000\n"
+    assert ray.get(counter.add.remote(), timeout=60)[0] == 2
     restarting.check()
 
 

@@ -67,3 +67,12 @@ def test_restored_jobs_go_on_and_no_id_is_used_twice() -> None:
     after.check()
     assert after.in_state(jobs.ENDING) == [first] and after.of_driver(b"e" * 16) == second
     assert registered(after, b"f" * 16) == b"\x03\0\0\0"
+
+
+def test_the_id_of_a_job_that_only_nodes_know_of_is_not_used_again() -> None:
+    table = JobTable()
+    registered(table)
+    after = JobTable()
+    after.restore(table.all(), known=[b"\x01\0\0\0", b"\x05\0\0\0"])
+    after.check()
+    assert registered(after, b"f" * 16) == b"\x06\0\0\0"
