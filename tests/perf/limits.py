@@ -66,8 +66,9 @@ def memcpy_gb_per_s(threads: int, warm: bool) -> float:
 
 def _program() -> Path:
     """The compiled limits.cc, in build/perf; its name holds a hash of what it was made from."""
-    sources = [HERE / "limits.cc", *sorted((ROOT / "cpp" / "channel").glob("*.cc")), ROOT / "cpp/common/status.cc"]
-    headers = [*sorted((ROOT / "cpp" / "channel").glob("*.h")), *sorted((ROOT / "cpp" / "common").glob("*.h"))]
+    parts = [ROOT / "cpp" / "channel", ROOT / "cpp" / "common"]
+    sources = [HERE / "limits.cc", *(path for part in parts for path in sorted(part.glob("*.cc")))]
+    headers = [path for part in parts for path in sorted(part.glob("*.h"))]
     digest = hashlib.blake2b(b"".join(p.read_bytes() for p in sources + headers), digest_size=8).hexdigest()
     program = ROOT / "build" / "perf" / f"limits-{digest}"
     if program.exists():
