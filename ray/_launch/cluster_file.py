@@ -41,6 +41,12 @@ def write(
             file.flush()
             os.fsync(file.fileno())
     os.replace(draft, f"{folder}/{NAME}")
+    if next_number:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)  # the name
+        finally:
+            os.close(fd)
 
 
 def read(folder: str) -> dict[str, Any] | None:
