@@ -44,6 +44,13 @@ class Remove(NamedTuple):
     why: str = "remove_placement_group() was called"
 
 
+class Missed(NamedTuple):
+    """Nodes held bundles of it for an earlier head, and nobody who makes it has said Create to this one: the disk has
+    lost its row. If it is known, nothing happens."""
+
+    group_id: bytes
+
+
 class JobEnded(NamedTuple):
     job_id: bytes
 
@@ -123,7 +130,7 @@ class ForgetGroup(NamedTuple):
     group_id: bytes
 
 
-Event = Union[Create, Prepared, Refused, Remove, JobEnded, NodeDied, NodesChanged]
+Event = Union[Create, Prepared, Refused, Remove, Missed, JobEnded, NodeDied, NodesChanged]
 Action = Union[
     PrepareBundles,
     CommitBundles,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray import exceptions
@@ -209,6 +210,17 @@ class GroupService:
         tag = self._makers.get(group_id)
         if tag is not None:
             self._head.port.group_state(tag, group_id, created)
+
+    def missed(self, group_ids: Iterable[bytes]) -> None:
+        """Nodes held bundles of these as the earlier head ended. What processes had asked that one, and it had not
+        answered, they ask again: then whichever nobody knows is lost."""
+        unknown = [i for i in group_ids if self.groups.get(i) is None and not self.groups.was_removed(i)]
+        if unknown:
+            self._head.port.catch_up(partial(self._all_asked_again, unknown))
+
+    def _all_asked_again(self, group_ids: list[bytes]) -> None:
+        for group_id in group_ids:
+            self.handle(gm.Missed(group_id))
 
     # -- Redis --------------------------------------------------------------------------------------------------------
 

@@ -39,6 +39,7 @@ from ray._head.group_messages import (
     GroupLost,
     GroupRemoved,
     JobEnded,
+    Missed,
     NodeDied,
     NodesChanged,
     PrepareBundles,
@@ -56,6 +57,7 @@ from ray._scheduling.nearest import nearest
 
 REMOVED_KEPT = 1000  # that the table still shows
 FORGOTTEN_KEPT = 20_000  # ids of older ones: who asks for one of these need not wait for it
+NO_RECORD = "the head was started again, and has no record of it: its disk has lost what was written last"
 EARLY_KEPT = 1000  # removals of groups that are not known; the oldest is dropped first
 
 
@@ -139,6 +141,8 @@ class PlacementGroups:
             return self._create(event, now)
         if isinstance(event, NodesChanged):
             return self._try_waiting(now)
+        if isinstance(event, Missed):
+            return self._missed(event.group_id)
         if isinstance(event, NodeDied):
             touched = [
                 g for g in self._groups.values() if event.node_id in g.asked or event.node_id in g.nodes.values()
@@ -328,6 +332,18 @@ class PlacementGroups:
     def _lose(self, group: Group, node_id: bytes) -> None:
         group.nodes = {index: node for index, node in group.nodes.items() if node != node_id}
 
+    def _missed(self, group_id: bytes) -> list[Action]:
+        if group_id in self._groups or group_id in self._forgotten:
+            return []
+        self._early.pop(group_id, None)
+        return [DropGroup(group_id), GroupRemoved(group_id, NO_RECORD), *self._forget(group_id)]
+
+    def _forget(self, group_id: bytes) -> list[Action]:
+        self._forgotten[group_id] = None
+        if len(self._forgotten) <= FORGOTTEN_KEPT:
+            return []
+        return [ForgetGroup(self._forgotten.popitem(last=False)[0])]
+
     def _buried(self, group: Group) -> list[Action]:
         """Frees the name; forgets the oldest beyond REMOVED_KEPT. Its row goes at once: what is read back is only that
         it was removed."""
@@ -338,9 +354,7 @@ class PlacementGroups:
         if len(self._removed) > REMOVED_KEPT:
             forgotten = self._removed.popleft()
             del self._groups[forgotten]
-            self._forgotten[forgotten] = None
-            if len(self._forgotten) > FORGOTTEN_KEPT:
-                actions.append(ForgetGroup(self._forgotten.popitem(last=False)[0]))
+            actions += self._forget(forgotten)
         return actions
 
     # -- a head that restarts, and proofs -----------------------------------------------------------------------------

@@ -112,6 +112,7 @@ class HeadReturn:
         await cluster.opened
         head_side.announce(node)
         cluster.watch()
+        node.head.groups.missed({group_id for back in self._back.values() for group_id in back.said["bundles"]})
         logger.warning(
             "the head goes on as node %d: %d node(s) came back, %d did not",
             cluster.own, len(self._back), len(expected - self._back.keys()),

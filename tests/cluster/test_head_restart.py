@@ -21,6 +21,7 @@ from ray._launch import session as sessions
 from ray.cli import node_link
 from ray.cluster_utils import Cluster, ClusterNode
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from tests.wait import wait_until, within
 
 
@@ -374,6 +375,27 @@ def test_a_job_that_the_heads_disk_has_lost_ends_with_a_reason_and_its_number_is
     command = [sys.executable, "-c", program, restarting.nodes[1].session_dir]
     assert subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout == "03000000\n"
     assert ray.get(counter.add.remote(), timeout=60)[0] == 2
+    restarting.check()
+
+
+def test_a_group_that_the_heads_disk_has_lost_is_removed_for_all_who_wait_for_its_bundles(
+    restarting: Restarting, tmp_path: Any
+) -> None:
+    redis = Path(restarting.head.session_dir, "redis")
+    wait_until(lambda: restarting.stats(restarting.head)["control_plane_syncs"] > 0)
+    shutil.copytree(redis, tmp_path / "redis")
+    group = ray.util.placement_group([{"CPU": 1}])
+    ray.get(group.ready(), timeout=60)
+    inside = ray.remote(time.sleep).options(scheduling_strategy=PlacementGroupSchedulingStrategy(group))
+    ray.get(inside.remote(0), timeout=60)
+    running, waiting = inside.remote(3600), inside.remote(0)
+    restarting.kill_head()
+    shutil.rmtree(redis)
+    shutil.copytree(tmp_path / "redis", redis)
+    restarting.restart()
+    for ref in (running, waiting, inside.remote(0)):
+        with pytest.raises(ray.exceptions.TaskPlacementGroupRemoved, match="no record of it"):
+            ray.get(ref, timeout=60)
     restarting.check()
 
 

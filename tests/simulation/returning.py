@@ -102,6 +102,7 @@ class Returning:
         for node in self.newcomers:
             head.join(node)
         head.watch()
+        head.service.groups.missed({group_id for back in self._back.values() for group_id in back.said["bundles"]})
 
     def _say_what_is_over(self) -> None:
         head = self._head
@@ -140,5 +141,5 @@ def _present(back: _Back) -> Present:
     about = {"host": "h", "port": 1, "hostname": "h", "labels": node.scheduler.labels}
     return Present(
         node.node_id, node.number, node.total, node.scheduler.labels, about, said["workers"], said["cores"],
-        said["actors"], said["bundles"], said["followed"],
+        said["actors"], said["bundles"], said["followed"], said["jobs"],
     )  # fmt: skip

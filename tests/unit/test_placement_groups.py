@@ -259,6 +259,18 @@ def test_what_was_removed_stays_so_under_the_next_head() -> None:
     after.groups.check()
 
 
+def test_a_group_of_which_there_is_no_record_is_gone_unless_it_was_asked_for_again() -> None:
+    head = Head(A)
+    head.create(CPU)
+    assert head(gm.Missed(G)) == [], "it is known"
+    head(gm.Remove(H))
+    removed = [gm.DropGroup(H), gm.GroupRemoved(H, pg.NO_RECORD)]
+    assert head(gm.Missed(H)) == removed and head.groups.was_removed(H)
+    assert head(gm.Missed(H)) == [], "twice"
+    assert head.create(CPU, id=H) == [], "too late"
+    head.groups.check()
+
+
 def test_an_answer_to_an_earlier_heads_attempt_is_late() -> None:
     """Both had called it their first: the group was CREATED, and its node had it not. Found by the simulation, seed
     6000464: an order to give other bundles back made room for a reservation that was to be given back next."""
