@@ -431,6 +431,8 @@ cdef int drain_dropped(Engine self) except -1:
             actor_unreachable(self, key)
         elif d.owned == 3:
             drop_stream(self, load_id(d.id).seq)
+        elif d.owned and self.node is not None and not self.node.alive:
+            pass  # we end with our node, and have let go of our borrowers for that reason only: they are heirs (heirs.pxi)
         elif d.owned and d.home != self.number:
             free_elsewhere(self, key, d.home)
             free_replicas(self, key)
