@@ -144,8 +144,9 @@ class TransferLoop final : public Stream::Handler {
   void RestoresAnswered();
   void ServePinned(const ObjectId& key, const plasma::Place& place);  // those who wait for it, each with his own pin
   void DeleteHere(const ObjectId& key);
+  void LapseHere(const ObjectId& key);  // it goes unless somebody has it pinned, and then with the last pin
   bool Hold(const ObjectId& key);
-  void Free(const ObjectId& key);
+  void Free(const ObjectId& key, bool by_peer);
   uint64_t OwnerDead(std::span<const uint8_t> prefix);
   // Its owner has died: what we hold for it, and our copies elsewhere, go unless somebody keeps them.
   void Lapse(const ObjectId& key);

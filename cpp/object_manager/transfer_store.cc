@@ -100,6 +100,11 @@ void TransferLoop::DeleteHere(const ObjectId& key) {
   if (store != nullptr && Decided(store, [&] { return store->TryDelete(key); }) == Step::kDone) ++freed_;
 }
 
+void TransferLoop::LapseHere(const ObjectId& key) {
+  plasma::Client* store = Store();
+  if (store != nullptr && Decided(store, [&] { return store->TryLapse(key); }) == Step::kDone) ++freed_;
+}
+
 bool TransferLoop::Hold(const ObjectId& key) {
   if (holds_.count(key) != 0) return true;
   plasma::Client* store = Store();
@@ -109,7 +114,7 @@ bool TransferLoop::Hold(const ObjectId& key) {
   return true;
 }
 
-void TransferLoop::Free(const ObjectId& key) {
+void TransferLoop::Free(const ObjectId& key, bool by_peer) {
   for (const Address& copy : pushes_.TakeCopies(key)) {
     // One that cannot be reached any more frees it by eviction.
     Status ignored;
@@ -118,7 +123,12 @@ void TransferLoop::Free(const ObjectId& key) {
   }
   pulls_.Freed(key);
   if (holds_.erase(key) != 0) store_->UnpinKey(key);
-  DeleteHere(key);
+  // A node that was given up while it lived, and can be reached again, does not know who keeps a copy here by now.
+  if (by_peer) {
+    LapseHere(key);
+  } else {
+    DeleteHere(key);
+  }
 }
 
 uint64_t TransferLoop::OwnerDead(std::span<const uint8_t> prefix) {
@@ -136,8 +146,7 @@ uint64_t TransferLoop::OwnerDead(std::span<const uint8_t> prefix) {
 void TransferLoop::Lapse(const ObjectId& key) {
   for (const Address& copy : pushes_.TakeCopies(key)) Say(copy, Peer::kLapse, key);
   if (holds_.erase(key) != 0) store_->UnpinKey(key);
-  plasma::Client* store = Store();
-  if (store != nullptr && Decided(store, [&] { return store->TryLapse(key); }) == Step::kDone) ++freed_;
+  LapseHere(key);
 }
 
 bool TransferLoop::Claim(PeerConn& peer, const ObjectId& key) {

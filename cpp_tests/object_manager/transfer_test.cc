@@ -167,6 +167,33 @@ TEST(Transfer, HoldsForAnOwnerElsewhereUntilItFreesOrDies) {
   EXPECT_EQ(a.Next().payload, std::string(1, '\0'));  // there is none
 }
 
+// A node that was given up while it lived frees, once it can be reached again, what its processes owned: those who have
+// kept a copy since then have it as long as they like.
+TEST(Transfer, KeepsWhatIsPinnedHereBeyondAFreeFromElsewhere) {
+  Node a(8 << 20), b, c;
+  const auto has = [&](uint64_t n) { return a.client->Contains(Key(n)) == plasma::Step::kDone; };
+  for (uint64_t n = 1; n <= 3; ++n) {
+    plasma::Put(a.client.get(), n, 1 << 20);
+    ASSERT_TRUE(a.line->Ask(Line::kHold, std::string(reinterpret_cast<const char*>(Key(n).bytes), 28)).ok());
+    ASSERT_TRUE(a.Next().payload == std::string(1, '\1'));
+  }
+  ASSERT_TRUE(a.client->TryPin(Key(1)) == plasma::Step::kDone);
+  EXPECT_TRUE(c.Claim(2, a));
+  for (uint64_t n = 1; n <= 3; ++n) {
+    ASSERT_TRUE(b.line->Ask(Line::kFree, FreePayload({Key(n), a.gate->address()})).ok());
+  }
+  EXPECT_TRUE(Eventually([&] { return a.Count().held == 0; }));
+  EXPECT_TRUE(Eventually([&] { return !has(3); }));
+  EXPECT_TRUE(has(1) && has(2));
+  a.client->UnpinKey(Key(1));
+  a.client->Unpinned(Key(1));
+  EXPECT_TRUE(Eventually([&] { return !has(1); }));
+  EXPECT_TRUE(has(2));
+  ASSERT_TRUE(c.line->Ask(Line::kUnclaim, FreePayload({Key(2), a.gate->address()})).ok());
+  EXPECT_TRUE(Eventually([&] { return !has(2); }));
+  EXPECT_EQ(plasma::Audit(a.client.get()), "");
+}
+
 TEST(Transfer, KeepsWhatIsClaimedFromElsewhereBeyondItsOwnersDeath) {
   Node a(8 << 20), b;
   const auto say = [](Node& node, Line what, const std::string& body) {

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import ray
+from ray._native.plasma import PlasmaClient
 from ray._native.transfer import TransferLine
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -369,6 +370,9 @@ class Owner:
     def put(self) -> list[Any]:
         return [ray.put("its value")]
 
+    def put_large(self) -> list[Any]:
+        return [ray.put(np.arange(BIG))]
+
     def hang(self) -> list[Any]:
         @ray.remote(num_cpus=0)
         def pause() -> None:
@@ -435,6 +439,31 @@ def test_a_process_that_cannot_be_dialled_for_a_while_is_not_taken_for_dead(thre
         del box
         assert ray.get(keeper.read.remote(), timeout=20) == "its value"
     assert hosts.is_alive(1) and hosts.is_alive(2)
+
+
+def has(hosts: Hosts, host: int, key: bytes) -> bool:
+    client = PlasmaClient(hosts.session_folder(host) + "/plasma.sock")
+    try:
+        return client.contains(key)
+    finally:
+        client.disconnect()
+
+
+def test_copies_that_were_read_outlive_a_node_that_stood_still_too_long_and_goes_on(hosts: Hosts) -> None:
+    # Its worker's borrowers are gone, and so it frees what it owned; its store, which never stood still, tells the others.
+    pid = hosts.pid(1)
+    owner = Owner.options(**hosts.on(1)).remote()
+    box = ray.get(owner.put_large.remote(), timeout=20)
+    assert ray.get(box[0], timeout=20)[-1] == BIG - 1
+    os.kill(pid, signal.SIGSTOP)
+    hosts.wait_dead(1)
+    assert ray.get(box[0], timeout=20)[-1] == BIG - 1
+    os.kill(pid, signal.SIGCONT)
+    hosts.wait_gone(1)
+    assert ray.get(box[0], timeout=20)[-1] == BIG - 1
+    key = box[0].binary()
+    del box
+    wait_until(lambda: not has(hosts, 0, key))
 
 
 def test_a_process_that_is_gone_is_dead_to_whoever_dials_it_later(three: Hosts) -> None:
