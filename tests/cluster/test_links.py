@@ -450,7 +450,7 @@ def has(hosts: Hosts, host: int, key: bytes) -> bool:
 
 
 def test_copies_that_were_read_outlive_a_node_that_stood_still_too_long_and_goes_on(hosts: Hosts) -> None:
-    # Its worker's borrowers are gone, and so it frees what it owned; its store, which never stood still, tells the others.
+    # Its worker's borrowers are gone, and so it frees what it owned; its store, which never stood still, tells others.
     pid = hosts.pid(1)
     owner = Owner.options(**hosts.on(1)).remote()
     box = ray.get(owner.put_large.remote(), timeout=20)
