@@ -119,7 +119,7 @@ bool TransferLoop::OnLine(uint64_t id, LineConn& line, const FrameHeader& header
         Forget(line.owned, body->key, *body->home);
         FreeAt(*body->home, body->key);
       } else {
-        Free(body->key, false);
+        Free(body->key);
       }
       return true;
     }
@@ -189,7 +189,7 @@ bool TransferLoop::OnLine(uint64_t id, LineConn& line, const FrameHeader& header
 
 // A home that cannot be reached at this moment hears of it later: nobody else would free the object there.
 void TransferLoop::FreeAt(const Address& home, const ObjectId& key) {
-  if (home == self_) return Free(key, false);
+  if (home == self_) return Free(key);
   Say(home, Peer::kFree, key);
 }
 

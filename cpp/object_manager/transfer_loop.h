@@ -145,8 +145,13 @@ class TransferLoop final : public Stream::Handler {
   void ServePinned(const ObjectId& key, const plasma::Place& place);  // those who wait for it, each with his own pin
   void DeleteHere(const ObjectId& key);
   void LapseHere(const ObjectId& key);  // it goes unless somebody has it pinned, and then with the last pin
-  bool Hold(const ObjectId& key);
-  void Free(const ObjectId& key, bool by_peer);
+  bool Hold(const ObjectId& key);       // false: there is no such object, or its owner has freed it already
+  std::optional<uint64_t> GenerationHere(const ObjectId& key);
+  void Free(const ObjectId& key);
+  void FreeCopies(const ObjectId& key);
+  // Told by the store of its owner's node, which may have been given up while it lived, and doesn't know who has kept
+  // it since then: those keep it.
+  void FreedByOwner(const ObjectId& key);
   uint64_t OwnerDead(std::span<const uint8_t> prefix);
   // Its owner has died: what we hold for it, and our copies elsewhere, go unless somebody keeps them.
   void Lapse(const ObjectId& key);
@@ -214,6 +219,7 @@ class TransferLoop final : public Stream::Handler {
   std::vector<uint32_t> loose_pins_;                       // slots, until Act is through
   std::map<PullAsker, uint32_t> pins_;                     // slots, of answered pulls
   std::unordered_set<ObjectId, KeyHash> holds_;
+  std::unordered_map<ObjectId, uint64_t, KeyHash> freed_unheld_;     // their generations: freed before they were held
   std::unordered_map<ObjectId, std::vector<Ended>, KeyHash> ended_;  // said to have ended, for kEndedNs
   std::deque<std::pair<int64_t, ObjectId>> ended_at_;                // the oldest first
   std::deque<Lapsing> lapsing_;                                      // the first is due first

@@ -281,7 +281,7 @@ bool TransferLoop::OnPullerFrame(Stream& stream, PeerConn& peer, const FrameHead
       if (at != servings_.end()) EndServing(push);
       return true;
     case Peer::kFree:
-      Free(ObjectId::FromBytes(payload.data()), true);
+      FreedByOwner(ObjectId::FromBytes(payload.data()));
       return true;
     case Peer::kClaim: {
       const char kept = Claim(peer, ObjectId::FromBytes(payload.data())) ? 1 : 0;

@@ -110,25 +110,49 @@ bool TransferLoop::Hold(const ObjectId& key) {
   plasma::Client* store = Store();
   if (store == nullptr) return false;
   if (Decided(store, [&] { return store->TryPin(key); }) != Step::kDone) return false;
+  const auto freed = freed_unheld_.extract(key);
+  if (!freed.empty() && GenerationHere(key) == freed.mapped()) {  // else it was made again
+    store->UnpinKey(key);
+    store->Unpinned(key);
+    return false;
+  }
   holds_.insert(key);
   return true;
 }
 
-void TransferLoop::Free(const ObjectId& key, bool by_peer) {
+std::optional<uint64_t> TransferLoop::GenerationHere(const ObjectId& key) {
+  Place place;
+  if (!PinHere(key, &place)) return std::nullopt;
+  store_->Unpin(place.slot);
+  return place.generation;
+}
+
+void TransferLoop::Free(const ObjectId& key) {
+  FreeCopies(key);
+  if (holds_.erase(key) != 0) store_->UnpinKey(key);
+  DeleteHere(key);
+}
+
+void TransferLoop::FreeCopies(const ObjectId& key) {
   for (const Address& copy : pushes_.TakeCopies(key)) {
     // One that cannot be reached any more frees it by eviction.
     Status ignored;
     PeerConn* peer = Dial(copy, &ignored);
-    if (peer != nullptr) peer->stream->Send(Peer::kFree, 0, key.bytes, ObjectId::kBytes);
+    if (peer != nullptr) peer->stream->Send(Peer::kLapse, 0, key.bytes, ObjectId::kBytes);
   }
   pulls_.Freed(key);
-  if (holds_.erase(key) != 0) store_->UnpinKey(key);
-  // A node that was given up while it lived, and can be reached again, does not know who keeps a copy here by now.
-  if (by_peer) {
-    LapseHere(key);
-  } else {
-    DeleteHere(key);
+}
+
+void TransferLoop::FreedByOwner(const ObjectId& key) {
+  FreeCopies(key);
+  if (holds_.erase(key) != 0) {
+    store_->UnpinKey(key);
+  } else if (const auto generation = GenerationHere(key)) {
+    // The worker that made it has still to ask that it be held, and has it pinned until then.
+    std::erase_if(freed_unheld_, [&](const auto& freed) { return GenerationHere(freed.first) != freed.second; });
+    freed_unheld_[key] = *generation;
   }
+  LapseHere(key);
 }
 
 uint64_t TransferLoop::OwnerDead(std::span<const uint8_t> prefix) {

@@ -17,11 +17,11 @@
 //       |-- kEnd ------------------------------>|   has all, or wants no more: unpins
 //
 // A server that is itself still receiving serves what it has (kSizes says how much); its answer to kAsk waits for the
-// first byte. kWhere says where the puller can be asked itself. kFree: the owner is done with the object, and so
-// with its copies. kLapse: the owner has died. In both cases it goes unless somebody keeps it: a copy that was pinned
-// after its owner's node was given up outlives the owner. kClaim: somebody at the puller's node keeps it, until
-// kUnclaim or the end of the connection; kClaimed says whether there is anything to keep, and that from now on it is
-// kept.
+// first byte. kWhere says where the puller can be asked itself. kFree, to the store that holds it: its owner is done
+// with it. kLapse, to the same: its owner has died; and to a store with a copy, in either case. With each of them it
+// goes unless somebody keeps it: a copy that was pinned after its owner's node was given up outlives the owner. kClaim:
+// somebody at the puller's node keeps it, until kUnclaim or the end of the connection; kClaimed says whether there is
+// anything to keep, and that from now on it is kept.
 //
 // Local (Unix socket; the kernel names the peer's user): kPull is answered by one kPulled, whose pin lasts until kLetGo
 // or the end of the connection.

@@ -267,6 +267,7 @@ bool Server::HandleWatch(uint64_t id, uint64_t request, std::span<const uint8_t>
 
 void Server::HandleList(uint64_t id, uint64_t request, uint32_t cursor) {
   store_->Drain();
+  store_->ReclaimDeleted();
   const std::vector<ObjectRow> rows = store_->List(&cursor, kRowsPerAnswer);
   std::string body;
   const RowsAnswer head{cursor, static_cast<uint32_t>(rows.size())};

@@ -194,6 +194,37 @@ TEST(Transfer, KeepsWhatIsPinnedHereBeyondAFreeFromElsewhere) {
   EXPECT_EQ(plasma::Audit(a.client.get()), "");
 }
 
+// The owner has the answer, and is done with it, before our object manager has read that it should hold it.
+TEST(Transfer, DoesNotHoldWhatItsOwnerHasFreedAlready) {
+  Node a(8 << 20), b;
+  const auto put_and_pin = [&] {
+    return plasma::Put(a.client.get(), 1, 1 << 20) == plasma::Step::kDone &&
+           a.client->TryPin(Key(1)) == plasma::Step::kDone;
+  };
+  const auto hold = [&] {
+    static_cast<void>(a.line->Ask(Line::kHold, std::string(reinterpret_cast<const char*>(Key(1).bytes), 28)));
+    return a.Next().payload == std::string(1, '\1');
+  };
+  const auto let_go = [&] {
+    a.client->UnpinKey(Key(1));
+    a.client->Unpinned(Key(1));
+    return Eventually([&] { return a.client->Contains(Key(1)) == plasma::Step::kAbsent; });
+  };
+  for (int again = 0; again < 2; ++again) {
+    ASSERT_TRUE(put_and_pin());
+    ASSERT_TRUE(b.line->Ask(Line::kFree, FreePayload({Key(1), a.gate->address()})).ok());
+    ASSERT_TRUE(Eventually([&] { return a.Count().freed == static_cast<uint64_t>(2 * again + 1); }));
+    EXPECT_FALSE(hold());
+    EXPECT_TRUE(let_go());
+    ASSERT_TRUE(put_and_pin());  // made again, it is another
+    EXPECT_TRUE(hold());
+    ASSERT_TRUE(b.line->Ask(Line::kFree, FreePayload({Key(1), a.gate->address()})).ok());
+    ASSERT_TRUE(Eventually([&] { return a.Count().held == 0; }));
+    EXPECT_TRUE(let_go());
+  }
+  EXPECT_EQ(plasma::Audit(a.client.get()), "");
+}
+
 TEST(Transfer, KeepsWhatIsClaimedFromElsewhereBeyondItsOwnersDeath) {
   Node a(8 << 20), b;
   const auto say = [](Node& node, Line what, const std::string& body) {

@@ -327,6 +327,7 @@ cdef int own_elsewhere(Engine self, ObjectRef ref) except -1:
 cdef int let_pin_go(tuple pin) except -1:
     try:
         (<PlasmaClient>pin[0]).unpin(pin[1])
+        (<PlasmaClient>pin[0]).unpinned(pin[1])  # its owner may have freed it meanwhile
     except (PlasmaStoreDied, PlasmaObjectNotFound):
         pass  # it died with the store that held it
     return 0
