@@ -1,11 +1,11 @@
 """Joins the machines of a node to the world: carries out their actions, feeds them what happens. No decisions here.
 
 Node process, its main thread, on its asyncio loop. What happens (a message, a death, a timer) becomes an event for a
-machine; the actions it answers with are messages, kills, starts, or events for another machine. Those are queued and
-handled in order before the loop goes on (`feed`), so no machine is ever entered twice and every cause is finished
-before the next begins. Who dies, and what follows: a worker, `_worker_ended`; a core's connection, `_core_lost`; the
-driver that started the session, `_founder_gone`: everything ends; store, Redis, fork server: restarted by their
-keepers.
+machine; the actions it answers with are messages, kills, starts (actions.py), or events for another machine. Those are
+queued and handled in order before the loop goes on (`feed`), so no machine is ever entered twice and every cause is
+finished before the next begins. Who dies, and what follows: a worker, `_worker_ended`; a core's connection,
+`_core_lost`; the driver that started the session, `founder_gone`: everything ends; store, Redis, fork server: restarted
+by their keepers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,6 @@ from ray._config import Settings
 from ray._launch.session import Session
 from ray._protocol.frames import OUT_OF_MEMORY
 from ray._scheduling.node_resources import NodeResources
-from ray.exceptions import ActorPlacementGroupRemoved, ActorUnschedulableError
 
 from . import children, detect
 from . import env_messages as em
@@ -32,8 +30,9 @@ from . import lease_messages as lm
 from . import local_scheduler as ls
 from . import worker_messages as wm
 from . import worker_pool as wp
+from .actions import Actions
 from .cluster_view import ClusterView
-from .cores import CAUSE_WAIT_S, STILL_RUNS, Core, Cores, startup
+from .cores import CAUSE_WAIT_S, STILL_RUNS, Core, Cores
 from .driver_lines import DriverLines
 from .env_gate import EnvGate
 from .gathering import Gathering
@@ -142,43 +141,8 @@ class Node:
         self._cause_waiters: dict[bytes, list[asyncio.Future[str]]] = {}
         self.start_keys: dict[int, bytes] = {}  # of workers that another program starts: they have a pid of their own
         self._oom_kills = detect.oom_kills()
-        self._many_workers = 100 + 10 * cpus  # where a person is told; doubles each time
         self.bugs = 0
-        self._carry_out: dict[type, Callable[[Any], None]] = {
-            lm.Grant: self._grant,
-            lm.Infeasible: lambda a: self.tell(a.tag, "lease_infeasible", a.req_id, a.message),
-            lm.LeaseRefused: lambda a: self.tell(a.tag, "lease_refused", a.req_id, a.kind, a.message),
-            lm.Spill: lambda a: self.tell(a.tag, "lease_spilled", a.req_id, a.number),
-            lm.Stuck: lambda a: self.head.report_error(a.job_id, "pending", a.message, {}),
-            lm.LeaseWanted: lambda a: self.tell(a.tag, "lease_wanted"),
-            lm.LeaseFailed: lambda a: self.tell(a.tag, "lease_failed", a.req_id, a.cause),
-            lm.LeaseEvicted: self._evict,
-            lm.EvictionOver: lambda a: self.feed(self.pool, wm.Reclaimed(a.worker_id)),
-            lm.LeaseLost: lambda a: self.tell(a.tag, "lease_lost", a.lease_id, a.cause),
-            lm.AcquireWorker: lambda a: self.feed(self.pool, wm.Acquire(a.ticket, a.job_id, a.fresh, a.env)),
-            lm.CancelAcquire: lambda a: self.feed(self.pool, wm.AcquireCancelled(a.ticket)),
-            lm.ReleaseWorker: lambda a: self.feed(self.pool, wm.Released(a.worker_id, a.reusable)),
-            lm.KillWorker: lambda a: self.feed(self.pool, wm.KillAsked(a.worker_id, a.why)),
-            lm.ReclaimWorker: self._reclaim,
-            lm.ActorPlaced: self._actor_placed,
-            lm.ActorWorker: self._actor_worker,
-            lm.ActorInfeasible: lambda a: self.head.actor_infeasible(a.actor_id, a.message),
-            lm.ActorEnvBroken: lambda a: self.head.actor_env_failed(a.actor_id, a.cause),
-            lm.ActorRefused: self._actor_refused,
-            lm.BundlesPrepared: lambda a: self.head.bundles_prepared(self.node_id, a.group_id, a.attempt),
-            lm.BundlesRefused: lambda a: self.head.bundles_refused(self.node_id, a.group_id, a.attempt, a.available),
-            lm.ActorLost: lambda a: None,  # the head hears of the worker's death itself, by its tag
-            wm.StartWorker: self._start_worker,
-            wm.Assigned: lambda a: self.feed(
-                self.scheduler, lm.WorkerAssigned(a.ticket, a.worker_id, a.tag, a.pid)
-            ),
-            wm.AskToExit: self._ask_to_exit,
-            wm.Kill: self._kill,
-            wm.WorkerGone: self._worker_gone,
-            wm.StartsFailing: self._starts_failing,
-            wm.EnvBroken: lambda a: self.feed(self.scheduler, lm.EnvBroken(a.job_id, a.env, a.cause)),
-            **self.envs.carry_out,
-        }  # fmt: skip
+        self._carry_out = Actions(self, cpus).table
 
     # -- events in, actions out -------------------------------------------------------------------------------
 
@@ -232,111 +196,6 @@ class Node:
         self.feed(self.scheduler, lm.Tick())
         self.feed(self.envs.machine, em.Tick())
 
-    # -- actions ----------------------------------------------------------------------------------------------
-
-    def tell(self, tag: bytes, name: str, *args: Any) -> None:
-        core = self.cores.by_tag.get(tag) or self.cores.guests.get(tag)
-        if core is not None:
-            core.tell(name, *args)
-
-    def _grant(self, grant: lm.Grant) -> None:
-        self.tell(
-            grant.tag, "lease_grant", grant.req_id, grant.lease_id, grant.worker_tag, grant.worker_pid, grant.gpu_ids
-        )
-
-    def _actor_placed(self, action: lm.ActorPlaced) -> None:
-        self.head.actor_placed(action.actor_id, self.node_id, self.head_port.placed.get(action.actor_id))
-
-    def _actor_worker(self, action: lm.ActorWorker) -> None:
-        asked = self.head_port.placed.get(action.actor_id)
-        self.head.actor_worker_started(action.actor_id, action.worker_tag, action.worker_pid, action.gpu_ids, asked)
-
-    def _actor_refused(self, action: lm.ActorRefused) -> None:
-        kind = ActorPlacementGroupRemoved if action.kind == lm.GROUP_REMOVED else ActorUnschedulableError
-        self.head.actor_refused(action.actor_id, kind(action.message, actor_id=action.actor_id.hex()))
-
-    def _start_worker(self, action: wm.StartWorker) -> None:
-        job = self.cores.jobs[action.job_id]
-        env = self.envs.machine.get(action.env)
-        text, context = (env.text, env.context) if env is not None else ("", {})
-        told = startup(self.session, self.settings, job, action.worker_id, text, context, self.number)
-        if context.get("exec"):
-            told["start_key"] = self.start_keys[action.worker_id] = os.urandom(16)
-        descriptors = self.logs.open(action.worker_id, action.job_id)
-        self.fork_link.request(action.worker_id, told, descriptors)
-        if len(self.pool.workers) >= self._many_workers:
-            self._warn_of_many_workers(action.job_id)
-
-    def _warn_of_many_workers(self, job_id: bytes) -> None:
-        """Nothing is wrong yet, but a program that nests without end should hear of it before memory runs out."""
-        count, self._many_workers = len(self.pool.workers), 2 * len(self.pool.workers)
-        blocked = sum(lease.allocation.cpu_lent for lease in self.scheduler.leases() if lease.allocation)
-        text = (
-            f"{count} worker processes run on this node, {blocked} of them blocked in ray.get or ray.wait. Each task "
-            "that waits for others keeps its process; deep recursion of tasks, or many actors, needs memory for all "
-            "of them at once."
-        )
-        self.head.report_error(job_id, "many_workers", text, {"workers": count})
-
-    def _reclaim(self, action: lm.ReclaimWorker) -> None:
-        core = self.cores.by_worker.get(action.worker_id)
-        if core is None:
-            self.feed(self.pool, wm.KillAsked(action.worker_id, action.why))
-            return
-        self.feed(self.pool, wm.ReclaimAsked(action.worker_id, action.why))
-        core.tell("reclaim", action.tag)
-
-    def _evict(self, action: lm.LeaseEvicted) -> None:
-        self.feed(self.pool, wm.ReclaimAsked(action.worker_id, action.cause))
-        self.tell(action.tag, "lease_evicted", action.lease_id, action.cause)
-
-    def _kill(self, action: wm.Kill) -> None:
-        children.kill_group(action.pid)
-        core = self.cores.by_worker.get(action.worker_id)
-        if core is not None and core.pid != action.pid:  # in a container: no child of what we started
-            children.kill_group(core.pid)
-
-    def _ask_to_exit(self, action: wm.AskToExit) -> None:
-        core = self.cores.by_worker.get(action.worker_id)
-        if core is not None:
-            worker = self.pool.workers.get(action.worker_id)
-            core.tell("exit", (worker.cause if worker is not None else None) or "")
-        # else its connection has ended: it is exiting, or will be killed at its deadline
-
-    def _starts_failing(self, action: wm.StartsFailing) -> None:
-        text = f"{action.tries} workers in a row died while starting. The last one {action.cause}"
-        logger.error("%s", text)
-        self.head.report_error(action.job_id, "worker_start", text, {})
-
-    def _worker_gone(self, gone: wm.WorkerGone) -> None:
-        """Its last words have been forwarded already. Resources come back first, then everybody hears of it."""
-        core = self.cores.by_worker.get(gone.worker_id)
-        if core is not None:
-            self._core_lost(core, "its process has ended")
-        if gone.was_assigned:
-            self.feed(self.scheduler, lm.WorkerLost(gone.worker_id, gone.cause))
-        if gone.worker_id in self.start_keys:
-            del self.start_keys[gone.worker_id]
-            remove_file(self.session.worker_start(gone.worker_id))
-        if self.memory is not None:
-            self.memory.worker_gone(gone.worker_id)
-        tag = gone.tag or (core.tag if core is not None else b"")  # none yet if its setup hook failed
-        if gone.tag:
-            self.cores.remember_cause(gone.tag, gone.cause)
-            for waiter in self._cause_waiters.pop(gone.tag, ()):
-                if not waiter.done():
-                    waiter.set_result(gone.cause)
-            self.head.worker_died(gone.tag, gone.cause)
-        if tag:
-            remove_file(self.session.core_socket(tag))  # unless it ended in order and removed it itself
-        if self.envs.machine.envs:
-            self.feed(self.envs.machine, em.LessInUse())
-        self.leaving_jobs.look()
-        if not self.pool.workers:
-            for waiting in self._waiting_for_exit:
-                if not waiting.done():
-                    waiting.set_result(None)
-
     # -- workers: forked, registered, ended -------------------------------------------------------------------
 
     def attach_fork_server(self, link: children.ForkServerLink) -> None:
@@ -370,6 +229,35 @@ class Node:
             words = self.logs.tail(worker_id, pid)
             cause += f"; it wrote:\n{words}" if words else ""
         self.feed(self.pool, wm.Exited(worker_id, cause))
+
+    def worker_gone(self, gone: wm.WorkerGone) -> None:
+        """Its last words have been forwarded already. Resources come back first, then everybody hears of it."""
+        core = self.cores.by_worker.get(gone.worker_id)
+        if core is not None:
+            self._core_lost(core, "its process has ended")
+        if gone.was_assigned:
+            self.feed(self.scheduler, lm.WorkerLost(gone.worker_id, gone.cause))
+        if gone.worker_id in self.start_keys:
+            del self.start_keys[gone.worker_id]
+            remove_file(self.session.worker_start(gone.worker_id))
+        if self.memory is not None:
+            self.memory.worker_gone(gone.worker_id)
+        tag = gone.tag or (core.tag if core is not None else b"")  # none yet if its setup hook failed
+        if gone.tag:
+            self.cores.remember_cause(gone.tag, gone.cause)
+            for waiter in self._cause_waiters.pop(gone.tag, ()):
+                if not waiter.done():
+                    waiter.set_result(gone.cause)
+            self.head.worker_died(gone.tag, gone.cause)
+        if tag:
+            remove_file(self.session.core_socket(tag))  # unless it ended in order and removed it itself
+        if self.envs.machine.envs:
+            self.feed(self.envs.machine, em.LessInUse())
+        self.leaving_jobs.look()
+        if not self.pool.workers:
+            for waiting in self._waiting_for_exit:
+                if not waiting.done():
+                    waiting.set_result(None)
 
     # -- cores: lost ------------------------------------------------------------------------------------------
 
@@ -509,6 +397,11 @@ class Node:
     @property
     def metrics_port(self) -> int | None:
         return None if self._metrics is None else self._metrics.port
+
+    def tell(self, tag: bytes, name: str, *args: Any) -> None:
+        core = self.cores.by_tag.get(tag) or self.cores.guests.get(tag)
+        if core is not None:
+            core.tell(name, *args)
 
     def tell_all(self, name: str, *args: Any) -> None:
         for core in list(self.cores.by_tag.values()):
