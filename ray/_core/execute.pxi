@@ -346,8 +346,8 @@ cdef class Executor:
             parts = None
             if self.checkpoints is not None and ran:
                 self.checkpoints.after_call()
-            if call.timed_out or (call.cancelled and isinstance(error, KeyboardInterrupt)):
-                answer_stopped(self, call)
+            if call.timed_out or (call.cancelled and (self.interrupted or isinstance(error, KeyboardInterrupt))):
+                answer_stopped(self, call, error)
             else:
                 answer_error(self, call, error, 0)
         self.engine.current_seq = 0

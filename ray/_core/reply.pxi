@@ -77,8 +77,9 @@ cdef int answer_error(Executor self, Call call, BaseException error, uint8_t fla
     return finish(self, call, flags & ~R_TIMED_OUT | R_ERROR, [e])
 
 
-cdef int answer_stopped(Executor self, Call call) except -1:
-    """The call was cancelled, or ran over its time. Any thread; whatever it may still return is dropped."""
+cdef int answer_stopped(Executor self, Call call, BaseException raised=None) except -1:
+    """The call was cancelled, or ran over its time. Any thread; whatever it may still return is dropped. raised: what became of the
+    interruption."""
     if call.started_ns == 0:
         call.started_ns = NowNs()
     if call.timed_out:
@@ -86,7 +87,8 @@ cdef int answer_stopped(Executor self, Call call) except -1:
         error = exceptions.TaskTimeoutError(f"{call.function.name}() ran longer than its timeout_s={limit_s:g}")
         answer_error(self, call, error, R_TIMED_OUT)
     else:
-        error = exceptions.TaskCancelledError(f"{call.function.name}() was cancelled")
+        told = "" if raised is None or isinstance(raised, KeyboardInterrupt) else f", and raised {type(raised).__name__}: {raised}"
+        error = exceptions.TaskCancelledError(f"{call.function.name}() was cancelled{told}")
         answer_error(self, call, error, R_CANCELLED)
     call.answered = True
     return 0

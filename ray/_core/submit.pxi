@@ -214,7 +214,7 @@ cdef int on_error_result(Engine self, Link link, Task task, Reader* r, uint8_t f
         return fail_task(task, exceptions.RaySystemError(f"the error of {task.callee.name}() was malformed"))
     if refs is not None:
         adopt(self, link, refs)
-    if flags & R_CANCELLED:
+    if task.stream is not None and flags & R_CANCELLED:  # its completed() raises, too
         return fail_task(task, exceptions.TaskCancelledError(f"{task.callee.name}() was cancelled"), True)
     if task.stream is not None:
         task.state = FINISHED

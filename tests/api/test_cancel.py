@@ -65,6 +65,24 @@ def test_a_task_may_clean_up_when_it_is_interrupted(ray_shared, tmp_path):
     assert (tmp_path / "cleaned").exists()
 
 
+def test_what_an_interrupted_task_makes_of_it_is_told_and_is_no_failure(ray_shared, tmp_path):
+    # As numpy's C parts do, which raise ImportError when they are interrupted while they are imported.
+    @ray.remote
+    def imports():
+        try:
+            (tmp_path / "started").touch()
+            while True:
+                time.sleep(0.01)
+        except KeyboardInterrupt:
+            raise ImportError("half of it is missing") from None
+
+    ref = imports.remote()
+    wait_until((tmp_path / "started").exists)
+    ray.cancel(ref)
+    with pytest.raises(TaskCancelledError, match="was cancelled, and raised ImportError: half of it is missing"):
+        ray.get(ref, timeout=30)
+
+
 def test_force_ends_a_task_that_does_not_listen(ray_shared, tmp_path):
     ref = spin_in_c.remote(tmp_path / "started")
     wait_until((tmp_path / "started").exists)

@@ -89,7 +89,7 @@ def test_dangerous_commands_and_foreign_keys_are_refused() -> None:
             await plane.store.call(0, "PING")
             client = plane.client()
             for command in FORBIDDEN:
-                with pytest.raises(redis.exceptions.ResponseError, match=r"(?i)no permissions|unknown command|not allowed"):
+                with pytest.raises(redis.exceptions.ResponseError, match=r"(?i)permissions|unknown|not allowed"):
                     await asyncio.to_thread(client.execute_command, *command)
             with pytest.raises(redis.exceptions.NoPermissionError):
                 await asyncio.to_thread(client.hset, "elsewhere", "field", "value")
