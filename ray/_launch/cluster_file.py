@@ -24,10 +24,11 @@ def write(
     rows: Iterable[Mapping[str, Any]],
     next_number: int = 0,
     tls: bool = False,
+    durable: bool = False,
 ) -> None:
     """rows: of the other nodes that live: number, node_id, host, port. next_number: on the head's own node: the number
-    that the next newcomer gets, for a head that takes over: then it is on the disk when this returns, so that not even
-    a power cut has a number given twice. tls: how they are to be dialled.
+    that the next newcomer gets, for a head that takes over. tls: how they are to be dialled. durable: the file is on
+    the disk when this returns, so that not even a power cut has a number given twice.
 
     Raises: OSError: the disk is full."""
     others = [
@@ -37,11 +38,11 @@ def write(
     draft = f"{folder}/{NAME}.new"
     with open(draft, "w") as file:
         json.dump({"number": number, "head": list(head), "next": next_number, "tls": tls, "nodes": others}, file)
-        if next_number:
+        if durable:
             file.flush()
             os.fsync(file.fileno())
     os.replace(draft, f"{folder}/{NAME}")
-    if next_number:
+    if durable:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)  # the name

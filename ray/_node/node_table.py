@@ -71,7 +71,15 @@ class NodeTable:
         self._node.nodes = list(self._rows.values())
         try:
             node = self._node
-            tls = bool(node.settings.tls)
-            cluster_file.write(node.session.folder, node.number, self._head, node.nodes, self._next_number(), tls)
+            next_number = self._next_number()
+            cluster_file.write(
+                node.session.folder,
+                node.number,
+                self._head,
+                node.nodes,
+                next_number,
+                tls=bool(node.settings.tls),
+                durable=bool(next_number and node.config.get("lasts")),  # of a head that can come back
+            )
         except OSError as error:
             logger.error("the table of nodes could not be written: %s", error)

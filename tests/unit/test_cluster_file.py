@@ -20,9 +20,9 @@ def test_what_was_written_is_read_and_a_session_without_other_nodes_has_no_file(
     assert cluster_file.read(str(tmp_path)) == {"number": 0, "head": HEAD, "next": 2, "tls": True, "nodes": [ROW]}
 
 
-@pytest.mark.parametrize("next_number", [0, 2])
-def test_only_the_head_which_gives_numbers_waits_for_the_disk(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, next_number: int
+@pytest.mark.parametrize("durable", [False, True])
+def test_only_a_head_that_can_come_back_waits_for_the_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, durable: bool
 ) -> None:
     happened: list[tuple[str, Any]] = []
     replace = os.replace
@@ -37,9 +37,9 @@ def test_only_the_head_which_gives_numbers_waits_for_the_disk(
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replaced)
-    cluster_file.write(str(tmp_path), 0, HEAD, [ROW], next_number)
+    cluster_file.write(str(tmp_path), 0, HEAD, [ROW], 2, durable=durable)
     written = (tmp_path / "nodes").read_text()
-    if next_number:
+    if durable:
         known = cluster_file.read(str(tmp_path))
         assert happened == [(f"{tmp_path}/nodes.new", written), ("replaced", written), (str(tmp_path), known)]
     else:
