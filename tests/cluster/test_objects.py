@@ -63,6 +63,12 @@ def objects(nodes: Nodes, number: int) -> int:
         client.disconnect()
 
 
+@ray.remote(num_returns="streaming")
+def items(n: int) -> Any:
+    for i in range(n):
+        yield np.full(N, i)
+
+
 def nothing_left(nodes: Nodes, *numbers: int) -> Callable[[], bool]:
     return lambda: all(objects(nodes, n) == 0 and stats(nodes, n)["held"] == 0 for n in numbers)
 
@@ -125,17 +131,24 @@ def test_wait_has_what_is_ready_elsewhere_fetched_as_a_copy_that_may_go_again(no
 
 def test_generators_on_another_node_yield_large_items(nodes: Nodes) -> None:
     nodes.add_node({"CPU": 1})
-
-    @ray.remote(num_returns="streaming")
-    def items() -> Any:
-        for i in range(4):
-            yield np.full(N, i)
-
-    assert [int(ray.get(ref).sum()) for ref in items.options(**on(nodes, 1)).remote()] == [i * N for i in range(4)]
+    assert [int(ray.get(ref).sum()) for ref in items.options(**on(nodes, 1)).remote(4)] == [i * N for i in range(4)]
     wait_until(nothing_left(nodes, 0, 1))
 
 
 @pytest.mark.parametrize("nodes", [{"object_store_memory": 256 * 2**20}], indirect=True)
+def test_generators_that_are_dropped_early_leave_nothing_anywhere(nodes: Nodes) -> None:
+    # An item may be freed here before the other node's store has read that it should hold it for us.
+    nodes.add_node({"CPU": 1})
+    for taken in range(12):
+        generators = [items.options(num_cpus=0, **on(nodes, 1)).remote(6) for _ in range(8)]
+        for generator in generators:
+            for _ in range(taken % 5):
+                next(generator)
+            del generator
+        del generators
+        wait_until(nothing_left(nodes, 0, 1))
+
+
 def test_a_get_in_the_middle_of_a_transfer_survives_the_death_of_the_node_that_sends(nodes: Nodes) -> None:
     nodes.add_node({"CPU": 1}, object_store_memory=256 * 2**20)
     ref = make.options(**on(nodes, 1, soft=True)).remote(7, 20_000_000)
