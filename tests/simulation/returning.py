@@ -86,6 +86,7 @@ class Returning:
         head.service.groups.groups.attempts_from = head.own << 32
         present = [_present(back) for back in self._back.values()]
         resumption.resume(head.service, self._saved, present, "it did not come back")
+        self._give_up_others()
         claims = resumption.claims(present)
         for admit in admits:
             assert isinstance(admit, Admit)
@@ -103,6 +104,14 @@ class Returning:
             head.join(node)
         head.watch()
         head.service.groups.missed({group_id for back in self._back.values() for group_id in back.said["bundles"]})
+
+    def _give_up_others(self) -> None:
+        """Nodes of the file of which the tables know nothing: Redis had stood still since they joined, and was killed.
+        Nobody but the table that the nodes are sent says that they are given up."""
+        laws = self._head.cluster.laws
+        for number, node_id in self._head.disk.nodes:
+            if number not in self._back and node_id not in laws.dead:
+                laws.declared_dead(node_id, "it did not come back, and the tables have lost it")
 
     def _say_what_is_over(self) -> None:
         head = self._head
