@@ -135,7 +135,6 @@ def test_generators_on_another_node_yield_large_items(nodes: Nodes) -> None:
     wait_until(nothing_left(nodes, 0, 1))
 
 
-@pytest.mark.parametrize("nodes", [{"object_store_memory": 256 * 2**20}], indirect=True)
 def test_generators_that_are_dropped_early_leave_nothing_anywhere(nodes: Nodes) -> None:
     # An item may be freed here before the other node's store has read that it should hold it for us.
     nodes.add_node({"CPU": 1})
@@ -149,6 +148,7 @@ def test_generators_that_are_dropped_early_leave_nothing_anywhere(nodes: Nodes) 
         wait_until(nothing_left(nodes, 0, 1))
 
 
+@pytest.mark.parametrize("nodes", [{"object_store_memory": 256 * 2**20}], indirect=True)
 def test_a_get_in_the_middle_of_a_transfer_survives_the_death_of_the_node_that_sends(nodes: Nodes) -> None:
     nodes.add_node({"CPU": 1}, object_store_memory=256 * 2**20)
     ref = make.options(**on(nodes, 1, soft=True)).remote(7, 20_000_000)
