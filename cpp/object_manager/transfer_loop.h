@@ -15,6 +15,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -153,6 +154,7 @@ class TransferLoop final : public Stream::Handler {
   // it since then: those keep it.
   void FreedByOwner(const ObjectId& key);
   uint64_t OwnerDead(std::span<const uint8_t> prefix);
+  bool IsOrphan(const ObjectId& key) const;  // its owner is known to be dead
   // Its owner has died: what we hold for it, and our copies elsewhere, go unless somebody keeps them.
   void Lapse(const ObjectId& key);
   // For a process of the peer's node, who keeps it beside its owner. False: there is no such object.
@@ -219,6 +221,8 @@ class TransferLoop final : public Stream::Handler {
   std::vector<uint32_t> loose_pins_;                       // slots, until Act is through
   std::map<PullAsker, uint32_t> pins_;                     // slots, of answered pulls
   std::unordered_set<ObjectId, KeyHash> holds_;
+  std::set<std::string> dead_owners_;  // tags, and the four bytes that the tags of a dead node's processes begin with
+  std::deque<std::string> died_;       // the same, the oldest first
   std::unordered_map<ObjectId, uint64_t, KeyHash> freed_unheld_;     // their generations: freed before they were held
   std::unordered_map<ObjectId, std::vector<Ended>, KeyHash> ended_;  // said to have ended, for kEndedNs
   std::deque<std::pair<int64_t, ObjectId>> ended_at_;                // the oldest first

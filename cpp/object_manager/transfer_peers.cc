@@ -278,7 +278,12 @@ bool TransferLoop::OnPullerFrame(Stream& stream, PeerConn& peer, const FrameHead
       return true;
     }
     case Peer::kEnd:
-      if (at != servings_.end()) EndServing(push);
+      if (at != servings_.end()) {
+        const ObjectId key = at->second.key;
+        EndServing(push);
+        // Whoever keeps it has pinned the copy; and when our own goes, nobody tells the copies any more.
+        if (peer.where && IsOrphan(key)) Say(*peer.where, Peer::kLapse, key);
+      }
       return true;
     case Peer::kFree:
       FreedByOwner(ObjectId::FromBytes(payload.data()));

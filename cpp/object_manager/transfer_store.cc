@@ -16,6 +16,7 @@ using plasma::Step;
 
 namespace {
 constexpr uint64_t kStoreKey = 2;
+constexpr size_t kDeadOwnersMax = 4096;  // of more, some copies stay until they are evicted
 
 // A step that the store must be asked about. It answers at once: nobody else's doing is waited for.
 template <typename Try>
@@ -156,6 +157,12 @@ void TransferLoop::FreedByOwner(const ObjectId& key) {
 }
 
 uint64_t TransferLoop::OwnerDead(std::span<const uint8_t> prefix) {
+  std::string owner(reinterpret_cast<const char*>(prefix.data()), prefix.size());
+  if (dead_owners_.insert(owner).second) died_.push_back(std::move(owner));
+  if (died_.size() > kDeadOwnersMax) {
+    dead_owners_.erase(died_.front());
+    died_.pop_front();
+  }
   std::vector<ObjectId> dead;
   for (const ObjectId& key : holds_) {
     if (std::memcmp(key.bytes, prefix.data(), prefix.size()) == 0) dead.push_back(key);
@@ -165,6 +172,11 @@ uint64_t TransferLoop::OwnerDead(std::span<const uint8_t> prefix) {
   // tell.
   for (const ObjectId& key : pushes_.WithCopies(prefix)) Lapse(key);
   return dead.size();
+}
+
+bool TransferLoop::IsOrphan(const ObjectId& key) const {
+  const std::string bytes(reinterpret_cast<const char*>(key.bytes), Tag::kBytes);
+  return dead_owners_.count(bytes) != 0 || dead_owners_.count(bytes.substr(0, sizeof(uint32_t))) != 0;
 }
 
 void TransferLoop::Lapse(const ObjectId& key) {

@@ -279,6 +279,24 @@ TEST(Transfer, ClaimsThatComeJustAfterTheOwnersEndAreInTime) {
   EXPECT_TRUE(Eventually([&] { return a.client->Contains(Key(2)) == plasma::Step::kAbsent; }));
 }
 
+// Those who keep it fetch it late: the other copies have been told by then.
+TEST(Transfer, LeavesNoCopyThatWasFetchedAfterItsOwnersDeath) {
+  Node a(8 << 20), b;
+  plasma::Put(a.client.get(), 1, 1 << 20);
+  EXPECT_TRUE(b.Claim(1, a));
+  ASSERT_TRUE(a.line->Ask(Line::kOwnerDead, std::string("test")).ok());
+  ASSERT_TRUE(a.Next().type == Line::kCount);
+  const uint64_t request = b.Pull(1, {a.gate->address()});
+  EXPECT_TRUE(Here(b.Next()));
+  ASSERT_TRUE(b.client->TryPin(Key(1)) == plasma::Step::kDone);
+  ASSERT_TRUE(b.line->LetGo(request).ok());
+  EXPECT_TRUE(Eventually([&] { return b.Count().freed == 1; }));
+  EXPECT_TRUE(b.Has(1, 1 << 20));
+  b.client->UnpinKey(Key(1));
+  b.client->Unpinned(Key(1));
+  EXPECT_TRUE(Eventually([&] { return b.client->Contains(Key(1)) == plasma::Step::kAbsent; }));
+}
+
 TEST(Transfer, LetsGoOfClaimsWithTheStoreThatMadeThem) {
   Node a(8 << 20), b;
   plasma::Put(a.client.get(), 1, 1 << 20);
