@@ -79,8 +79,10 @@ def describe(pid: int) -> str:
     return f"{pid} (state {after_name[0]}, parent {after_name[1]}) {command[:200] or name}"
 
 
-def is_zombie(pid: int) -> bool:
-    """Also true of a process that is gone altogether: neither holds anything any more."""
+def has_ended(pid: int) -> bool:
+    """Whether the process runs no more: gone altogether, or a zombie for whom nobody waited yet.
+
+    A process can end between the opening of its file and the reading (ProcessLookupError)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except OSError:
@@ -100,7 +102,7 @@ def ancestors(pid: int) -> set[int]:
 
 def marked_processes(mark: int) -> set[int]:
     """All live processes with the mark, except this one and those that it runs under."""
-    return {pid for pid in pids() if mark_of(pid) == mark and not is_zombie(pid)} - ancestors(os.getpid())
+    return {pid for pid in pids() if mark_of(pid) == mark and not has_ended(pid)} - ancestors(os.getpid())
 
 
 def zombie_children() -> set[int]:

@@ -12,6 +12,7 @@ import pytest
 
 import ray
 from ray.exceptions import ActorDiedError, RayActorError
+from tests.leaks import has_ended
 from tests.wait import wait_until
 
 
@@ -49,14 +50,6 @@ class Counter:
     @classmethod
     def class_name(cls):
         return cls.__name__
-
-
-def alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 # --- calling ---------------------------------------------------------------------------------------------------------
@@ -354,7 +347,7 @@ def test_an_actor_exits_when_its_last_handle_is_gone_and_finishes_first(ray_shar
     pid = ray.get(writer.pid.remote())
     writer.write.remote(tmp_path / "file")
     del writer
-    wait_until(lambda: not alive(pid))
+    wait_until(lambda: has_ended(pid))
     assert (tmp_path / "file").read_text() == "done"
 
 
@@ -423,7 +416,7 @@ def test_exit_actor_ends_it_on_purpose(ray_shared):
     quitter = Quitter.remote()
     pid = ray.get(quitter.pid.remote())
     ref = quitter.quit.remote()
-    wait_until(lambda: not alive(pid))
+    wait_until(lambda: has_ended(pid))
     with pytest.raises(ActorDiedError):
         ray.get(quitter.pid.remote(), timeout=30)
     with pytest.raises(ActorDiedError):

@@ -18,6 +18,7 @@ import pytest
 import ray
 from ray.exceptions import RuntimeEnvSetupError
 from tests.conftest import Engine
+from tests.leaks import has_ended
 from tests.wait import wait_until
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -186,27 +187,19 @@ def pid_in(file: Path) -> int:
     return int(file.read_text())
 
 
-def gone(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
 def test_a_build_that_takes_too_long_is_killed_with_its_tool(tools: Tools, tmp_path: Path) -> None:
     env = {**hanging(tools, tmp_path / "pid"), "config": {"setup_timeout_seconds": 3}}
     with pytest.raises(RuntimeEnvSetupError, match="not set up within 3 s"):
         ray.get(process.options(runtime_env=env).remote())
     if (tmp_path / "pid").exists():
-        wait_until(lambda: gone(pid_in(tmp_path / "pid")))
+        wait_until(lambda: has_ended(pid_in(tmp_path / "pid")))
 
 
 def test_a_build_that_nobody_waits_for_any_more_is_killed(tools: Tools, tmp_path: Path) -> None:
     ref = process.options(runtime_env=hanging(tools, tmp_path / "pid")).remote()
     pid = pid_in(tmp_path / "pid")
     ray.cancel(ref)
-    wait_until(lambda: gone(pid))
+    wait_until(lambda: has_ended(pid))
 
 
 def test_a_killed_builder_fails_those_who_wait(tools: Tools, tmp_path: Path) -> None:
@@ -217,7 +210,7 @@ def test_a_killed_builder_fails_those_who_wait(tools: Tools, tmp_path: Path) -> 
     os.kill(builder, signal.SIGKILL)
     with pytest.raises(RuntimeEnvSetupError, match="the builder process killed by SIGKILL"):
         ray.get(ref)
-    wait_until(lambda: gone(tool))
+    wait_until(lambda: has_ended(tool))
 
 
 # -- conda ---------------------------------------------------------------------------------------------------------
@@ -387,14 +380,14 @@ def test_an_actor_is_killed_with_what_was_started_for_it(tools: Tools) -> None:
     actor = Held.remote()
     pids = ray.get(actor.pids.remote())
     ray.kill(actor)
-    wait_until(lambda: all(gone(pid) for pid in pids))
+    wait_until(lambda: all(has_ended(pid) for pid in pids))
 
 
 def test_nothing_is_left_of_a_build_when_the_session_ends(tools: Tools, tmp_path: Path, engine: Engine) -> None:
     process.options(runtime_env=hanging(tools, tmp_path / "pid")).remote()
     tool = pid_in(tmp_path / "pid")
     engine.stop()  # asserts that nothing is left
-    assert gone(tool)
+    assert has_ended(tool)
 
 
 def test_nothing_is_left_of_a_build_when_the_node_dies(tools: Tools, tmp_path: Path, engine: Engine) -> None:
@@ -406,5 +399,5 @@ def test_nothing_is_left_of_a_build_when_the_node_dies(tools: Tools, tmp_path: P
     os.kill(node, signal.SIGKILL)
     with pytest.raises(ray.exceptions.RayError):
         ray.get(ref)
-    wait_until(lambda: gone(tool))
+    wait_until(lambda: has_ended(tool))
     engine.stop()  # asserts that nothing is left

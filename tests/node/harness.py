@@ -163,15 +163,6 @@ class Driver(Talk):
         self.node.close()
 
 
-def running(pid: int) -> bool:
-    """Whether pid runs; one that has ended and waits for its parent to ask does not."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except FileNotFoundError:
-        return False
-
-
 def wait_gone(pids: list[int], timeout_s: float = 60.0) -> float:
     """Waits until none of pids runs. Returns: seconds it took."""
     started = time.monotonic()
@@ -188,4 +179,4 @@ def wait_gone(pids: list[int], timeout_s: float = 60.0) -> float:
     return time.monotonic() - started
 
 
-__all__ = ["CPU1", "ConnectionClosed", "Driver", "Talk", "Worker", "running", "wait_gone"]
+__all__ = ["CPU1", "ConnectionClosed", "Driver", "Talk", "Worker", "wait_gone"]

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from ray._launch.node_process import NodeStartError
+from tests.leaks import has_ended
 from tests.wait import wait_until
 
-from .harness import CPU1, ConnectionClosed, Driver, Talk, Worker, running, wait_gone
+from .harness import CPU1, ConnectionClosed, Driver, Talk, Worker, wait_gone
 
 Start = Callable[..., Driver]
 
@@ -252,7 +253,7 @@ def test_two_sessions_side_by_side_do_not_see_each_other(start: Start) -> None:
     with pytest.raises(ConnectionClosed):
         second.register(stranger)
     first.shutdown()
-    assert not running(one.pid) and running(two.pid)
+    assert has_ended(one.pid) and not has_ended(two.pid)
     assert second.rpc("cluster_resources")["CPU"] == 30_000
 
 

@@ -15,9 +15,10 @@ import pytest
 from ray._launch import session as sessions
 from ray._node.children import children_of
 from ray._node.cores import STILL_RUNS
+from tests.leaks import has_ended
 from tests.wait import wait_until
 
-from .harness import CPU1, ROOT, Driver, running, wait_gone
+from .harness import CPU1, ROOT, Driver, wait_gone
 
 Start = Callable[..., Driver]
 SPIN = "__import__('ctypes').CDLL(None).pause()"  # inside C, deaf to everything Python could notice
@@ -129,7 +130,7 @@ def test_the_store_is_started_again_and_everybody_hears_of_both(start: Start) ->
     os.kill(driver.stats()["pids"]["plasma_store"], signal.SIGKILL)
     driver.event("store_died")
     driver.event("store_back")
-    assert running(driver.stats()["pids"]["plasma_store"])
+    assert not has_ended(driver.stats()["pids"]["plasma_store"])
     assert [m[0] for m in worker.value("heard") if m[0] in ("store_died", "store_back")] == ["store_died", "store_back"]
 
 
@@ -157,7 +158,7 @@ def test_when_the_node_is_killed_nothing_of_it_survives_and_the_driver_knows(sta
     wait_gone(pids)
     assert select.select([driver.node.ended_fd], [], [], 60.0)[0]
     assert driver.node.wait_exit(60.0) == -signal.SIGKILL
-    assert running(child)  # nobody was left to end it: what the driver does next
+    assert not has_ended(child)  # nobody was left to end it: what the driver does next
     driver.node.discard()
     wait_gone([child])
 
@@ -184,7 +185,7 @@ def test_when_the_driver_is_killed_everything_ends_also_daemons_that_tasks_had_s
 
     def marked() -> list[str]:
         sleepers = subprocess.run(["pgrep", "-x", "sleep"], capture_output=True, text=True).stdout.split()
-        return [pid for pid in sleepers if running(int(pid)) and session_folder in _environment(int(pid))]
+        return [pid for pid in sleepers if not has_ended(int(pid)) and session_folder in _environment(int(pid))]
 
     wait_until(lambda: not marked())  # the kernel takes a moment to end what was killed
 
@@ -195,7 +196,7 @@ def test_a_forked_child_that_keeps_the_drivers_sockets_does_not_keep_the_session
     pids, session_folder = _run_to_its_death(script)
     child = pids.pop()
     wait_gone(pids)
-    assert not os.path.exists(session_folder) and running(child)
+    assert not os.path.exists(session_folder) and not has_ended(child)
     os.kill(child, signal.SIGKILL)
 
 

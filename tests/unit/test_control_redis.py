@@ -17,6 +17,7 @@ import redis
 from ray._control import aof_repair, redis_server
 from ray._control.redis_server import RedisServers, find_server
 from ray._control.store import StoreUnavailable
+from tests.leaks import has_ended
 from tests.unit.control_session import ControlPlane, control_plane, run, until
 from tests.wait import wait_until
 
@@ -184,13 +185,7 @@ def test_servers_die_with_the_process_that_started_them(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.communicate()
 
-    def running(pid: int) -> bool:
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-        except OSError:
-            return False
-
-    wait_until(lambda: not any(map(running, pids)), 5, what="the servers to die")
+    wait_until(lambda: all(map(has_ended, pids)), 5, what="the servers to die")
 
 
 def damage(plane: ControlPlane, tail: bytes, upside_down: bool = False) -> Path:
