@@ -6,9 +6,12 @@ killed while a borrower elsewhere has the ref; afterwards no store keeps anythin
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
+import socket
+import sys
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ import pytest
 
 import ray
 from ray.exceptions import OwnerDiedError
-from tests.chaos.session import engine, kill
+from tests.chaos.session import engine, gone, kill
 from tests.wait import wait_until
 
 from .nodes import Nodes
@@ -26,6 +29,10 @@ from .test_objects import N, make, nothing_left, on, total_of
 @ray.remote
 def pause() -> None:
     signal.pause()
+
+
+def peer_of(link: socket.socket) -> int:
+    return int.from_bytes(link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
 
 
 @ray.remote(num_cpus=0)
@@ -43,6 +50,13 @@ class Owner:
 
     def hang(self) -> list[Any]:
         return [pause.remote()]
+
+    def lose_node(self, pid: int) -> None:
+        """Cuts the connections to that process, as its end would; all others stay for as long as this one lives."""
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as link:
+                if link.family == socket.AF_UNIX and peer_of(link) == pid:
+                    link.shutdown(socket.SHUT_RDWR)
 
 
 @ray.remote(num_cpus=0)
@@ -115,6 +129,20 @@ def test_of_what_lay_on_the_node_that_died_with_its_owner_small_values_and_copie
         ray.get(unread, timeout=20)
     del read, small, unread, _
     wait_until(nothing_left(nodes, 0))
+
+
+def test_a_worker_that_ends_because_its_node_seems_to_have_ended_takes_nothing_from_its_borrowers(nodes: Nodes) -> None:
+    """As in a node's last milliseconds, when its workers have noticed and its store still does what they say."""
+    nodes.add_node({"CPU": 1})
+    owner = Owner.options(**on(nodes, 1)).remote()
+    refs = ray.get(owner.put.remote(2))
+    told(refs)
+    pid = ray.get(owner.pid.remote())
+    owner.lose_node.remote(nodes.stats(1)["pids"]["node"])
+    gone(pid)
+    assert sums(refs) == [2 * N, 2]
+    del refs
+    wait_until(nothing_left(nodes, 0, 1))
 
 
 def test_borrowers_on_two_nodes_hand_it_on_and_the_last_one_frees_it(nodes: Nodes) -> None:
