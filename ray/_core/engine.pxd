@@ -57,6 +57,8 @@ cdef extern from "ray/_core/wire.h" namespace "ray::wire" nogil:
 cdef extern from "ray/_core/call_alarm.h" namespace "ray" nogil:
     cdef cppclass CallAlarm:
         bint Arm(int64_t soft_ns, int64_t hard_ns, int hard_signal)
+        bint Insist(int64_t from_ns, int hard_signal)
+        void Seen(int64_t soft_ns)
         void Disarm()
 
 ctypedef unordered_map[uint64_t, void*] CallMap
@@ -437,6 +439,7 @@ cdef class Executor:
     cdef readonly str current_name
     cdef bint stopping
     cdef bint retiring
+    cdef bint interrupt_due       # the call on the main thread was cancelled, or is over its time, and nothing was raised for that yet
     cdef bint interrupted         # a task was stopped at an unknown place: no other may run here
     cdef bint reclaimed           # the owner of our lease died; the node waits to hear that we have stopped
     cdef bint exit_pending        # asked to leave; waits until is_needed() is False
@@ -463,7 +466,7 @@ cdef class Executor:
     cdef dict groups              # name ("" is the default) -> CallGroup; None: calls run on the main thread, one by one
     cdef ActorLoop loop           # of an async actor
     cdef dict running             # (link, seq) -> Call: those in groups, waiting or running
-    cdef CallAlarm alarm          # bounds the call on the main thread
+    cdef CallAlarm alarm          # bounds and interrupts the call on the main thread
     cdef list limits              # heap of (limit_ns, number, Call) of those in threads
     cdef uint64_t limits_set      # the number of the last
     cdef int64_t grace_ns         # between the interruption of a call that is over its time and force
@@ -471,6 +474,7 @@ cdef class Executor:
 
     cdef int on_task(self, Link link, const uint8_t* data, uint32_t size, uint8_t flags) except -2  # -1: it makes no sense
     cdef int on_cancel(self, Link link, uint64_t seq, uint8_t flags) except -1
+    cdef int interrupt(self, int64_t from_ns) except -1
     cdef int on_gpus(self, Link link, Reader* r) except -1
     cdef int on_stuck_timer(self, int64_t now) except -1
     cdef bint may_lend(self)

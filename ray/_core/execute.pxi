@@ -185,26 +185,53 @@ cdef class Executor:
         if self.loop is not None:
             self.loop.cancel(call)
         elif call is self.current and self.actor is None and (call.producer is None or not call.producer.waiting):
-            import signal
+            self.interrupt(NowNs())
+        return 0
+
+    cdef int interrupt(self, int64_t from_ns) except -1:
+        """KeyboardInterrupt in the call that runs on the main thread, soon."""
+        import signal
+        self.interrupt_due = True
+        # A handler of the user's may take the second signal for another Ctrl-C, and the call won't tell us of the first.
+        if signal.getsignal(signal.SIGINT) != self.on_sigint or not self.alarm.Insist(from_ns, TIME_LIMIT_SIGNAL):
             signal.pthread_kill(self.main_thread, signal.SIGINT)
         return 0
 
     def on_sigint(self, signum, frame):
-        """Main thread, on SIGINT, which only on_cancel, on_reclaim and the alarm send."""
+        """Main thread, on SIGINT, which only the alarm and `interrupt` send."""
         cdef Call call = self.current
+        cdef int64_t now = NowNs()
         if call is None:
             return
-        if call.limit_ns and NowNs() >= call.limit_ns:
+        if call.limit_ns and now >= call.limit_ns and not call.timed_out:
+            self.interrupt_due = True
+        if not self.interrupt_due:
+            return
+        if self.engine.receiving and self.engine.receiver == self.main_thread:
+            # In the middle of what this thread has received, which would be lost.
+            self.interrupt(now + AGAIN_NS)
+            return
+        if call.limit_ns and now >= call.limit_ns and not call.timed_out:
             call.timed_out = True
             cancel_children(self.engine, self.engine.current_seq, 2)
-        if call.producer is not None and NowNs() < call.producer.closing_until:
+        if call.producer is not None and now < call.producer.closing_until:
             # It has stopped already and runs the clean-up of its user, who is given the time for it.
-            self.alarm.Arm(call.producer.closing_until, 0 if call.limit_ns == 0 else call.limit_ns + grace_of(self), TIME_LIMIT_SIGNAL)
+            self.interrupt(call.producer.closing_until)
             return
-        if call.cancelled or call.timed_out:
-            # It may strike in the middle of an import, say, and leave a module half made: this process runs no other task.
-            self.interrupted = self.actor is None
-            raise KeyboardInterrupt
+        self.interrupt_due = False
+        self.alarm.Seen(call.limit_ns if call.limit_ns > now else 0)
+        # It may strike in the middle of an import, say, and leave a module half made: this process runs no other task.
+        self.interrupted = self.actor is None
+        raise KeyboardInterrupt
+
+    def on_unraisable(self, otherwise, what):
+        """sys.unraisablehook: an interruption that was raised in a __del__, say, where it ends nothing, comes again."""
+        cdef Call call = self.current
+        if what.exc_type is KeyboardInterrupt and call is not None and (call.cancelled or call.timed_out) \
+                and <unsigned long>get_ident() == self.main_thread:
+            self.interrupt(NowNs() + AGAIN_NS)
+        else:
+            otherwise(what)
 
     def on_become(self, actor_id, creation, incarnation, gpu_ids):
         self.become = (actor_id, creation, incarnation, gpu_ids)
@@ -221,11 +248,10 @@ cdef class Executor:
 
     def on_reclaim(self, tag):
         """The process `tag`, whose lease we are, has died: what runs for it is interrupted, what waits for it is dropped."""
-        import signal
         self.reclaimed = True
         if self.current is not None and self.current.link.tag == tag:
             self.current.cancelled = True
-            signal.pthread_kill(self.main_thread, signal.SIGINT)
+            self.interrupt(NowNs())
 
     cdef bint is_needed(self) except -1:
         """Others refer to objects that this process owns, or calls that it made are not finished."""
@@ -310,18 +336,18 @@ cdef class Executor:
         if not call.link.alive or call.answered:
             return 0  # the caller is dead, or has cancelled it: nobody wants the result
         self.current = call
-        self.current_name = call.function.name if self.actor is None else self.actor_name()
-        if not self.queue.empty() and self.engine.deadline_stuck_ns == 0:
-            self.engine.set_deadline(D_STUCK, NowNs() + STUCK_NS)
-        if self.omp_threads != call.function.threads and self.omp_threads != 0 and self.actor is None:
-            self.set_threads(call.function.threads)
-        if self.actor is None:
-            self.engine.capture = call.function.capture
-        self.engine.current_seq = parent_of(call.link, call.seq)
-        call.started_ns = NowNs()
-        if call.function.time_limit_ns:
-            set_alarm(self, call)
+        call.started_ns = NowNs()  # from here on a cancel interrupts it
         try:
+            self.current_name = call.function.name if self.actor is None else self.actor_name()
+            if not self.queue.empty() and self.engine.deadline_stuck_ns == 0:
+                self.engine.set_deadline(D_STUCK, NowNs() + STUCK_NS)
+            if self.omp_threads != call.function.threads and self.omp_threads != 0 and self.actor is None:
+                self.set_threads(call.function.threads)
+            if self.actor is None:
+                self.engine.capture = call.function.capture
+            self.engine.current_seq = parent_of(call.link, call.seq)
+            if call.function.time_limit_ns:
+                set_alarm(self, call)
             parts = self.arguments(call)
             value = (<object>parts[0])(*<tuple>parts[1], **<dict>parts[2]) if parts[2] is not None else \
                 (<object>parts[0])(*<tuple>parts[1])
@@ -356,7 +382,8 @@ cdef class Executor:
     cdef int over(self, Call call) except -1:
         """User code has ended: from here on a cancel is too late."""
         self.current = None
-        if call.limit_ns or call.producer is not None:
+        self.interrupt_due = False
+        if call.limit_ns or call.cancelled or call.producer is not None:
             self.alarm.Disarm()
         return 0
 

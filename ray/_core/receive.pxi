@@ -325,12 +325,19 @@ cdef int poll_events(Engine self, int64_t timeout_ms) except -2:
 
 
 cdef int run_callbacks(Engine self) except -1:
+    """All of them. What ends one and is no Exception (a Ctrl-C may strike in the callback of a future) is raised when the others have
+    run: tasks wait for that, and threads."""
     todo, self.callbacks = self.callbacks, []
+    ended = None
     for function, args in todo:
         try:
             function(*args)
         except Exception:
             traceback.print_exc()
+        except BaseException as error:
+            ended = error
+    if ended is not None:
+        raise ended
     return 0
 
 

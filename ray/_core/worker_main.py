@@ -8,6 +8,7 @@ it owned fail with OwnerDiedError. If the node dies, the kernel kills it.
 from __future__ import annotations
 
 import faulthandler
+import functools
 import os
 import signal
 import sys
@@ -96,6 +97,7 @@ def main(startup: dict[str, Any]) -> int:
     faulthandler.enable(2)  # a crash of compiled code says in which line of Python it was
     # Only ray.cancel sends it: the terminal's Ctrl-C doesn't reach this process group.
     signal.signal(signal.SIGINT, executor.on_sigint)
+    sys.unraisablehook = functools.partial(executor.on_unraisable, sys.unraisablehook)
     sys.stdout = _NamedStream(sys.stdout, executor)  # type: ignore[assignment]
     sys.stderr = _NamedStream(sys.stderr, executor)  # type: ignore[assignment]
     _set_up_logging(engine)

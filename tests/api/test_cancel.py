@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import collections
+import ctypes
+import signal
 import time
 
 import pytest
@@ -81,6 +84,56 @@ def test_what_an_interrupted_task_makes_of_it_is_told_and_is_no_failure(ray_shar
     ray.cancel(ref)
     with pytest.raises(TaskCancelledError, match="was cancelled, and raised ImportError: half of it is missing"):
         ray.get(ref, timeout=30)
+
+
+def test_an_interruption_that_strikes_where_nothing_can_be_raised_comes_again(ray_shared, tmp_path):
+    @ray.remote
+    def task(path):
+        class Closing:
+            def __del__(self):  # what is raised here is printed, and forgotten
+                path.touch()
+                time.sleep(60)
+
+        Closing()
+        time.sleep(600)
+
+    ref = task.remote(tmp_path / "closes")
+    wait_until((tmp_path / "closes").exists)
+    ray.cancel(ref)
+    with pytest.raises(TaskCancelledError):
+        ray.get(ref, timeout=20)
+
+
+def test_an_interruption_that_strikes_just_before_a_system_call_comes_again(ray_shared, tmp_path):
+    @ray.remote
+    def task(path):
+        path.touch()
+        # Between two calls of C in a row Python looks for no signal: the second begins after the first was interrupted.
+        sleep = ctypes.CDLL(None).sleep
+        collections.deque(map(sleep, [600, 600]))
+
+    ref = task.remote(tmp_path / "sleeps")
+    wait_until((tmp_path / "sleeps").exists)
+    ray.cancel(ref)
+    with pytest.raises(TaskCancelledError):
+        ray.get(ref, timeout=20)
+
+
+def test_a_handler_of_the_users_is_called_once(ray_shared, tmp_path):
+    @ray.remote(max_retries=0)
+    def task(path):
+        seen = []
+        signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+        path.touch()
+        while not seen:
+            time.sleep(0.01)
+        time.sleep(0.3)  # others would come within this time
+        return len(seen)
+
+    ref = task.remote(tmp_path / "handles")
+    wait_until((tmp_path / "handles").exists)
+    ray.cancel(ref)
+    assert ray.get(ref, timeout=20) == 1
 
 
 def test_force_ends_a_task_that_does_not_listen(ray_shared, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import copy
 import pickle
 
@@ -61,6 +62,38 @@ def test_future_gives_a_future_of_the_standard_library(ray_shared):
     assert future.result(timeout=30) == 7
     with pytest.raises(KeyError):
         fail.remote().future().result(timeout=30)
+
+
+@ray.remote(num_returns=8)
+def eight(when):
+    """They settle in one round, as soon as that file is there."""
+    wait_until(when.exists)
+    return range(8)
+
+
+def test_what_ends_one_callback_keeps_no_other_from_running(ray_shared, tmp_path):
+    def interrupted(future):
+        raise KeyboardInterrupt  # a Ctrl-C that strikes here
+
+    for i in range(5):  # whichever thread has the round
+        futures = [ref.future() for ref in eight.remote(tmp_path / str(i))]
+        futures[0].add_done_callback(interrupted)
+        (tmp_path / str(i)).touch()
+        with contextlib.suppress(KeyboardInterrupt):
+            ray.get(echo.remote(1))
+        assert [future.result(timeout=30) for future in futures] == list(range(8))
+
+
+def test_what_a_callback_raises_ends_no_thread_of_ours(ray_shared, tmp_path):
+    def leaves(future):
+        raise SystemExit
+
+    future = eight.remote(tmp_path / "now")[0].future()
+    future.add_done_callback(leaves)
+    (tmp_path / "now").touch()
+    assert future.result(timeout=30) == 0
+    later = echo.remote(2).future()  # nobody but our thread receives this
+    assert later.result(timeout=30) == 2
 
 
 def test_a_ref_can_be_copied_and_compared(ray_shared):
