@@ -1,98 +1,38 @@
-"""Work over several nodes whose every result, and every number of executions, is known. LIBRARY of the chaos tests;
-threads of drivers, on the head's node and on others.
+"""Work over several nodes whose every result, and every number of executions, is known: of tasks and objects here, of
+actors in actor_load.py. LIBRARY of the chaos tests; threads of drivers, on the head's node and on others.
 
 Like load.py: each kind is a function of (random, world) that makes calls and raises AssertionError for what isn't as it
-must be. What may fail, and why, is the table in faults.py. Tasks and methods that count write a line into the ledger, a
-file per piece of work, as they begin: so it is known how often, and in which order, each has run, whatever became of
-the process.
+must be. What may fail, and why, is the table in faults.py.
 """
 
 from __future__ import annotations
 
-import itertools
+import asyncio
+import contextlib
 import os
 import random
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import TaskCancelledError, WorkerCrashedError
 from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
-from tests.chaos.faults import LOST_STORE, NONE, Faults
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from tests.chaos import actor_load
+from tests.chaos.actor_load import Clerk
+from tests.chaos.faults import LOST_STORE, NONE
 from tests.chaos.session import engine
-
-BIG = 200_000  # float64: 1.6 MB
-CALL_S = 45.0  # no call may take longer; a link between two nodes may be dead for 25 s before it is noticed
-
-
-class World:
-    """What a driver's work needs to know of where it runs."""
-
-    def __init__(self, faults: Faults, ledger: str, host: int) -> None:
-        self.faults, self.ledger, self.host = faults, ledger, host
-        self._numbers = itertools.count()
-
-    def somewhere(self, r: random.Random) -> dict[str, Any]:
-        """Options of what is to run on a node of those alive, or elsewhere if it dies."""
-        node = r.choice([row["NodeID"] for row in ray.nodes() if row["Alive"]])
-        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
-
-    def page(self) -> str:
-        """A new file of the ledger."""
-        return f"{self.ledger}/{os.getpid()}-{next(self._numbers)}"
-
-    def unique(self) -> str:
-        return f"{self.host}-{os.getpid()}-{next(self._numbers)}"
-
-    def __str__(self) -> str:
-        return ", ".join(f"{count} x {kind}" for kind, count in self.faults.counts().items()) or "nothing"
-
-
-def write(page: str, *row: object) -> None:
-    fd = os.open(page, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(fd, (" ".join(map(str, row)) + "\n").encode())
-    finally:
-        os.close(fd)
-
-
-def read(page: str) -> list[list[str]]:
-    try:
-        return [line.split() for line in Path(page).read_text().splitlines()]
-    except FileNotFoundError:
-        return []
-
-
-def get(refs: Any) -> Any:
-    return ray.get(refs, timeout=CALL_S)
-
+from tests.chaos.world import BIG, CALL_S, World, double, first_of, get, make, read, write
 
 # -- remote functions -------------------------------------------------------------------------------------------------
 
 
 @ray.remote(max_retries=-1)
-def double(x: Any) -> Any:
-    return x * 2
-
-
-@ray.remote(max_retries=-1)
-def make(number: int) -> np.ndarray:
-    return np.full(BIG, float(number))
-
-
-@ray.remote(max_retries=-1)
 def plus(a: Any, b: Any) -> Any:
     return a + b
-
-
-@ray.remote(max_retries=-1)
-def first_of(box: list[Any]) -> float:
-    return float(ray.get(box[0])[0])
 
 
 @ray.remote(max_retries=-1)
@@ -121,33 +61,6 @@ def counted(page: str, x: int, seconds: float) -> int:
     return x * 2
 
 
-@ray.remote(num_cpus=0)
-class Clerk:
-    """Writes down each call before it answers."""
-
-    def __init__(self, page: str) -> None:
-        self.page = page
-        self.me = f"{os.getpid()}-{time.monotonic_ns()}"
-
-    def note(self, i: int) -> int:
-        write(self.page, i, self.me)
-        return i * 2
-
-    def total(self, array: Any) -> float:
-        return float(array.sum())
-
-    def make(self, number: int) -> np.ndarray:
-        return np.full(BIG, float(number))
-
-    def items(self, first: int, n: int) -> Any:
-        yield from range(first, first + n)
-
-
-@ray.remote(max_retries=-1)
-def ask_by_name(name: str, i: int) -> int:
-    return int(ray.get(ray.get_actor(name).note.remote(i)))
-
-
 @ray.remote(max_retries=-1)
 def kv_get(key: bytes) -> bytes:
     return bytes(engine().rpc("kv_get", key, timeout=CALL_S))
@@ -156,6 +69,44 @@ def kv_get(key: bytes) -> bytes:
 @ray.remote(max_retries=-1)
 def where() -> str:
     return str(ray.get_runtime_context().get_node_id())
+
+
+@ray.remote(max_retries=-1)
+def long(page: str, children: int) -> list[int]:
+    """Takes longer than any round, and so do its children."""
+    write(page, os.getpid())
+    below = [long.remote(page, 0) for _ in range(children)]
+    time.sleep(600)
+    return list(ray.get(below))
+
+
+@ray.remote(max_retries=-1)
+def leaves(depth: int, width: int, where: list[dict[str, Any]]) -> int:
+    """The number of leaves of a tree of calls."""
+    if depth == 0:
+        time.sleep(0.01)
+        return 1
+    return sum(ray.get([leaves.options(**where[0]).remote(depth - 1, width, where[1:]) for _ in range(width)]))
+
+
+@ray.remote(max_retries=-1)
+def wrapped(box: list[Any], numbers: int, put: bool) -> list[Any]:
+    """The refs in the box in another one, which lies in the store if there are many numbers with them."""
+    return [ray.put(box) if put else box, np.zeros(numbers)]
+
+
+@ray.remote(max_retries=-1)
+def unwrapped(box: list[Any], depth: int) -> float:
+    inside: Any = box
+    for _ in range(depth):
+        inside = ray.get(inside[0])[0]
+        inside = ray.get(inside) if isinstance(inside, ray.ObjectRef) else inside
+    return float(ray.get(inside[0])[0])
+
+
+@ray.remote(max_retries=-1)
+def environment(name: str) -> str | None:
+    return os.environ.get(name)
 
 
 # -- kinds of work ----------------------------------------------------------------------------------------------------
@@ -204,6 +155,20 @@ def large_objects(r: random.Random, world: World) -> None:
     depth = r.randint(0, 3)
     places = [world.somewhere(r) for _ in range(depth)]
     assert get(first_at.options(**world.somewhere(r)).remote(depth, [ref], places)) == sum(numbers)
+
+
+def hoards(r: random.Random, world: World) -> None:
+    """More than a tight store has room for: it lies on disks, and is read from there; half of it is dropped unread."""
+    numbers = [r.randrange(1000) for _ in range(r.randint(8, 24))]
+    refs = {i: make.options(**world.somewhere(r)).remote(n) for i, n in enumerate(numbers)}
+    ray.wait(list(refs.values()), num_returns=len(refs), timeout=CALL_S, fetch_local=r.random() < 0.5)
+    chosen = r.sample(sorted(refs), len(refs) // 2)
+    read_elsewhere = [first_of.options(**world.somewhere(r)).remote([refs[i]]) for i in chosen]
+    for i in set(refs) - set(chosen):
+        del refs[i]
+    for i in chosen[:3]:
+        assert (get(refs[i]) == numbers[i]).all()
+    assert get(read_elsewhere) == [numbers[i] for i in chosen]
 
 
 def puts(r: random.Random, world: World) -> None:
@@ -271,57 +236,73 @@ def streams(r: random.Random, world: World) -> None:
     assert [int(np.max(value)) for value in get(refs)] == list(range(first, first + wanted))
 
 
-def calls_in_order(r: random.Random, world: World) -> None:
-    """One caller: each incarnation sees its calls in the order of their submission, none oftener than allowed."""
-    page, retries, began_s = world.page(), r.choice([-1, -1, 0, 2]), time.monotonic()
-    restarts = -1 if retries == -1 else r.choice([-1, 1])
-    actor = Clerk.options(max_restarts=restarts, max_task_retries=retries, **world.somewhere(r)).remote(page)
-    answered: list[int] = []
-    n = r.randint(1, 60)
-    refs = [actor.note.remote(i) for i in range(n)]
-    for i, ref in enumerate(refs):
-        if retries == -1:
-            assert get(ref) == 2 * i
-            answered.append(i)
+def cancelled_tasks(r: random.Random, world: World) -> None:
+    """Whether it runs, waits for a worker or for its argument: it ends soon, and what it has submitted ends too."""
+    page = world.page()
+    refs = [long.options(**world.somewhere(r)).remote(page, r.choice([0, 0, 1])) for _ in range(r.randint(1, 2))]
+    refs.append(double.options(**world.somewhere(r)).remote(refs[0]))
+    others = [double.options(**world.somewhere(r)).remote(i) for i in range(5)]
+    time.sleep(r.choice([0, 0.01, 0.3]))
+    force = r.random() < 0.3
+    for ref in refs:
+        ray.cancel(ref, force=force)
+    for ref in refs:
+        try:
+            value = get(ref)
+        except TaskCancelledError:
             continue
-        with world.faults.may_fail("a call of an actor that is not repeated", began_s=began_s):
-            assert get(ref) == 2 * i
-            answered.append(i)
-    rows = read(page)
-    runs = [int(i) for i, _ in rows]
-    for i in range(n):
-        most = 1 + retries if retries >= 0 else len(rows)
-        assert runs.count(i) <= most, f"call {i} ran {runs.count(i)} times, max_task_retries={retries}: {rows}"
-        assert i not in answered or i in runs, f"call {i} has an answer, but never ran"
-    for me in {me for _, me in rows}:
-        seen = [int(i) for i, who in rows if who == me]
-        assert seen == sorted(set(seen)), f"the actor {me} has seen its calls in this order: {seen}"
-
-
-def methods_and_objects(r: random.Random, world: World) -> None:
-    number = r.randrange(1000)
-    actor = Clerk.options(max_restarts=-1, max_task_retries=-1, **world.somewhere(r)).remote(world.page())
-    assert get(actor.total.remote(make.options(**world.somewhere(r)).remote(number))) == number * BIG
-    with world.faults.may_fail("a large result of a method"):
-        ref = actor.make.remote(number)
-        assert get(first_of.options(**world.somewhere(r)).remote([ref])) == number
-        assert (get(ref) == number).all()
-
-
-def named_actors(r: random.Random, world: World) -> None:
-    name = "clerk-" + world.unique()
-    detached = {"lifetime": "detached"} if r.random() < 0.3 else {}
-    options = {"name": name, "max_restarts": -1, "max_task_retries": -1, **detached, **world.somewhere(r)}
-    actor = Clerk.options(**options).remote(world.page())
-    refs = [ask_by_name.options(**world.somewhere(r)).remote(name, i) for i in range(r.randint(1, 6))]
-    assert get(refs) == [2 * i for i in range(len(refs))]
-    assert get(ray.get_actor(name).note.remote(7)) == 14
-    ray.kill(actor)  # not where that has failed: then it is looked at
+        except WorkerCrashedError:
+            assert force
+            continue
+        raise AssertionError(f"a task that was cancelled has the result {value}")
+    ray.cancel(others[0])
+    assert get(others[1:]) == [2 * i for i in range(1, 5)]
     try:
-        get(actor.note.remote(8))
-    except RayError:
-        return
-    raise AssertionError("an actor that was killed for good has answered")
+        assert get(others[0]) == 0  # it had ended
+    except TaskCancelledError:
+        pass
+
+
+def trees(r: random.Random, world: World) -> None:
+    """Calls of calls of calls, and some that nobody waits for: all of it is gone at the round's end."""
+    depth, width = r.choice([(1, 8), (2, 3), (3, 2)])
+    ref = leaves.options(**world.somewhere(r)).remote(depth, width, [world.somewhere(r) for _ in range(depth)])
+    leaves.options(**world.somewhere(r)).remote(depth, width, [world.somewhere(r) for _ in range(depth)])
+    make.options(**world.somewhere(r)).remote(1)
+    assert get(ref) == width**depth
+
+
+def refs_in_refs(r: random.Random, world: World) -> None:
+    """Each box is made by another task, of the driver's or of another's ref; only the last one is kept."""
+    number, depth = r.randrange(1000), r.randint(1, 4)
+    large, put = r.random() < 0.3, r.random() < 0.3
+    box = [make.options(**world.somewhere(r)).remote(number)]
+    with world.faults.may_fail("refs that a worker owns") if put else contextlib.nullcontext():
+        for _ in range(depth):
+            box = [wrapped.options(**world.somewhere(r)).remote(box, BIG if large else 0, put)]
+        assert get(unwrapped.options(**world.somewhere(r)).remote(box, depth)) == number
+
+
+def environments(r: random.Random, world: World) -> None:
+    value = str(r.randrange(3))
+    env = {"env_vars": {"RAY_CHAOS": value}}
+    refs = [environment.options(runtime_env=env, **world.somewhere(r)).remote("RAY_CHAOS") for _ in range(3)]
+    assert get(refs) == [value] * 3
+    assert get(environment.options(**world.somewhere(r)).remote("RAY_CHAOS")) is None
+
+
+def awaited(r: random.Random, world: World) -> None:
+    numbers = [r.randrange(1000) for _ in range(r.randint(1, 20))]
+
+    async def gather() -> list[Any]:
+        refs = [double.options(**world.somewhere(r)).remote(n) for n in numbers]
+        big = make.options(**world.somewhere(r)).remote(numbers[0])
+        assert ((await asyncio.wait_for(big, CALL_S)) == numbers[0]).all()
+        return list(await asyncio.wait_for(asyncio.gather(*refs), CALL_S))
+
+    assert asyncio.run(gather()) == [2 * n for n in numbers]
+    future = double.options(**world.somewhere(r)).remote(numbers[0]).future()
+    assert future.result(CALL_S) == 2 * numbers[0]
 
 
 def groups(r: random.Random, world: World) -> None:
@@ -361,6 +342,6 @@ def key_values(r: random.Random, world: World) -> None:
 
 
 KINDS: list[Callable[[random.Random, World], None]] = [
-    tasks_everywhere, counted_tasks, large_objects, puts, replicated_puts, small_puts, refs_of_workers, streams,
-    calls_in_order, methods_and_objects, named_actors, groups, key_values,
+    tasks_everywhere, counted_tasks, large_objects, hoards, puts, replicated_puts, small_puts, refs_of_workers,
+    refs_in_refs, streams, cancelled_tasks, trees, environments, awaited, groups, key_values, *actor_load.KINDS,
 ]  # fmt: skip

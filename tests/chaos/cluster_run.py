@@ -12,6 +12,7 @@ import contextlib
 import faulthandler
 import functools
 import os
+import random
 import sys
 import tempfile
 import time
@@ -20,17 +21,26 @@ from typing import Any
 
 import ray
 from tests.chaos.attacker import Attacker
-from tests.chaos.cluster_load import KINDS, World, double
+from tests.chaos.cluster_load import KINDS
 from tests.chaos.faults import Faults
 from tests.chaos.field import Field, open_field
 from tests.chaos.load import Load, some_of
 from tests.chaos.remains import look, of_driver, wait_until_nothing_remains
 from tests.chaos.session import assert_held, crashes, forget_orphans, held
+from tests.chaos.world import World, double
 from tests.leaks import Snapshot
 
 SILENCE_S = 3.0
 THREADS = 4
+STORE_BYTES = 256 * 2**20
+TIGHT_STORE_BYTES = 40 * 2**20  # 25 values of the load's: what nobody reads at the moment goes to disk
 HANGS_S = 300.0  # after so long, whatever it is, all threads' stacks are printed, and the process ends
+
+
+def variant_of(seed: int) -> tuple[int, dict[str, Any]]:
+    """(bytes of each object store, settings) of the round with this seed: some have little room, some encrypt."""
+    r = random.Random(f"variant, seed {seed}")
+    return (TIGHT_STORE_BYTES if r.random() < 0.3 else STORE_BYTES), ({"tls": True} if r.random() < 0.2 else {})
 
 
 def round_nodes(
@@ -47,7 +57,9 @@ def round_nodes(
             ledger = os.path.join(folder, "ledger")
             os.mkdir(ledger)
             faults = Faults(os.path.join(folder, "faults"))
-            field = opening.enter_context(open_field(nodes, SILENCE_S, settings or {}))
+            store_bytes, more = variant_of(seed)
+            more.update(settings or {})
+            field = opening.enter_context(open_field(nodes, SILENCE_S, more, store_bytes))
             assert ray.get([double.remote(i) for i in range(4)], timeout=30) == [0, 2, 4, 6]
             before, of_driver_before = held(), of_driver()
             world = World(faults, ledger, field.home)
@@ -77,7 +89,8 @@ def round_nodes(
                 with contextlib.suppress(AssertionError):
                     attacker.end(20.0)
                 raise
-            said = f"{field.kind}; {len(faults.all())} faults: {faults.counts()}; done {dict(load.done)}"
+            said = f"{field.kind}, {store_bytes >> 20} MiB of store each, settings {more}; {len(faults.all())} faults: "
+            said += f"{faults.counts()}; done {dict(load.done)}"
     finally:
         faulthandler.cancel_dump_traceback_later()
     left = before_all.wait_until_clean(60.0)

@@ -56,6 +56,11 @@ ALLOWED: dict[str, dict[type[Exception], frozenset[str]]] = {
         e.ActorUnavailableError: LOST_WORKER,
         e.ActorDiedError: LOST_WORKER,  # only where restarts are counted: see load
     },
+    # An actor ends with its owner, here the worker of the task that has made it.
+    "an actor that a worker owns": {
+        e.ActorDiedError: LOST_WORKER,
+        e.OwnerDiedError: LOST_WORKER,
+    },
     # A program's session ends with the node process of its host.
     "a program on a lost node": {e.LocalRayletDiedError: LOST_NODE, e.RaySystemError: LOST_NODE},
 }

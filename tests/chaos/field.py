@@ -27,7 +27,6 @@ from tests.wait import wait_until
 
 HEARTBEAT_S = 0.2
 HEAD_WAIT_S = 40.0
-STORE_BYTES = 256 * 2**20
 TITLES = {
     "ray worker": "worker",
     "ray fork server": "fork_server",
@@ -36,10 +35,11 @@ TITLES = {
 }
 
 
-def open_field(nodes: int, silence_s: float, more: dict[str, Any]) -> Field:
-    """more: of the cluster's settings (docs/config.md)."""
+def open_field(nodes: int, silence_s: float, more: dict[str, Any], store_bytes: int) -> Field:
+    """more: of the cluster's settings (docs/config.md). store_bytes: of each node's object store."""
     settings = {"node_silence_s": silence_s, "heartbeat_s": HEARTBEAT_S, "head_restart_wait_s": HEAD_WAIT_S, **more}
-    return ClusterField(nodes, settings) if netns.why_not() else HostsField(nodes, settings)
+    field = ClusterField if netns.why_not() else HostsField
+    return field(nodes, settings, store_bytes)
 
 
 class Field(abc.ABC):
@@ -128,10 +128,10 @@ class HostsField(Field):
     kind = "hosts with addresses of their own"
     head_may_die = True  # `ray start --head` has made it, under a supervisor
 
-    def __init__(self, hosts: int, settings: dict[str, Any]) -> None:
+    def __init__(self, hosts: int, settings: dict[str, Any], store_bytes: int) -> None:
         super().__init__(hosts)
         self.home = 1
-        self._inside = Hosts(hosts, settings, home=self.home)
+        self._inside = Hosts(hosts, settings, home=self.home, store_bytes=store_bytes)
         self.network = self._inside.network
 
     def __enter__(self) -> HostsField:
@@ -174,9 +174,9 @@ class ClusterField(Field):
 
     kind = "nodes on one address, without faults of links"
 
-    def __init__(self, hosts: int, settings: dict[str, Any]) -> None:
+    def __init__(self, hosts: int, settings: dict[str, Any], store_bytes: int) -> None:
         super().__init__(hosts)
-        self._settings = settings
+        self._settings, self._store_bytes = settings, store_bytes
         self._nodes: dict[int, ClusterNode] = {}
 
     def __enter__(self) -> ClusterField:
@@ -196,7 +196,7 @@ class ClusterField(Field):
         self._cluster.shutdown()
 
     def _add(self, host: int, **more: Any) -> None:
-        node = self._cluster.add_node(num_cpus=2 if host else 1, object_store_memory=STORE_BYTES, **more)
+        node = self._cluster.add_node(num_cpus=2 if host else 1, object_store_memory=self._store_bytes, **more)
         self._nodes[host] = node
         self.node_pids[host], self.node_ids[host] = node.pid, node.node_id
 

@@ -11,14 +11,18 @@ import threading
 import time
 
 import ray
+from tests.chaos import actor_load
 from tests.chaos import cluster_load as work
 from tests.chaos.faults import LOST_NODE, Faults
 from tests.chaos.load import Load
 from tests.chaos.session import assert_held, engine, held
+from tests.chaos.world import World
 
+# Those that need no CPU of their own while they wait, and leave nothing that lives on without its driver.
 KINDS = [
-    work.tasks_everywhere, work.counted_tasks, work.large_objects, work.puts, work.refs_of_workers, work.streams,
-    work.calls_in_order, work.methods_and_objects, work.key_values,
+    work.tasks_everywhere, work.counted_tasks, work.large_objects, work.puts, work.refs_of_workers, work.refs_in_refs,
+    work.streams, work.cancelled_tasks, work.awaited, work.key_values, actor_load.calls_in_order,
+    actor_load.methods_and_objects, actor_load.async_calls, actor_load.handles_around,
 ]  # fmt: skip
 OF_A_LOST_NODE = ("LocalRayletDiedError", "RaySystemError", "ConnectionClosed", "the node process", "is ending")
 
@@ -46,7 +50,7 @@ def main() -> int:
         raise
     from tests.chaos.remains import look
 
-    load = Load(int(seed), 2, work.World(faults, ledger, int(host)), KINDS, look)
+    load = Load(int(seed), 2, World(faults, ledger, int(host)), KINDS, look)
     stop = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
     while not stop.wait(0.1) and not load.failed:

@@ -47,13 +47,15 @@ class Hosts:
         *,
         delays: dict[int, float] | None = None,
         home: int = 0,
+        store_bytes: int = STORE_BYTES,
         **init: Any,
     ) -> None:
-        """settings: of the cluster. delays: see Network. home: the driver's host. init: more arguments of ray.init."""
+        """settings: of the cluster. delays: see Network. home: the driver's host. store_bytes: of each node. init: more
+        arguments of ray.init."""
         self.network = Network(count, delays=delays)
         self.settings = {"heartbeat_s": 0.2, "node_silence_s": 2.0, "head_restart_wait_s": 0, **(settings or {})}
         self.address = ""
-        self._home, self._init = home, init
+        self._home, self._store_bytes, self._init = home, store_bytes, init
         self._ids: dict[int, str] = {}  # of the latest node of each host
         self._open = contextlib.ExitStack()
 
@@ -118,7 +120,7 @@ class Hosts:
         )
 
     def start(self, host: int, *options: str) -> str:
-        more = ("--include-dashboard=false", f"--object-store-memory={STORE_BYTES}")
+        more = ("--include-dashboard=false", f"--object-store-memory={self._store_bytes}")
         return self.ray(host, "start", f"--node-ip-address={self.network.address(host)}", *more, *options)
 
     def join(self, host: int, *options: str) -> int:
