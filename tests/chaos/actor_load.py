@@ -42,6 +42,16 @@ def ask_by_name(name: str, i: int) -> int:
     return int(ray.get(ray.get_actor(name).note.remote(i)))
 
 
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, checkpoint_interval=1)
+class Counter:
+    def __init__(self) -> None:
+        self.n = 0
+
+    def add(self) -> int:
+        self.n += 1
+        return self.n
+
+
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=50)
 class AsyncClerk:
     async def double(self, x: int, seconds: float) -> int:
@@ -146,6 +156,15 @@ def async_calls(r: random.Random, world: World) -> None:
     assert get(items) == list(range(number, number + 5))
 
 
+def checkpoints(r: random.Random, world: World) -> None:
+    """What was answered is in the next incarnation's state, too; a call may have run, and been saved, twice."""
+    actor = Counter.options(**world.somewhere(r)).remote()
+    answers = []
+    for _ in range(r.randint(1, 3)):
+        answers += get([actor.add.remote() for _ in range(r.randint(1, 10))])
+    assert all(answer > before for before, answer in zip([0, *answers], answers)), answers
+
+
 def handles_around(r: random.Random, world: World) -> None:
     """Nobody but who was given it has the handle, wherever he is."""
     box = [Clerk.options(max_restarts=-1, max_task_retries=-1, **world.somewhere(r)).remote(world.page())]
@@ -166,4 +185,6 @@ def actors_of_workers(r: random.Random, world: World) -> None:
         assert get(note_at.options(**world.somewhere(r)).remote(0, [actor], 5, [])) == 10
 
 
-KINDS = [calls_in_order, methods_and_objects, named_actors, async_calls, handles_around, actors_of_workers]
+KINDS = [
+    calls_in_order, methods_and_objects, named_actors, async_calls, checkpoints, handles_around, actors_of_workers,
+]  # fmt: skip

@@ -104,6 +104,15 @@ def unwrapped(box: list[Any], depth: int) -> float:
     return float(ray.get(inside[0])[0])
 
 
+@ray.remote(max_retries=-1, retry_exceptions=True, max_calls=2)
+def flaky(page: str, i: int, failures: int) -> int:
+    """Fails so often, each time in a process of whose calls at most one came before."""
+    write(page, i, os.getpid())
+    if sum(row[0] == str(i) for row in read(page)) <= failures:
+        raise ValueError(f"failure of {i}")
+    return i * 2
+
+
 @ray.remote(max_retries=-1)
 def environment(name: str) -> str | None:
     return os.environ.get(name)
@@ -263,6 +272,16 @@ def cancelled_tasks(r: random.Random, world: World) -> None:
         pass
 
 
+def flaky_tasks(r: random.Random, world: World) -> None:
+    page, failures = world.page(), [r.choice([0, 1, 2]) for _ in range(r.randint(1, 8))]
+    refs = [flaky.options(**world.somewhere(r)).remote(page, i, n) for i, n in enumerate(failures)]
+    assert get(refs) == [2 * i for i in range(len(refs))]
+    rows = read(page)
+    for i, n in enumerate(failures):
+        runs = sum(row[0] == str(i) for row in rows)
+        assert runs > n, f"task {i} has a result after {runs} runs, of which {n} fail"
+
+
 def trees(r: random.Random, world: World) -> None:
     """Calls of calls of calls, and some that nobody waits for: all of it is gone at the round's end."""
     depth, width = r.choice([(1, 8), (2, 3), (3, 2)])
@@ -343,5 +362,6 @@ def key_values(r: random.Random, world: World) -> None:
 
 KINDS: list[Callable[[random.Random, World], None]] = [
     tasks_everywhere, counted_tasks, large_objects, hoards, puts, replicated_puts, small_puts, refs_of_workers,
-    refs_in_refs, streams, cancelled_tasks, trees, environments, awaited, groups, key_values, *actor_load.KINDS,
+    refs_in_refs, streams, cancelled_tasks, flaky_tasks, trees, environments, awaited, groups, key_values,
+    *actor_load.KINDS,
 ]  # fmt: skip
