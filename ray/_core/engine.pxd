@@ -424,6 +424,7 @@ cdef class Call:
     cdef int64_t started_ns       # 0: it waits
     cdef int64_t limit_ns         # when its time is over; 0: never
     cdef bint cancelled
+    cdef bint recursive           # what it has submitted is cancelled with it
     cdef bint timed_out
     cdef bint answered            # the caller has been told that it was cancelled or timed out: what it returns is dropped
     cdef object running           # its asyncio task
@@ -475,6 +476,7 @@ cdef class Executor:
     cdef int on_task(self, Link link, const uint8_t* data, uint32_t size, uint8_t flags) except -2  # -1: it makes no sense
     cdef int on_cancel(self, Link link, uint64_t seq, uint8_t flags) except -1
     cdef int interrupt(self, int64_t from_ns) except -1
+    cdef int on_caller_gone(self, Link link) except -1
     cdef int on_gpus(self, Link link, Reader* r) except -1
     cdef int on_stuck_timer(self, int64_t now) except -1
     cdef bint may_lend(self)

@@ -132,7 +132,8 @@ cdef class Executor:
         for link, seqs in by_link.items():
             if not link.alive:
                 continue
-            out = PutU32(link.begin(F_RETURNED, 0, <uint32_t>(4 + 8 * len(seqs))), <uint32_t>len(seqs))
+            out = link.begin(F_RETURNED, R_RETIRE if self.retiring else 0, <uint32_t>(4 + 8 * len(seqs)))
+            out = PutU32(out, <uint32_t>len(seqs))
             for seq in seqs:
                 out = PutU64(out, seq)
             link.flush()
@@ -179,6 +180,7 @@ cdef class Executor:
         if flags & C_STOP:
             return stop_producer(self, call)
         call.cancelled = True
+        call.recursive = flags & C_RECURSIVE
         if call.started_ns == 0:
             answer_stopped(self, call)  # now, and not when its turn comes
             return call.link.flush()
@@ -212,8 +214,9 @@ cdef class Executor:
             self.interrupt(now + AGAIN_NS)
             return
         if call.limit_ns and now >= call.limit_ns and not call.timed_out:
-            call.timed_out = True
-            cancel_children(self.engine, self.engine.current_seq, 2)
+            call.timed_out = call.recursive = True
+        if call.recursive:
+            cancel_children(self.engine, self.engine.current_seq, C_RECURSIVE)  # also those made since the cancel came
         if call.producer is not None and now < call.producer.closing_until:
             # It has stopped already and runs the clean-up of its user, who is given the time for it.
             self.interrupt(call.producer.closing_until)
@@ -252,6 +255,15 @@ cdef class Executor:
         if self.current is not None and self.current.link.tag == tag:
             self.current.cancelled = True
             self.interrupt(NowNs())
+
+    cdef int on_caller_gone(self, Link link) except -1:
+        """What runs for it can't be answered any more; if the caller lives, he has it done elsewhere. His death isn't always known
+        before: a call that was on its way may come after the node's word that nothing of his is to run here (on_reclaim)."""
+        cdef Call call = self.current
+        if call is not None and call.link is link and self.actor is None and call.producer is None:
+            call.cancelled = True
+            self.interrupt(NowNs())
+        return 0
 
     cdef bint is_needed(self) except -1:
         """Others refer to objects that this process owns, or calls that it made are not finished."""
@@ -317,6 +329,9 @@ cdef class Executor:
                 engine.leave()
                 try:
                     while not self.queue.empty() and not self.stopping:
+                        if self.retiring and self.actor is None:
+                            self.hand_back()
+                            break
                         call = <Call>self.queue.front()
                         self.queue.pop_front()
                         Py_DECREF(call)

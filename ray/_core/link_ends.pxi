@@ -56,6 +56,7 @@ cdef int link_ended(Engine self, Link link) except -1:
             ask_exit_cause(self, link, [])
     if self.executor is not None:
         stop_producers_for(self.executor, link)
+        self.executor.on_caller_gone(link)
     lost_calls(self, link)
     if link.tag not in self.peers:
         peer_gone(self, link)

@@ -132,7 +132,7 @@ cdef int on_frame(Engine self, Link link, Frame* frame) except -2:
             return -1
         return self.executor.on_task(link, frame.data, frame.size, frame.flags)
     elif t == F_RETURNED:
-        on_returned(self, link, &r)
+        on_returned(self, link, &r, frame.flags)
     elif t == F_HAVE:
         link.holds.pop(r.U64(), None)
     elif t == F_FUNCTION:

@@ -222,8 +222,8 @@ cdef int on_error_result(Engine self, Link link, Task task, Reader* r, uint8_t f
     return fail_task(task, (<const char*>at)[:n], True)
 
 
-cdef int on_returned(Engine self, Link link, Reader* r) except -1:
-    """A worker hands unstarted tasks back, in order."""
+cdef int on_returned(Engine self, Link link, Reader* r, uint8_t flags) except -1:
+    """A worker hands unstarted tasks back, in order. R_RETIRE: it takes no others either."""
     cdef uint32_t n = r.U32()
     cdef uint32_t i
     cdef list tasks = []
@@ -239,6 +239,8 @@ cdef int on_returned(Engine self, Link link, Reader* r) except -1:
     if link.lease is not None:
         link.lease.in_flight -= len(tasks)
         link.lease.stuck = True
+        if flags & R_RETIRE:
+            link.lease.retired = link.lease.draining = True
         pool = link.lease.pool
     for task in reversed(tasks):
         task.link = None

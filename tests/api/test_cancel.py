@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import os
 import signal
 import time
 
@@ -119,6 +120,28 @@ def test_an_interruption_that_strikes_just_before_a_system_call_comes_again(ray_
         ray.get(ref, timeout=20)
 
 
+@ray.remote
+def pid_of(path=None):
+    if path is not None:
+        path.touch()
+        time.sleep(1000)
+    return os.getpid()
+
+
+def test_what_waits_behind_an_interrupted_task_runs_elsewhere(engine, tmp_path):
+    engine.start(num_cpus=1)
+    for i in range(5):
+        (worker,) = set(ray.get([pid_of.remote() for _ in range(300)]))  # so short that many are sent at a time
+        ref = pid_of.remote(tmp_path / str(i))
+        behind = [pid_of.remote() for _ in range(30)]
+        while not (tmp_path / str(i)).exists():
+            pass  # soon its worker would hand them back, because it takes so long
+        ray.cancel(ref)
+        with pytest.raises(TaskCancelledError):
+            ray.get(ref)
+        assert worker not in ray.get(behind)
+
+
 def test_a_handler_of_the_users_is_called_once(ray_shared, tmp_path):
     @ray.remote(max_retries=0)
     def task(path):
@@ -159,6 +182,27 @@ def test_recursive_cancels_the_tasks_it_has_submitted(ray_start, tmp_path):
     with pytest.raises(TaskCancelledError):
         ray.get(ref, timeout=30)
     assert ray.get(whole_machine.remote(), timeout=30) == "free"  # the child has let go of its CPU
+
+
+def test_what_it_submits_while_the_cancel_is_on_its_way_is_cancelled_too(ray_start, tmp_path):
+    @ray.remote
+    def child():
+        time.sleep(1000)
+
+    @ray.remote(num_cpus=0)
+    def parent(path):
+        path.touch()
+        refs = []
+        while True:
+            refs.append(child.remote())
+
+    for i in range(3):
+        ref = parent.remote(tmp_path / str(i))
+        wait_until((tmp_path / str(i)).exists)
+        ray.cancel(ref)
+        with pytest.raises(TaskCancelledError):
+            ray.get(ref)
+        wait_until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
 
 
 def test_a_task_that_waits_for_its_argument_is_cancelled(ray_shared, tmp_path):
