@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import ctypes
-import os
 import signal
 import time
 
@@ -118,28 +117,6 @@ def test_an_interruption_that_strikes_just_before_a_system_call_comes_again(ray_
     ray.cancel(ref)
     with pytest.raises(TaskCancelledError):
         ray.get(ref, timeout=20)
-
-
-@ray.remote
-def pid_of(path=None):
-    if path is not None:
-        path.touch()
-        time.sleep(1000)
-    return os.getpid()
-
-
-def test_what_waits_behind_an_interrupted_task_runs_elsewhere(engine, tmp_path):
-    engine.start(num_cpus=1)
-    for i in range(5):
-        (worker,) = set(ray.get([pid_of.remote() for _ in range(300)]))  # so short that many are sent at a time
-        ref = pid_of.remote(tmp_path / str(i))
-        behind = [pid_of.remote() for _ in range(30)]
-        while not (tmp_path / str(i)).exists():
-            pass  # soon its worker would hand them back, because it takes so long
-        ray.cancel(ref)
-        with pytest.raises(TaskCancelledError):
-            ray.get(ref)
-        assert worker not in ray.get(behind)
 
 
 def test_a_handler_of_the_users_is_called_once(ray_shared, tmp_path):
