@@ -333,11 +333,11 @@ def exit_cause_known(Engine self, list tasks, ok, value):
     for task in tasks:
         if task.state == FINISHED:
             continue  # cancelled meanwhile
-        if not self.closed and self.node.alive and not task.cancelled and may_run_again(self, task, cause, first):
+        if self.leaving or self.closed or not self.node.alive:
+            fail_task(task, self.node_died())  # its worker has died of that
+        elif not task.cancelled and may_run_again(self, task, cause, first):
             task.attempt += 1
             retry.append(task)
-        elif not self.node.alive:
-            fail_task(task, self.node_died())
         else:
             fail_crashed(task, cause)
         first = False

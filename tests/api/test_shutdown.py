@@ -47,9 +47,13 @@ WAYS = {
         """,
     "async for": """
         async def main():
+            taken = asyncio.Event()
             async def wait():
-                async for ref in slow_items.remote(): await ref
+                async for ref in slow_items.remote():
+                    await ref
+                    taken.set()
             waiting = asyncio.ensure_future(wait())
+            await taken.wait()
             await asyncio.to_thread(wait_until_it_runs)
             ray.shutdown()
             await asyncio.wait_for(waiting, 60)
