@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, TaskCancelledError
 from tests.chaos.world import BIG, CALL_S, World, first_of, get, make, read, write
 
 
@@ -156,6 +156,24 @@ def async_calls(r: random.Random, world: World) -> None:
     assert get(items) == list(range(number, number + 5))
 
 
+def cancelled_calls(r: random.Random, world: World) -> None:
+    """Coroutines: those that run and those that wait for their turn end, the others have their results."""
+    actor = AsyncClerk.options(max_concurrency=r.choice([2, 50]), **world.somewhere(r)).remote()
+    long = [actor.double.remote(i, 600) for i in range(r.randint(1, 6))]
+    time.sleep(r.choice([0, 0.01, 0.3]))
+    for ref in long:
+        ray.cancel(ref)
+    numbers = [r.randrange(1000) for _ in range(5)]
+    refs = [actor.double.remote(n, 0) for n in numbers]
+    for ref in long:
+        try:
+            get(ref)
+        except TaskCancelledError:
+            continue
+        raise AssertionError("a call that was cancelled has a result")
+    assert get(refs) == [2 * n for n in numbers]
+
+
 def checkpoints(r: random.Random, world: World) -> None:
     """What was answered is in the next incarnation's state, too; a call may have run, and been saved, twice."""
     actor = Counter.options(**world.somewhere(r)).remote()
@@ -186,5 +204,6 @@ def actors_of_workers(r: random.Random, world: World) -> None:
 
 
 KINDS = [
-    calls_in_order, methods_and_objects, named_actors, async_calls, checkpoints, handles_around, actors_of_workers,
+    calls_in_order, methods_and_objects, named_actors, async_calls, cancelled_calls, checkpoints, handles_around,
+    actors_of_workers,
 ]  # fmt: skip
