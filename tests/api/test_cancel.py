@@ -123,11 +123,12 @@ def test_a_handler_of_the_users_is_called_once(ray_shared, tmp_path):
     @ray.remote(max_retries=0)
     def task(path):
         seen = []
-        signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+        before = signal.signal(signal.SIGINT, lambda *_: seen.append(1))
         path.touch()
         while not seen:
             time.sleep(0.01)
         time.sleep(0.3)  # others would come within this time
+        signal.signal(signal.SIGINT, before)  # the worker has other tasks to run, which may be cancelled
         return len(seen)
 
     ref = task.remote(tmp_path / "handles")

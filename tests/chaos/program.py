@@ -18,7 +18,6 @@ from tests.chaos.load import Load
 from tests.chaos.session import assert_held, engine, held
 from tests.chaos.world import World
 
-# Those that need no CPU of their own while they wait, and leave nothing that lives on without its driver.
 KINDS = [
     work.tasks_everywhere, work.counted_tasks, work.large_objects, work.puts, work.refs_of_workers, work.refs_in_refs,
     work.streams, work.cancelled_tasks, work.awaited, work.key_values, actor_load.calls_in_order,
