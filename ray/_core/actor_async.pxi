@@ -180,7 +180,7 @@ cdef class ActorLoop:
 
     def time_is_over(self, Call call):
         call.timed_out = True
-        cancel_children(self.executor.engine, parent_of(call.link, call.seq), 2)
+        cancel_children(self.executor.engine, parent_of(call.link, call.seq), C_RECURSIVE)
         if call.running is not None:
             call.running.cancel()
         call.timer = self.loop.call_later(grace_of(self.executor) / 1e9, self.give_up, call)
@@ -200,8 +200,12 @@ cdef class ActorLoop:
         return 0
 
     def cancel_running(self, Call call):
-        if call.running is not None:
-            call.running.cancel()
+        if call.running is None:
+            return
+        if call.recursive:
+            # Also those made since the cancel came: a step of the coroutine may have been due before this.
+            cancel_children(self.executor.engine, parent_of(call.link, call.seq), C_RECURSIVE)
+        call.running.cancel()
 
     cdef int stop(self) except -1:
         self.loop.call_soon_threadsafe(self.loop.stop)

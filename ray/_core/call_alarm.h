@@ -20,6 +20,9 @@
 
 namespace ray {
 
+// An interruption that came at the wrong moment comes again after so long.
+constexpr int64_t kAgainNs = 20'000'000;
+
 class CallAlarm {
  public:
   CallAlarm() = default;
@@ -80,9 +83,7 @@ class CallAlarm {
     return true;
   }
 
-  static constexpr long kAgainNs = 20'000'000;
-
-  static void Set(timer_t timer, int64_t at_ns, long every_ns = 0) {  // at 0: it is disarmed
+  static void Set(timer_t timer, int64_t at_ns, int64_t every_ns = 0) {  // at 0: it is disarmed
     itimerspec when{};
     when.it_interval.tv_nsec = every_ns;
     when.it_value.tv_sec = at_ns / 1000000000;

@@ -55,6 +55,7 @@ cdef extern from "ray/_core/wire.h" namespace "ray::wire" nogil:
         uint64_t pull
 
 cdef extern from "ray/_core/call_alarm.h" namespace "ray" nogil:
+    const int64_t AGAIN_NS "ray::kAgainNs"
     cdef cppclass CallAlarm:
         bint Arm(int64_t soft_ns, int64_t hard_ns, int hard_signal)
         bint Insist(int64_t from_ns, int hard_signal)

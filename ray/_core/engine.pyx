@@ -97,7 +97,6 @@ cdef int64_t IDLE_LEASE_NS = 10_000_000      # a lease is given back after so lo
 cdef int64_t FLUSH_NS = 500_000              # unsent frames of a burst leave at the latest after this
 cdef int64_t STUCK_NS = 5_000_000            # a worker busy with one task for so long hands back the tasks behind it
 cdef int FLUSH_BYTES = 16 * 1024             # unsent bytes of a burst that are sent at once
-cdef int64_t AGAIN_NS = 20_000_000           # an interruption that came at the wrong moment comes again after so long
 cdef int64_t EVENTS_NS = 1_000_000_000    # what ran is told to the node this often, while anything runs
 cdef int EVENTS_MAX = 500                 # of these, at most so many a time; the rest of a burst goes unrecorded
 cdef size_t BACKLOG_BYTES_MAX = 8 << 20      # unsent bytes to one peer at which a caller waits

@@ -49,7 +49,7 @@ cdef int on_limits_timer(Executor self, int64_t now) except -1:
 
 
 def answer_timed_out(Executor self, Call call):
-    cancel_children(self.engine, parent_of(call.link, call.seq), 2)
+    cancel_children(self.engine, parent_of(call.link, call.seq), C_RECURSIVE)
     answer_stopped(self, call)
     call.link.flush()
 

@@ -248,6 +248,34 @@ def test_cancel_reaches_the_tasks_that_a_coroutine_submitted_and_no_others(ray_s
         ray.get(refs[1], timeout=30)
 
 
+def test_cancel_reaches_the_tasks_that_a_coroutine_submits_before_it_is_interrupted(ray_start, tmp_path):
+    @ray.remote
+    def child():
+        time.sleep(1000)
+
+    @ray.remote(num_cpus=0)
+    class Parent:
+        async def submits(self):
+            (tmp_path / "started").touch()
+            while True:
+                self.last = child.remote()
+                time.sleep(0.01)
+                await asyncio.sleep(0)  # its next step is due already when the loop receives the cancel
+
+        async def wait_for_the_last(self):
+            await self.last
+
+    actor = Parent.remote()
+    ref = actor.submits.remote()
+    wait_until((tmp_path / "started").exists)
+    ray.cancel(ref)
+    with pytest.raises(TaskCancelledError):
+        ray.get(ref, timeout=30)
+    with pytest.raises(TaskCancelledError):
+        ray.get(actor.wait_for_the_last.remote(), timeout=30)
+    wait_until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
+
+
 # --- awaiting inside -------------------------------------------------------------------------------------------------
 
 
