@@ -212,7 +212,7 @@ def _put_replicated(value: T, replicas: int, older: dict[str, Any]) -> ObjectRef
         why = "; ".join(f"node {number}: {text}" for number, text in failures.items())
         warnings.warn(
             f"ray.put: _replicas={replicas}, but the value is on {copies} {'node' if copies == 1 else 'nodes'} "
-            f"({why or 'the cluster has no more nodes'}). It is not copied to nodes that join later",
+            f"({why or 'the cluster has no more nodes'}). What is missing is made up for when a node joins",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -2,7 +2,7 @@
 #
 # The owner asks the processes of other nodes, as a guest there, to have their stores fetch the object and hold it for the owner
 # (`replicate`, ray/_node/object_transfers.py), and waits for them: when the put returns, the copies are there. Chosen are the nodes
-# whose numbers follow the owner's; one that can't is replaced by the next.
+# whose numbers follow the owner's; one that can't is replaced by the next, and one whose store dies meanwhile is asked once more.
 #
 # `Engine.replicas` says where the copies are, at the owner and, since it travels with the place (REPLICATED), at each borrower, who
 # claims them all. A home that is lost is replaced by one of them (`move_to_replica`), which is asked for first whenever the object
@@ -19,54 +19,75 @@ cdef tuple put_copies(Engine self, object value, int copies):
     cdef ObjectRef ref = new_ref(make_id(self, self.next_seq, 0), True)
     cdef Encoded e = encode(value, "the value given to ray.put")
     cdef bytes key
+    cdef set refused = set()
     cdef dict failures = {}
-    cdef list places = [], asked
+    cdef list asked, tried = []
     self.next_seq += 1
     ref.contained, ref.size = e.refs, e.nbytes
     key = ref.key()
     to_store(self, key, e)
     ref.pinned, ref.home, ref.state = True, self.number, PLASMA
     intern(ref)
-    candidates = nodes_from(self)
-    while candidates and len(places) < copies - 1:
-        asked = candidates[:copies - 1 - len(places)]
-        del candidates[:len(asked)]
-        places += ask_for_copies(self, key, asked, failures)
-    places = [number for number in places if number in self.homes]  # one may have gone while another was waited for
-    if places:
-        self.replicas[key] = places
     self.copies_wanted[key] = copies
-    if 1 + len(places) < copies:
-        self.short_of_copies[key] = set(failures)
-        copy_next(self)  # a node may have come while those that there were were asked
-    return ref, 1 + len(places), failures
+    self.copying[key] = refused  # by us, here
+    try:
+        while True:
+            # Twice: it may have had one, and have lost it while others were waited for.
+            asked = [number for number in without_copy(self, ref, refused) if tried.count(number) < 2]
+            del asked[max(0, copies_missing(self, key)):]
+            if not asked:
+                break
+            tried += asked
+            ask_for_copies(self, ref, asked, refused, failures)
+            if ref.home == self.number and not ref.pinned:  # our store has died, and no other had it; but here it is still
+                to_store(self, key, e)
+                ref.pinned = True
+    finally:
+        del self.copying[key]
+    for number in without_copy(self, ref, refused):
+        if number in tried:
+            failures.setdefault(number, "its object store has died")
+    if copies_missing(self, key) > 0:
+        self.short_of_copies[key] = refused
+    copy_next(self)
+    return ref, copies - copies_missing(self, key), failures
 
 
-cdef list nodes_from(Engine self):
-    """The other nodes, in the order in which they are asked for copies."""
-    return sorted(self.homes, key=lambda number: (number < self.number, number))
+cdef Py_ssize_t copies_missing(Engine self, bytes key) except? -1:
+    return <Py_ssize_t>self.copies_wanted[key] - 1 - len(self.replicas.get(key, ()))
 
 
-def copy_answered(Engine self, bytes key, dict answers, number, ok, why):
-    answers[number] = (ok, why)
-    if ok and GIVEN_UP in answers:
-        free_elsewhere(self, key, number)
+cdef list without_copy(Engine self, ObjectRef ref, set refused):
+    """The nodes that have none, and are not among refused, in the order in which they are asked for one."""
+    has_not = refused.union(self.replicas.get(ref.key(), ()), (ref.home,))
+    others = sorted(self.homes, key=lambda number: (number < self.number, number))
+    return [number for number in [self.number] + others if number not in has_not]
 
 
-cdef object GIVEN_UP = "given up"  # among the answers, which are by number: nobody waits for them any more
+def copy_answered(Engine self, bytes key, uint32_t home, dict answers, set refused, number, ok, why):
+    cdef ObjectRef ref = find_ref(load_id(<const uint8_t*>PyBytes_AS_STRING(key)))
+    if ref is None:
+        if ok:
+            free_elsewhere(self, key, number)  # the put was interrupted
+    elif ok and (copied_here(self, ref) if number == self.number else copied_there(self, ref, number)):
+        why = ""
+    elif ref.home == home:  # else it was told to fetch it from where it is no more
+        refused.add(number)
+    answers[number] = "it can't be reached" if why is None else str(why)
 
 
-cdef list ask_for_copies(Engine self, bytes key, list numbers, dict failures):
-    """Those of the nodes that have it now."""
+cdef int ask_for_copies(Engine self, ObjectRef ref, list numbers, set refused, dict failures) except -1:
+    """Returns when all have answered: those that have it are among the replicas."""
     cdef NodeLink at
     cdef dict answers = {}
-    cdef list got = []
+    cdef bytes key = ref.key()
     for number in numbers:
-        at = node_link(self, number)
-        if at is None:
-            answers[number] = (False, None)
+        at = None if number == self.number else node_link(self, number)
+        answered = functools.partial(copy_answered, self, key, ref.home, answers, refused, number)
+        if at is None and number != self.number:
+            answered(False, None)
         else:
-            ask_node(self, at, functools.partial(copy_answered, self, key, answers, number), "replicate", key, self.number)
+            ask_node(self, at, answered, "replicate", key, ref.home)
     self.enter()
     try:
         while len(answers) < len(numbers):
@@ -75,22 +96,13 @@ cdef list ask_for_copies(Engine self, bytes key, list numbers, dict failures):
             if not self.node.alive:
                 raise self.node_died()
             self.step(-1)
-    except BaseException:
-        for number, (ok, why) in answers.items():
-            if ok:
-                free_elsewhere(self, key, number)
-        answers[GIVEN_UP] = None
-        raise
     finally:
         self.leave()
-    for number, (ok, why) in answers.items():
-        where = self.homes.get(number)
-        if not ok or where is None:
-            failures[number] = "it can't be reached" if why is None else str(why)
-            continue
-        say_own(self, key, number)
-        got.append(number)
-    return got
+    for number, why in answers.items():
+        failures.pop(number, None)
+        if why:
+            failures[number] = why
+    return 0
 
 
 cdef int take_place_of_copies(Engine self, Reader* r, ObjectRef ref) except -1:
@@ -213,8 +225,8 @@ cdef int copies_gone(Engine self, uint32_t number) except -1:
 
 cdef int copy_missing(Engine self) except -1:
     """Nodes or stores have come or gone: what couldn't be had before may be now."""
-    for key, wanted in self.copies_wanted.items():
-        if 1 + len(self.replicas.get(key, ())) < wanted:
+    for key in self.copies_wanted:
+        if copies_missing(self, key) > 0:
             find_another_place(self, key)
     return copy_next(self)
 
@@ -244,12 +256,9 @@ cdef bint copy_anew(Engine self, bytes key, set refused) except -1:
     cdef NodeLink at
     if ref is None or ref.state != PLASMA:
         return False
-    places = self.replicas.get(key, ())
-    if 1 + len(places) >= self.copies_wanted[key]:
+    if copies_missing(self, key) <= 0:
         return False
-    for number in ([] if ref.home == self.number else [self.number]) + nodes_from(self):
-        if number in refused or number in places or number == ref.home:
-            continue
+    for number in without_copy(self, ref, refused):
         at = None if number == self.number else node_link(self, number)
         if at is None and number != self.number:
             refused.add(number)

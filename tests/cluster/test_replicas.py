@@ -279,6 +279,29 @@ def test_a_put_that_is_interrupted_leaves_nothing(nodes: Nodes) -> None:
     wait_until(nothing_left(nodes, 0, 1, 2))
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_store_that_dies_while_other_copies_are_waited_for_gets_its_copy_again(nodes: Nodes, number: int) -> None:
+    nodes.add_node({"CPU": 1})
+    nodes.add_node({"CPU": 1})
+    store = int(nodes.stats(2)["pids"]["plasma_store"])
+    os.kill(store, signal.SIGSTOP)
+    refs: list[Any] = []
+    putting = threading.Thread(target=lambda: refs.append(ray.put(np.full(N, 15), _replicas=3)))
+    putting.start()
+    try:
+        wait_until(lambda: objects(nodes, 1) == 1)
+        kill_store(nodes, number)
+    finally:
+        os.kill(store, signal.SIGCONT)
+        putting.join()
+    wait_until(settled(nodes, 1, 1, 1))
+    kill_store(nodes, 2)
+    kill_store(nodes, 1 - number)
+    assert sums(refs) == [15 * N]
+    refs.clear()
+    wait_until(nothing_left(nodes, 0, 1, 2))
+
+
 def test_a_node_without_room_is_passed_over(nodes: Nodes) -> None:
     nodes.add_node({"CPU": 1}, object_store_memory=2**20)
     nodes.add_node({"CPU": 1})
