@@ -192,11 +192,10 @@ cdef class Executor:
 
     cdef int interrupt(self, int64_t from_ns) except -1:
         """KeyboardInterrupt in the call that runs on the main thread, soon."""
-        import signal
         self.interrupt_due = True
         # A handler of the user's may take the second signal for another Ctrl-C, and the call won't tell us of the first.
-        if signal.getsignal(signal.SIGINT) != self.on_sigint or not self.alarm.Insist(from_ns, TIME_LIMIT_SIGNAL):
-            signal.pthread_kill(self.main_thread, signal.SIGINT)
+        if _signal.getsignal(_signal.SIGINT) != self.on_sigint or not self.alarm.Insist(from_ns, TIME_LIMIT_SIGNAL):
+            _signal.pthread_kill(self.main_thread, _signal.SIGINT)
         return 0
 
     def on_sigint(self, signum, frame):
@@ -324,6 +323,9 @@ cdef class Executor:
                         engine.event("reclaimed", not self.interrupted)
                     if self.exit_pending and not self.is_needed():
                         break
+                    if self.actor is None and _signal.getsignal(_signal.SIGINT) != self.on_sigint:
+                        # A task has left a handler of its own behind: with it, later ones couldn't be interrupted.
+                        _signal.signal(_signal.SIGINT, self.on_sigint)
                     engine.step(-1)
                     continue
                 engine.leave()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import os
 import signal
 import time
 
@@ -135,6 +136,25 @@ def test_a_handler_of_the_users_is_called_once(ray_shared, tmp_path):
     wait_until((tmp_path / "handles").exists)
     ray.cancel(ref)
     assert ray.get(ref, timeout=20) == 1
+
+
+def test_a_handler_that_a_task_has_left_behind_keeps_no_other_from_being_cancelled(ray_start, tmp_path):
+    @ray.remote
+    def leaves_its_own():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return os.getpid()
+
+    @ray.remote
+    def sleeps():
+        (tmp_path / str(os.getpid())).touch()
+        time.sleep(600)
+
+    pid = ray.get(leaves_its_own.remote(), timeout=20)
+    ref = sleeps.remote()
+    wait_until((tmp_path / str(pid)).exists)  # the same worker
+    ray.cancel(ref)
+    with pytest.raises(TaskCancelledError):
+        ray.get(ref, timeout=20)
 
 
 def test_force_ends_a_task_that_does_not_listen(ray_shared, tmp_path):
