@@ -38,13 +38,13 @@ need_python_and_compiler() {
   $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 }
 
-# want COMMAND PACKAGE: installs what some tests use, if that is possible without asking; without it they are skipped.
+# want COMMAND PACKAGE [WHY]: installs what isn't needed but useful, if that is possible without asking.
 want() {
   command -v "$1" >/dev/null && return
   [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 0
-  echo "Installing $2, for tests that need $1"
+  echo "Installing $2: ${3:-there are tests that need $1}"
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >/dev/null; } ||
-    echo "$2 could not be installed: those tests are skipped" >&2
+    echo "$2 could not be installed: it goes without" >&2
 }
 
 # The newest clang here that links a libFuzzer program; nothing if there is none. CLANG names another.
