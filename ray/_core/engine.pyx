@@ -70,7 +70,7 @@ from ray._native cimport serialization
 from ray._native.serialization cimport (KIND_BYTES, Encoded, decode, decode_function, decode_raw, encode,
                                         encode_error, encode_function, encode_into, is_error_kind)
 
-import _signal
+import _signal  # whose answers are no enums, as those of `signal` are: the worker asks it between bursts of calls
 import collections
 import copy
 import functools
