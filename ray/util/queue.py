@@ -225,8 +225,9 @@ class _QueueActor:
 
     async def quiet(self) -> None:
         """Returns when no put and no get waits."""
-        if self._waiting:
-            self._is_quiet = self._is_quiet or asyncio.Event()
+        while self._waiting:
+            if self._is_quiet is None or self._is_quiet.is_set():
+                self._is_quiet = asyncio.Event()
             await self._is_quiet.wait()
 
     async def _wait_for(self, step: Any, patience_s: float | None) -> Any:

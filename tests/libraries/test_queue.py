@@ -24,6 +24,14 @@ def add(q, items):
         q.put(item)
 
 
+def has_a_waiter(q):
+    """Whether a put or a get waits in the actor. Calls of one caller begin in the order in which they were made: `quiet`
+    has looked when `qsize` answers."""
+    quiet = q.actor.quiet.remote()
+    ray.get(q.actor.qsize.remote())
+    return not ray.wait([quiet], timeout=0)[0]
+
+
 def test_items_come_out_in_the_order_in_which_they_went_in(ray_shared):
     q = Queue()
     for i in range(10):
@@ -43,7 +51,7 @@ def test_tasks_share_it(ray_shared):
 def test_a_get_that_waits_is_woken_by_a_put(ray_shared):
     q = Queue()
     taken = take.remote(q, 1)
-    wait_until(lambda: not ray.wait([taken], timeout=0.05)[0])
+    wait_until(lambda: has_a_waiter(q))
     q.put("item")
     assert ray.get(taken) == ["item"]
 
@@ -124,7 +132,7 @@ def test_shutdown_lets_what_waits_end_first(ray_shared):
     q = Queue()
     other = ray.get(ray.put([q]))[0]  # another handle of the same queue
     taken = take.remote(q, 1)
-    wait_until(lambda: not ray.wait([taken], timeout=0.05)[0])
+    wait_until(lambda: has_a_waiter(q))
     q.put("last")
     q.shutdown(grace_period_s=30)
     assert ray.get(taken) == ["last"]
@@ -137,7 +145,7 @@ def test_shutdown_lets_what_waits_end_first(ray_shared):
 def test_shutdown_by_force_fails_what_waits(ray_shared):
     q = Queue()
     taken = take.remote(q, 1)
-    wait_until(lambda: not ray.wait([taken], timeout=0.05)[0])
+    wait_until(lambda: has_a_waiter(q))
     q.shutdown(force=True)
     with pytest.raises(RayActorError):
         ray.get(taken)
@@ -146,7 +154,7 @@ def test_shutdown_by_force_fails_what_waits(ray_shared):
 def test_shutdown_waits_no_longer_than_the_grace_period(ray_shared):
     q = Queue()
     taken = take.remote(q, 1)
-    wait_until(lambda: not ray.wait([taken], timeout=0.05)[0])
+    wait_until(lambda: has_a_waiter(q))
     q.shutdown(grace_period_s=0.1)
     with pytest.raises(RayActorError):
         ray.get(taken)
