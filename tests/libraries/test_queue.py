@@ -25,8 +25,8 @@ def add(q, items):
 
 
 def has_a_waiter(q):
-    """Whether a put or a get waits in the actor. Calls of one caller begin in the order in which they were made: `quiet`
-    has looked when `qsize` answers."""
+    """Whether a put or a get waits in the actor. Calls of one caller begin in the order in which they were made:
+    `quiet` has looked when `qsize` answers."""
     quiet = q.actor.quiet.remote()
     ray.get(q.actor.qsize.remote())
     return not ray.wait([quiet], timeout=0)[0]
